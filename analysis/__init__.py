@@ -1,0 +1,1 @@
+"""Reads records; draws figures and prints tables. Never imports torch."""

@@ -1,0 +1,55 @@
+"""python -m analysis FOLDER [--out DIR]: figures and tables of every folder of records."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench.errors import Fault, Rejected, Unavailable, Usage
+
+
+def main(argv=None):
+    """Exit code: 0, or that of the first fault; a fault in one folder does not stop the others."""
+    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
+    parser.add_argument("folder", type=Path, help="records lie here or in its subfolders")
+    parser.add_argument("--out", type=Path, help="write there instead, one folder per experiment")
+    arguments = parser.parse_args(argv)
+    try:
+        folders = _folders(arguments.folder)
+    except Fault as fault:
+        return _tell(fault)
+    codes = [_report(folder, arguments) for folder in folders]
+    return next((code for code in codes if code), 0)
+
+
+def _folders(folder):
+    from analysis.report import experiments
+
+    if not folder.is_dir():
+        raise Usage(f"no folder '{folder}': expected one with records (*.jsonl) in or below it")
+    folders = experiments(folder)
+    if not folders:
+        raise Rejected(f"no records (*.jsonl) in '{folder}' or below it")
+    return folders
+
+
+def _report(folder, arguments):
+    from analysis.report import report
+
+    out = arguments.out and arguments.out / folder.relative_to(arguments.folder)
+    try:
+        text, paths = report(folder, out)
+    except Fault as fault:
+        return _tell(fault)
+    except OSError as error:
+        return _tell(Unavailable(f"cannot write: {error}"))
+    print(f"{folder}\n\n{text}", *paths, "", sep="\n")
+    return 0
+
+
+def _tell(fault):
+    print(f"analysis: {fault}", file=sys.stderr)
+    return fault.code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

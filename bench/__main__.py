@@ -1,0 +1,107 @@
+"""The command line. Nothing heavy is imported before the arguments are known to be good."""
+
+import argparse
+import dataclasses
+import sys
+from typing import get_type_hints
+
+from bench import __version__
+from bench.errors import Fault, Usage
+from bench.spec import SPECS, Spec, flag, named
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that ends a wrong command with one line."""
+
+    def error(self, message):
+        raise Usage(f"{message} (see {self.prog} --help)")
+
+
+def parser():
+    """The parser of `python -m bench`."""
+    top = Parser(prog="python -m bench", description=__import__("bench").__doc__)
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
+    compare = commands.add_parser("compare", help="run methods on one problem; table and figure")
+    compare.add_argument("--methods", default="lora,e2e", help="comma-separated; lora:rank=64 sets")
+    compare.add_argument("--spec", default=Spec.name, help="a named setting (see `specs`)")
+    compare.add_argument("--seeds", default="0", help="comma-separated, one run each")
+    compare.add_argument(
+        "--set", action="append", default=[], metavar="METHOD.FIELD=VALUE", dest="sets"
+    )
+    compare.add_argument("--out", default="runs", help="folder of the records (default: runs)")
+    compare.add_argument("--fresh", action="store_true", help="run again what is already done")
+    fields = compare.add_argument_group("fields of the spec (default: as the spec says)")
+    types = get_type_hints(Spec)
+    for field in dataclasses.fields(Spec):
+        if field.name != "name":
+            kind = boolean if types[field.name] is bool else types[field.name]
+            fields.add_argument(flag(field.name), type=kind, default=None, dest=field.name)
+    commands.add_parser("specs", help="the named specs, one line each")
+    commands.add_parser("methods", help="the methods, one line each")
+    return top
+
+
+def boolean(text):
+    """`true` or `false`."""
+    if text.lower() not in ("true", "false"):
+        raise ValueError
+    return text.lower() == "true"
+
+
+def seeds(text):
+    """`0,1,2` -> (0, 1, 2)."""
+    try:
+        return tuple(dict.fromkeys(int(seed) for seed in text.split(",")))
+    except ValueError:
+        raise Usage(f"--seeds '{text}': expected whole numbers such as 0,1,2") from None
+
+
+def compare(arguments):
+    """`python -m bench compare`."""
+    from bench.compare import compare as run
+
+    names = [field.name for field in dataclasses.fields(Spec)]
+    given = {n: v for n, v in vars(arguments).items() if n in names and v is not None}
+    labels = [label for label in arguments.methods.split(",") if label]
+    run(
+        named(arguments.spec, **given),
+        labels,
+        arguments.sets,
+        seeds(arguments.seeds),
+        arguments.out,
+        arguments.fresh,
+    )
+
+
+def specs(arguments):
+    """`python -m bench specs`."""
+    for spec in SPECS.values():
+        print(f"{spec.name}: {spec.model}, SAE {spec.sae} at {spec.site}, text {spec.text}")
+
+
+def methods(arguments):
+    """`python -m bench methods`."""
+    from bench import method
+
+    for name in method.names():
+        print(f"{name}: {method.summary(name)}")
+
+
+def main():
+    """Run the command; a `Fault` is one line on stderr and its exit code."""
+    commands = {"compare": compare, "specs": specs, "methods": methods}
+    try:
+        arguments = parser().parse_args()
+        commands[arguments.command](arguments)
+    except Fault as fault:
+        print(f"bench: {fault}", file=sys.stderr)
+        return fault.code
+    except KeyboardInterrupt:
+        print("bench: interrupted; the same command runs what is missing", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""`python -m bench compare`: every method on the same problem, a record each, then the table."""
+
+import shutil
+import time
+from pathlib import Path
+
+from bench import method, models, saes, text
+from bench.errors import RunFailed, Unavailable, Usage
+from bench.progress import say
+from bench.provenance import versions
+from bench.record import read
+from bench.spec import check_site
+
+
+def compare(spec, labels, sets=(), seeds=(0,), out="runs", fresh=False):
+    """Run the methods on `spec`, once per seed; skip what is done; print the table and figure.
+
+    Everything that can be wrong with the command is found before anything is loaded. Raises
+    `RunFailed` when a run diverged or raised: the other runs are there all the same.
+    """
+    out = Path(out)
+    if "none" not in labels:
+        labels = ["none", *labels]
+    method.check_names(labels, sets)
+    for check, source in ((models, spec.model), (saes, spec.sae), (text, spec.text)):
+        check.check_source(source)
+    check_writable(out)
+    entries = [method.entry(label, sets) for label in labels]
+    mse = method.entry(f"mse:lr={spec.sae_lr}")
+    quiet_libraries()
+    folder = models.locate(spec.model)
+    n_blocks = models.n_blocks(models.read_config(folder))
+    check_site(spec, n_blocks)
+    for entry in entries:
+        method.check_fits(entry, [spec.site], n_blocks)
+    failed = run_all(spec, folder, entries, mse, seeds, out, fresh)
+    report(out)
+    if failed:
+        raise RunFailed(f"{len(failed)} of the runs did not finish: {', '.join(failed)}")
+
+
+def run_all(spec, folder, entries, mse, seeds, out, fresh):
+    """Every (seed, method) in turn; returns what failed, as `name (status)`."""
+    from bench import build
+
+    loaded = build.load(spec, folder)
+    bench = build.bench(loaded, mse)
+    keep_sae_record(bench, out)
+    say(describe(bench))
+    runs = {bench.name(entry, seed): (entry, seed) for seed in seeds for entry in entries}
+    todo = {name: run for name, run in runs.items() if fresh or not done(out, name, run[0])}
+    failed = []
+    for number, (name, (entry, seed)) in enumerate(todo.items(), start=1):
+        path = out / f"{name}.jsonl"
+        set_aside(path)
+        started = time.perf_counter()
+        header = bench.header(entry, seed)
+        status = bench.harness.run(entry.module, entry.config, header, spec.steps, path)
+        took = time.perf_counter() - started
+        say(f"[{number}/{len(todo)}] {entry.label} seed {seed}: {status} in {took:.0f} s, {path}")
+        if status != "finished":
+            reason = read(path).end.get("reason", "")
+            say(f"    {reason}")
+            failed.append(f"{name} ({status})")
+    if len(todo) < len(runs):
+        say(f"{len(runs) - len(todo)} of {len(runs)} runs were already done (--fresh runs again)")
+    return failed
+
+
+def describe(bench):
+    """What is being measured, in two lines."""
+    spec, measured, sae = bench.spec, bench.measured, bench.sae
+    gap = measured["ce_spliced"] - measured["ce_clean"]
+    cost = bench.sae_cost
+    trained = f", trained on {cost['tokens']:,} tokens in {cost['seconds']:.0f} s" if cost else ""
+    return (
+        f"SAE {sae['source']} at {spec.site}{trained}: "
+        f"L0 {measured['l0_full']:.1f}, FVU {measured['fvu_full']:.3f}\n"
+        f"CE clean {measured['ce_clean']:.4f}, spliced {measured['ce_spliced']:.4f}, "
+        f"gap {gap:.4f} nats on the curve set"
+    )
+
+
+def done(out, name, entry):
+    """Whether this run is finished; `Usage` where what it depends on has changed since."""
+    path = out / f"{name}.jsonl"
+    if not path.exists():
+        return False
+    run = read(path)
+    if run.status != "finished":
+        return False
+    changed = []
+    if run.header.get("source") != entry.source:
+        changed.append(f"methods/{entry.name}.py")
+    if run.header.get("versions", {}).get("torch") != versions()["torch"]:
+        changed.append("torch")
+    if changed:
+        raise Usage(f"{path}: done with another {' and '.join(changed)}; --fresh runs it again")
+    return True
+
+
+def set_aside(path):
+    """Rename an old record and its folder out of the way; nothing is deleted."""
+    if not path.exists():
+        return
+    number = 1
+    while (path.parent / f"{path.name}.{number}").exists():
+        number += 1
+    path.rename(path.parent / f"{path.name}.{number}")
+    folder = path.parent / path.stem
+    if folder.exists():
+        folder.rename(path.parent / f"{path.stem}.{number}")
+
+
+def keep_sae_record(bench, out):
+    """Copy the record of the SAE's training beside the runs that use it."""
+    if bench.sae_record and bench.sae_record.exists():
+        shutil.copyfile(bench.sae_record, out / bench.sae_record.name)
+
+
+def check_writable(out):
+    """Make the folder and write to it, or raise `Unavailable`: before anything is loaded."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".write-probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise Unavailable(f"cannot write --out {out}: {error.strerror or error}") from None
+
+
+def report(out):
+    """Draw the figure of the records in `out` and print the table."""
+    from analysis.report import report as analyse
+
+    table, paths = analyse(out)
+    say(f"\n{table}\n")
+    say("written: " + ", ".join(map(str, paths)))
+
+
+def quiet_libraries():
+    """No warnings or progress bars from the libraries under this: ours are the ones to read."""
+    import logging
+    import os
+    import warnings
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger().setLevel(logging.ERROR)

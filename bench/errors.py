@@ -1,0 +1,41 @@
+"""Errors that end a command with one line on stderr and an exit code, never a traceback."""
+
+import difflib
+
+
+class Fault(Exception):
+    """A message for the user: the value, what was expected, the nearest valid choice."""
+
+    code = 1
+
+
+class Usage(Fault):
+    """The command or its configuration is wrong; a path that is not there included."""
+
+    code = 2
+
+
+class Rejected(Fault):
+    """An input was read and does not fit: an SAE, a model, a text, a record."""
+
+    code = 3
+
+
+class Unavailable(Fault):
+    """The environment is in the way: disk, memory, network, device, a missing package."""
+
+    code = 4
+
+
+class RunFailed(Fault):
+    """At least one run diverged or raised; its record says which."""
+
+    code = 5
+
+
+def unknown(kind, value, choices):
+    """A `Usage` for a name that is not one of `choices`, with the nearest one."""
+    choices = sorted(map(str, choices))
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return Usage(f"unknown {kind} '{value}': {hint}expected one of {', '.join(choices)}")

@@ -1,0 +1,110 @@
+"""Functions on hook points: resolve names, attach for one pass, prove that each one fired.
+
+The bridge's own `hooks()` ignores unknown names in silence and rebuilds its table of names for
+every hook; here a name that does not exist is an error, and attaching a hundred functions
+costs about a millisecond.
+"""
+
+import re
+from contextlib import contextmanager
+
+import torch
+
+from bench.errors import unknown
+
+LEVEL = 7_000
+"""The context level our functions are attached at, so that removing them removes no others."""
+
+
+class HookPoints:
+    """The hook points of one bridge, by every name it has for them."""
+
+    def __init__(self, bridge):
+        self._points = dict(bridge.hook_dict)
+        self._distinct = list({id(point): point for point in self._points.values()}.values())
+        self.widths = self._measure(bridge)
+        """Width of the activation (heads flattened) at each name that fires in a plain pass."""
+
+    def __contains__(self, name):
+        return name in self._points
+
+    def __getitem__(self, name):
+        """The hook point called `name`; `Usage` with the nearest name if there is none."""
+        if name not in self._points:
+            block = re.match(r"blocks\.\d+\.", name)
+            choices = [n for n in self._points if not block or n.startswith(block[0])]
+            raise unknown("hook point", name, choices or self._points)
+        return self._points[name]
+
+    @contextmanager
+    def attached(self, pairs):
+        """Attach (name, function) pairs for the passes inside the block, in this order.
+
+        A function is called as `function(value, hook=point)`. When the block ends well, each one
+        must have fired at least once; a name that is there but never fires (GPT-2's fused
+        `attn.qkv`) is a RuntimeError rather than an adapter that does nothing.
+        """
+        pairs = [(name, self[name], function) for name, function in pairs]
+        fired = set()
+        try:
+            for index, (_, point, function) in enumerate(pairs):
+                point.add_hook(_reporting(function, index, fired), level=LEVEL)
+            yield
+        finally:
+            for _, point, _ in pairs:
+                point.remove_hooks(level=LEVEL)
+        silent = [name for index, (name, _, _) in enumerate(pairs) if index not in fired]
+        if silent:
+            raise RuntimeError(f"hook points that never fired: {', '.join(silent)}")
+
+    @torch.no_grad()
+    def _measure(self, bridge):
+        """One pass over two tokens, so that no family's weight layout has to be known."""
+        seen = {}
+
+        def keep(value, hook):
+            if isinstance(value, torch.Tensor) and value.ndim > 2:
+                seen[id(hook)] = value.flatten(2).shape[-1]
+
+        for point in self._distinct:
+            point.add_hook(keep, level=LEVEL)
+        try:
+            tokens = torch.zeros(1, 2, dtype=torch.long, device=bridge.unembed.weight.device)
+            bridge(tokens, use_cache=False, logits_to_keep=1)
+        finally:
+            for point in self._distinct:
+                point.remove_hooks(level=LEVEL)
+        return {name: seen[id(p)] for name, p in self._points.items() if id(p) in seen}
+
+    def assert_none_attached(self):
+        """The clean pass is clean: no function sits on any hook point."""
+        occupied = [point.name for point in self._distinct if point.fwd_hooks]
+        assert not occupied, f"hooks on a clean pass: {', '.join(occupied)}"
+
+
+def _reporting(function, index, fired):
+    def report_and_call(value, hook):
+        fired.add(index)
+        return function(value, hook=hook)
+
+    return report_and_call
+
+
+def start_block(name, n_blocks):
+    """The first block that runs differently when `name` is changed: where a pass can restart.
+
+    The output of block L (`hook_resid_post`, `hook_out`) is the input of block L+1; anything
+    else inside block L, its input included, needs block L itself. A point before the blocks
+    needs them all, one after them needs none.
+    """
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    if match:
+        after = match[2] in ("hook_out", "hook_resid_post")
+        return int(match[1]) + after
+    return n_blocks if name.startswith(("ln_final.", "unembed.")) else 0
+
+
+def end_block(name, n_blocks):
+    """How many blocks have to run before `name` has fired."""
+    match = re.match(r"blocks\.(\d+)\.", name)
+    return int(match[1]) + 1 if match else start_block(name, n_blocks)

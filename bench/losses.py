@@ -1,0 +1,133 @@
+"""KL and cross-entropy straight from final hidden states, a chunk of tokens at a time.
+
+No [tokens, vocab] tensor of a whole batch ever exists. The unembedding is frozen, so the
+gradient with respect to the hidden states is formed in the same sweep as the loss: three matrix
+products a chunk for the KL and nothing to recompute in the backward pass. All in float32, with
+the model's own softcap.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+CHUNK_NUMBERS = 2**23
+"""Logits per chunk: 170 tokens at a vocabulary of 49,152, 32 MiB in float32."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """From final hidden states to logits: the frozen unembedding and the model's softcap."""
+
+    weight: torch.Tensor  # [vocab, d_model]
+    bias: torch.Tensor | None = None  # [vocab]
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, bridge):
+        """The bridge's own; the bias of zeros that a bridge adds is left out."""
+        bias = bridge.unembed.bias
+        softcap = bridge.cfg.output_logits_soft_cap
+        return cls(
+            bridge.unembed.weight.detach(),
+            bias.detach() if bias is not None and bias.any() else None,
+            softcap if softcap and softcap > 0 else None,
+        )
+
+    def raw(self, hidden):
+        """Logits before the softcap, float32: [tokens, d_model] -> [tokens, vocab]."""
+        bias = None if self.bias is None else self.bias.float()
+        return torch.nn.functional.linear(hidden.float(), self.weight.float(), bias)
+
+    def cap(self, logits):
+        """The softcap, c * tanh(logits / c), in place; as it is without one."""
+        if self.softcap is None:
+            return logits
+        return logits.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def logits(self, hidden):
+        """Logits as the model gives them, float32: [tokens, d_model] -> [tokens, vocab]."""
+        return self.cap(self.raw(hidden))
+
+    def pull_back(self, gradient, logits):
+        """Gradient at capped `logits` -> gradient at the hidden states; eats its inputs."""
+        if self.softcap is not None:
+            gradient.mul_(logits.div_(self.softcap).square_().neg_().add_(1))
+        return gradient @ self.weight.float()
+
+    def chunks(self, n_tokens):
+        """Slices of at most CHUNK_NUMBERS logits that cover `n_tokens`, as even as can be."""
+        n_chunks = -(-n_tokens * self.weight.shape[0] // CHUNK_NUMBERS)
+        size = max(1, -(-n_tokens // max(1, n_chunks)))
+        return [slice(at, at + size) for at in range(0, n_tokens, size)]
+
+
+def kl(clean, adapted, head):
+    """KL(clean || adapted) of each token's next-token distribution, in nats: [tokens].
+
+    `clean` and `adapted` are final hidden states [tokens, d_model] (after the final norm);
+    gradient reaches `adapted` alone.
+    """
+
+    def of_chunk(logits, rows):
+        teacher = head.logits(clean[rows])
+        p = torch.softmax(teacher, -1)
+        log_ratio = torch.log_softmax(teacher, -1).sub_(torch.log_softmax(logits, -1))
+        losses = torch.linalg.vecdot(p, log_ratio)
+        return losses, lambda: torch.softmax(logits, -1).sub_(p)
+
+    return _Chunked.apply(adapted, head, of_chunk)
+
+
+def cross_entropy(hidden, targets, head):
+    """Cross-entropy of each token's next-token distribution, in nats: [tokens].
+
+    `hidden` [tokens, d_model] are final hidden states, `targets` [tokens] the ids that follow.
+    """
+
+    def of_chunk(logits, rows):
+        at = targets[rows, None]
+        losses = -torch.log_softmax(logits, -1).gather(-1, at).squeeze(-1)
+        one_hot_subtracted = torch.full_like(at, -1, dtype=logits.dtype)
+        return losses, lambda: torch.softmax(logits, -1).scatter_add_(-1, at, one_hot_subtracted)
+
+    return _Chunked.apply(hidden, head, of_chunk)
+
+
+@torch.no_grad()
+def kl_and_cross_entropy(clean, adapted, targets, head):
+    """Both, for evaluation, with the adapted model's logits formed once: two [tokens] tensors."""
+    kls, entropies = [], []
+    for rows in head.chunks(len(adapted)):
+        teacher = head.logits(clean[rows])
+        log_p = torch.log_softmax(teacher, -1)
+        log_q = torch.log_softmax(head.logits(adapted[rows]), -1)
+        entropies.append(-log_q.gather(-1, targets[rows, None]).squeeze(-1))
+        kls.append(torch.linalg.vecdot(torch.softmax(teacher, -1), log_p.sub_(log_q)))
+    return torch.cat(kls), torch.cat(entropies)
+
+
+class _Chunked(torch.autograd.Function):
+    """Loss per token whose gradient with respect to `hidden` is formed chunk by chunk.
+
+    `of_chunk(logits, rows)` gives the losses of these rows and a function that forms their
+    gradient with respect to the logits, called only when it is needed.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, head, of_chunk):
+        losses = hidden.new_empty(len(hidden), dtype=torch.float32)
+        wanted = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden, dtype=torch.float32) if wanted else None
+        for rows in head.chunks(len(hidden)):
+            logits = head.logits(hidden[rows])
+            losses[rows], gradient_of_logits = of_chunk(logits, rows)
+            if wanted:
+                gradient[rows] = head.pull_back(gradient_of_logits(), logits)
+        ctx.save_for_backward(gradient)
+        ctx.dtype = hidden.dtype
+        return losses
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (gradient,) = ctx.saved_tensors
+        return (gradient * upstream[:, None]).to(ctx.dtype), None, None

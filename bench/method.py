@@ -1,0 +1,109 @@
+"""Find the files in methods/, and parse what the command line says of them.
+
+The file name is the method's name; there is no registry. `lora:rank=64` is a method with
+fields set for this one entry; `--set lora.rank=64` sets a field for every entry.
+"""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import methods
+from bench.errors import Fault, Usage, unknown
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of `--methods`."""
+
+    label: str
+    """As written on the command line."""
+    name: str
+    module: ModuleType
+    config: object
+    """The frozen `Config` of the method's file."""
+
+    @property
+    def source(self):
+        """The text of the method's file."""
+        return inspect.getsource(self.module)
+
+    @property
+    def settings(self):
+        """The config as plain JSON values."""
+        fields = dataclasses.asdict(self.config)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+
+
+def names():
+    """The method files there are; a leading underscore hides a helper."""
+    folder = Path(methods.__file__).parent
+    return sorted(f.stem for f in folder.glob("*.py") if not f.stem.startswith("_"))
+
+
+def check_names(labels, sets):
+    """Raise `Usage` for a method that is not there, without importing any."""
+    for name in [label.partition(":")[0] for label in labels] + [s.partition(".")[0] for s in sets]:
+        if name not in names():
+            raise unknown("method", name, names())
+
+
+def entry(label, sets=()):
+    """`lora:rank=64` and the `--set` items -> `Entry`; `Usage` for a wrong field or value."""
+    name, *settings = label.split(":")
+    items = [s.removeprefix(f"{name}.") for s in sets if s.startswith(f"{name}.")] + settings
+    module = importlib.import_module(f"methods.{name}")
+    types = get_type_hints(module.Config)
+    values = {}
+    for item in items:
+        field, equals, text = item.partition("=")
+        if not equals:
+            raise Usage(f"'{name}.{item}': expected {name}.FIELD=VALUE")
+        if field not in types:
+            raise unknown(f"field of {name}", field, types or ["(none: it has no fields)"])
+        values[field] = parse(text, types[field], f"{name}.{field}")
+    try:
+        return Entry(label, name, module, module.Config(**values))
+    except ValueError as error:
+        raise Usage(f"{name}: {error}") from None
+    except Fault as error:
+        raise Usage(str(error)) from None
+
+
+def parse(text, kind, what):
+    """The text of a setting as its type; `Usage` that says what was expected."""
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            raise unknown(what, text, get_args(kind))
+        return text
+    if get_origin(kind) is tuple:
+        return tuple(part for part in text.replace("+", ",").split(",") if part)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise unknown(what, text, ("true", "false"))
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        expected = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
+        raise Usage(f"{what}: '{text}' is not {expected}") from None
+
+
+def check_fits(entry, site_names, n_blocks):
+    """Ask the method, where it wants to be asked, whether the model has what its config names."""
+    if hasattr(entry.module, "check"):
+        try:
+            entry.module.check(entry.config, site_names, n_blocks)
+        except ValueError as error:
+            raise Usage(f"{entry.name}: {error}") from None
+
+
+def summary(name):
+    """The first line of the method's file, read without importing it."""
+    source = (Path(methods.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]

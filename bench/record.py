@@ -1,0 +1,139 @@
+"""The record of one run: JSON Lines, flushed as measured, that can be made again.
+
+A header line, one flat row per evaluation, an end line. Fields may be added, none renamed.
+Nothing here imports torch, so that reading records stays cheap.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import Rejected
+
+SCHEMA = 1
+ENDS = ("finished", "diverged", "interrupted", "error")
+HEADER_FIELDS = ("method", "config", "spec", "seed", "sae", "ce_clean", "ce_spliced")
+ROW_FIELDS = ("step", "ce", "seconds", "forwards", "backwards", "tokens")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One record, as read."""
+
+    path: Path
+    """Where it lies."""
+    header: dict
+    """What was run, on what, and the clean and spliced CE (nats per scored token)."""
+    rows: list
+    """One dict per evaluation, in order of steps."""
+    end: dict | None
+    """The last line, or None when the file was cut off."""
+
+    @property
+    def name(self):
+        """The method and eight hex digits of the run's identity."""
+        return self.path.stem
+
+    @property
+    def label(self):
+        """What the run was called on the command line, such as `lora:rank=64`."""
+        return self.header.get("label", self.header["method"])
+
+    @property
+    def status(self):
+        """finished, diverged, interrupted, error or cut off."""
+        return self.end["end"] if self.end else "cut off"
+
+
+def run_name(method, config, spec, seed, sae_sha256):
+    """METHOD-xxxxxxxx: the method and eight hex digits of what makes a run the same run."""
+    identity = {"method": method, "config": config, "spec": spec, "seed": seed, "sae": sae_sha256}
+    return f"{method}-{digest(identity)[:8]}"
+
+
+def digest(value):
+    """sha256 of a JSON value in canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Writer:
+    """Appends lines to one record and flushes each."""
+
+    def __init__(self, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", encoding="utf-8")
+
+    def write(self, line):
+        """One JSON line; a number that is not finite becomes null, and `nonfinite` says so."""
+        finite = {name: _finite_or_null(value) for name, value in line.items()}
+        lost = {name: str(line[name]) for name in line if finite[name] != line[name]}
+        if lost:
+            finite["nonfinite"] = lost
+        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self):
+        """No line can follow."""
+        self._file.close()
+
+
+def _finite_or_null(value):
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_finite_or_null(item) for item in value]
+    return value
+
+
+def read(path):
+    """Read one record -> Run.
+
+    A torn last line (a killed process) is left out; anything else that is wrong raises
+    `Rejected` with the file and the line.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Rejected(f"{path}: cannot be read as a record ({error})") from None
+    parsed = []
+    for number, text in enumerate(lines, start=1):
+        try:
+            parsed.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            if number == len(lines) and number > 1:
+                break
+            raise Rejected(f"{path}:{number}: not a JSON line ({error.msg})") from None
+        if not isinstance(parsed[-1], dict):
+            raise Rejected(f"{path}:{number}: expected a JSON object")
+    if not parsed:
+        raise Rejected(f"{path}: empty, expected a record's header")
+    header, *rows = parsed
+    end = rows.pop() if rows and "end" in rows[-1] else None
+    run = Run(path, header, rows, end)
+    _check(run)
+    return run
+
+
+def read_folder(folder):
+    """All records that lie directly in `folder`, in the order they were started."""
+    runs = [read(path) for path in sorted(Path(folder).glob("*.jsonl"))]
+    return sorted(runs, key=lambda run: (run.header.get("started", ""), run.name))
+
+
+def _check(run):
+    if run.header.get("schema") != SCHEMA:
+        found = run.header.get("schema")
+        raise Rejected(f"{run.path}:1: schema {found}, this version reads schema {SCHEMA}")
+    for field in HEADER_FIELDS:
+        if field not in run.header:
+            raise Rejected(f"{run.path}:1: header has no '{field}'")
+    for number, row in enumerate(run.rows, start=2):
+        for field in ROW_FIELDS:
+            if field not in row:
+                raise Rejected(f"{run.path}:{number}: row has no '{field}'")
+    if run.end and run.end["end"] not in ENDS:
+        raise Rejected(f"{run.path}: end '{run.end['end']}', expected one of {', '.join(ENDS)}")

@@ -1,0 +1,104 @@
+"""SAELens SAEs: fresh, from a folder, to a folder, and ready to be trained."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from bench.errors import Rejected, Usage
+
+WEIGHTS = "sae_weights.safetensors"
+COST = "cost.json"
+"""Beside a saved SAE: what its training had cost by then, and the record that tells it."""
+
+
+def check_source(sae):
+    """Raise `Usage` unless `sae` is `own`, `fresh` or a folder that SAELens can read."""
+    if sae not in ("own", "fresh") and not (Path(sae).expanduser() / "cfg.json").is_file():
+        raise Usage(f"no SAE at '{sae}': expected own, fresh, or a folder with cfg.json")
+
+
+def save_fresh(spec, d_in, folder):
+    """Write a random TopK SAE, started as SAELens starts its training class, to `folder`."""
+    import torch
+    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    metadata = SAEMetadata(
+        model_name=spec.model,
+        hook_name=spec.site,
+        context_size=spec.seq_len,
+        prepend_bos=spec.prepend_bos,
+        spliced_positions=spec.spliced,
+    )
+    config = TopKTrainingSAEConfig(
+        d_in=d_in, d_sae=spec.sae_width * d_in, k=spec.sae_k, metadata=metadata
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(spec.sae_seed)
+        save(TopKTrainingSAE(config), folder)
+
+
+def save(sae, folder, **cost):
+    """Write an SAE as a SAELens folder (in its inference form); `cost` goes beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(sae, "save_inference_model"):
+        sae.save_inference_model(folder)
+    else:
+        sae.save_model(folder)
+    if cost:
+        (folder / COST).write_text(json.dumps(cost, indent=1) + "\n", encoding="utf-8")
+
+
+def load(folder, d_in, device="cpu"):
+    """The SAE in `folder`, float32, frozen by whoever lends it out.
+
+    Raises `Rejected` where the folder is not a SAELens SAE, or its d_in is not the width of
+    the model's site.
+    """
+    import torch
+    from sae_lens import SAE
+
+    try:
+        width = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))["d_in"]
+    except (OSError, ValueError, KeyError) as error:
+        raise Rejected(f"{folder / 'cfg.json'}: not a SAELens config ({error!r})") from None
+    if width != d_in:
+        raise Rejected(f"SAE {folder.name}: d_in {width}, the model's site has width {d_in}")
+    try:
+        sae = SAE.load_from_disk(folder, device=device, dtype="float32")
+    except Exception as error:
+        raise Rejected(f"SAE {folder}: SAELens cannot load it ({error})") from None
+    if not all(value.isfinite().all() for value in sae.state_dict().values()):
+        raise Rejected(f"SAE {folder}: its weights are not all finite")
+    return torch.nn.ModuleList([sae])
+
+
+def cost_of(folder):
+    """What the SAE's training had cost when it was saved, or None where nothing says so."""
+    path = folder / COST
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def sha256(folder):
+    """The hash of the SAE's weights and config: what makes it the same SAE."""
+    found = hashlib.sha256()
+    for name in (WEIGHTS, "cfg.json"):
+        path = folder / name
+        if not path.is_file():
+            raise Rejected(f"SAE {folder}: no {name}")
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def to_training(sae):
+    """An own copy as SAELens' training class, with the same weights and outputs.
+
+    Raises `Rejected` for a kind of SAE that cannot be trained on reconstruction here.
+    """
+    from sae_lens import TopKSAE, TopKTrainingSAE, TopKTrainingSAEConfig
+
+    if not isinstance(sae, TopKSAE):
+        raise Rejected(f"mse trains topk SAEs, this one is '{sae.cfg.architecture()}'")
+    training = TopKTrainingSAE(TopKTrainingSAEConfig.from_dict(sae.cfg.to_dict()))
+    training.load_state_dict(sae.state_dict())
+    return training.to(sae.W_dec.device)

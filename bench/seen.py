@@ -1,0 +1,74 @@
+"""What a training loss may look at: clean sites, reconstructions, final states, the KL."""
+
+from functools import cached_property
+
+from bench.losses import kl
+
+
+def kl_to_clean(seen):
+    """KL(clean || adapted) in nats per scored token: what methods train on by default."""
+    return seen.kl
+
+
+class Seen:
+    """What a loss may look at, each computed when it is first asked for.
+
+    A loss that asks for no final state (`mse`) runs no block after the last site and costs no
+    backward pass through the LM.
+    """
+
+    def __init__(self, problem, tokens, adapted):
+        self.problem, self.tokens, self.adapted = problem, tokens, adapted
+
+    @cached_property
+    def _clean(self):
+        return self.problem.sites(self.tokens, self.problem.start_of(self.adapted))
+
+    @cached_property
+    def sites(self):
+        """The clean activations at the spliced positions of each site: [tokens, d_site] each."""
+        rows = self.problem.rows(self.tokens, self.problem.spliced)
+        return [flat(site)[rows] for site in self._clean.sites]
+
+    @cached_property
+    def reconstructions(self):
+        """What each SAE makes of its clean activations: [tokens, d_site] each."""
+        return [
+            reconstruction(sae, site)
+            for sae, site in zip(self.adapted.saes, self.sites, strict=True)
+        ]
+
+    @cached_property
+    def clean_final(self):
+        """The clean model's final hidden state at the scored positions: [tokens, d_model]."""
+        return self._scored(self.problem.finish(self._clean).final)
+
+    @cached_property
+    def final(self):
+        """The adapted model's final hidden state at the scored positions: [tokens, d_model]."""
+        known = None
+        if self._first_site_sees_clean() and "reconstructions" in vars(self):
+            known = [lambda _: self.reconstructions[0]]
+        return self._scored(self.problem.final(self._clean, self.adapted, reconstruct=known))
+
+    @cached_property
+    def kl(self):
+        """KL(clean || adapted) in nats per scored token."""
+        return kl(self.clean_final, self.final, self.problem.head).mean()
+
+    def _first_site_sees_clean(self):
+        """One SAE, nothing adapted before it: its input in the student pass is the clean one."""
+        return len(self.adapted.saes) == 1 and self._clean.start == self.problem.site_start
+
+    def _scored(self, hidden):
+        return flat(hidden)[self.problem.rows(self.tokens, self.problem.scored)]
+
+
+def reconstruction(sae, activations):
+    """What a SAELens SAE makes of activations [tokens, d_site]: encode, then decode, once each."""
+    return sae.decode(sae.encode(activations))
+
+
+def flat(value):
+    """[batch, seq, ...] -> [batch * seq, ...]."""
+    return value.flatten(0, 1)

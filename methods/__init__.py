@@ -1,0 +1,1 @@
+"""One file per method: `methods/NAME.py` with `Config` and `train` is `--methods NAME`."""

@@ -1,0 +1,153 @@
+"""Low-rank adapters on the model around the frozen SAE (Chen, Engels, Tegmark 2501.19406).
+
+y = W x + (alpha / rank) * B A x for each target, written over hook points: one hook reads the
+linear map's input, one adds to its output. No weight is touched and no module replaced.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from bench.errors import unknown
+from bench.hooks import start_block
+from bench.problem import Adapted
+
+LINEARS = {
+    "q": "attn.q",
+    "k": "attn.k",
+    "v": "attn.v",
+    "o": "attn.o",
+    "gate": "mlp.gate",
+    "up": "mlp.in",
+    "down": "mlp.out",
+}
+"""Target -> the linear map inside `blocks.L.`, as TransformerLens names it."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fields of `--set lora.FIELD=VALUE`."""
+
+    rank: int = 16
+    """Rank of each adapter."""
+    alpha: float = 16.0
+    """Scale of the update: it is multiplied by alpha / rank."""
+    lr: float = 1e-3
+    """Adam's step size."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    dropout: float = 0.0
+    """Share of each adapter's input that is dropped in training."""
+    targets: tuple[str, ...] = tuple(LINEARS)
+    """Linear maps to adapt; those that a family lacks (GPT-2 has no gate) are left out."""
+    layers: str = "after"
+    """`after` the SAE, `all`, `next` (the next block only), or a list such as `16,17`."""
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if not (self.lr > 0 and self.clip > 0):
+            raise ValueError(f"lr and clip must be above 0, got {self.lr} and {self.clip}")
+        for target in self.targets:
+            if target not in LINEARS:
+                raise unknown("target of lora", target, LINEARS)
+        if self.layers not in ("after", "all", "next"):
+            try:
+                parse_layers(self.layers)
+            except ValueError:
+                raise unknown(
+                    "layers of lora", self.layers, ("after", "all", "next", "16,17")
+                ) from None
+
+
+class LowRank(torch.nn.Module):
+    """(alpha / rank) * B A x, with A as PEFT starts it and B = 0."""
+
+    def __init__(self, d_in, d_out, config, device):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.empty(config.rank, d_in, device=device))
+        self.b = torch.nn.Parameter(torch.zeros(d_out, config.rank, device=device))
+        torch.nn.init.kaiming_uniform_(self.a, a=5**0.5)
+        self.scale = config.alpha / config.rank
+        self.dropout = torch.nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        """[..., d_in] -> [..., d_out]."""
+        linear = torch.nn.functional.linear
+        return linear(linear(self.dropout(x).to(self.a.dtype), self.a), self.b) * self.scale
+
+    def hooks(self, linear):
+        """The pair of (hook point, function) that adapts the linear map of this name."""
+        held = []
+
+        def read(value, hook):
+            held[:] = [value.flatten(2)]  # heads flattened: [batch, seq, d_in]
+
+        def add(value, hook):
+            return value + self(held.pop()).to(value.dtype).view_as(value)
+
+        return [(f"{linear}.hook_in", read), (f"{linear}.hook_out", add)]
+
+
+def train(problem, batches, config):
+    """Yield the adapted model before training and after every step."""
+    adapters, hooks = build(problem, config)
+    adam = torch.optim.Adam(adapters.parameters(), lr=config.lr)
+    state = {"adapters": adapters, "adam": adam}
+    adapted = Adapted(saes=problem.saes, hooks=hooks, state=state)
+    yield adapted
+    for tokens in batches:
+        problem.backward(tokens, adapted)
+        clip_grad_norm_(adapters.parameters(), config.clip)
+        adam.step()
+        adam.zero_grad()
+        yield adapted
+
+
+def build(problem, config):
+    """The adapters as a ModuleList, in order of blocks and targets, and their hooks."""
+    adapters, hooks = torch.nn.ModuleList(), []
+    widths = problem.points.widths
+    for block in chosen_layers(config.layers, problem.site_names, problem.n_blocks):
+        for target in config.targets:
+            linear = f"blocks.{block}.{LINEARS[target]}"
+            if f"{linear}.hook_in" not in widths:
+                continue
+            d_in, d_out = widths[f"{linear}.hook_in"], widths[f"{linear}.hook_out"]
+            adapter = LowRank(d_in, d_out, config, problem.head.weight.device)
+            adapters.append(adapter)
+            hooks += adapter.hooks(linear)
+    if not hooks:
+        raise ValueError(f"targets {', '.join(config.targets)} matched no linear map of the model")
+    return adapters, hooks
+
+
+def check(config, site_names, n_blocks):
+    """Raise ValueError if the model has no such layer; called before the model is loaded."""
+    chosen_layers(config.layers, site_names, n_blocks)
+
+
+def chosen_layers(layers, site_names, n_blocks):
+    """Block numbers that `layers` means for SAEs at these sites."""
+    after = min(start_block(name, n_blocks) for name in site_names)
+    if layers == "all":
+        return list(range(n_blocks))
+    if layers in ("after", "next"):
+        if after == n_blocks:
+            raise ValueError(
+                f"layers={layers}: no block comes after {site_names[0]}; try layers=all"
+            )
+        return list(range(after, n_blocks)) if layers == "after" else [after]
+    numbers = parse_layers(layers)
+    for number in numbers:
+        if not 0 <= number < n_blocks:
+            raise ValueError(f"layer {number}: the model has layers 0 to {n_blocks - 1}")
+    return numbers
+
+
+def parse_layers(layers):
+    """`16,17` or `16+17` -> [16, 17]; ValueError if it is neither."""
+    return sorted({int(number) for number in layers.replace("+", ",").split(",")})

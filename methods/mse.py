@@ -1,0 +1,101 @@
+"""Train the SAE on reconstruction alone, with SAELens' own TopK training class and loss.
+
+No block after the site is run and no gradient enters the LM: this is how SAEs are usually
+trained, and how the suite trains its own.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from bench.problem import Adapted
+from bench.saes import to_training
+
+CHECKPOINTS = 10
+"""The harness keeps the SAE, with its cost, at this many even shares of the run."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fields of `--set mse.FIELD=VALUE`."""
+
+    lr: float = 2e-3
+    """Adam's step size at the start."""
+    decay: float = 0.2
+    """Share of the run, at its end, over which the step size falls linearly to 0."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    dead_after: int = 1000
+    """Steps without firing after which a latent counts as dead (SAELens' auxiliary loss)."""
+
+    def __post_init__(self):
+        if not (self.lr > 0 and self.clip > 0):
+            raise ValueError(f"lr and clip must be above 0, got {self.lr} and {self.clip}")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must be in [0, 1], got {self.decay}")
+
+
+def train(problem, batches, config):
+    """Yield the adapted model before training and after every step."""
+    saes = torch.nn.ModuleList(map(to_training, problem.saes))
+    adam = torch.optim.Adam(saes.parameters(), lr=config.lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, falling(len(batches), config.decay))
+    idle = Idle(saes)
+    state = {"saes": saes, "adam": adam, "schedule": schedule, "idle": idle}
+    adapted = Adapted(saes=saes, state=state)
+
+    def loss(seen):
+        trained = zip(saes, seen.sites, idle.steps(), strict=True)
+        return sum(sae_loss(sae, site, steps, config) for sae, site, steps in trained)
+
+    yield adapted
+    for tokens in batches:
+        problem.backward(tokens, adapted, loss)
+        clip_grad_norm_(saes.parameters(), config.clip)
+        adam.step()
+        adam.zero_grad()
+        schedule.step()
+        yield adapted
+
+
+class Idle(torch.nn.Module):
+    """For every latent of every SAE, the number of steps since it last fired."""
+
+    def __init__(self, saes):
+        super().__init__()
+        for index, sae in enumerate(saes):
+            self.register_buffer(str(index), torch.zeros(sae.cfg.d_sae, dtype=torch.long))
+
+    def steps(self):
+        """One [d_sae] tensor per SAE."""
+        return list(self.buffers())
+
+
+def sae_loss(sae, activations, idle_steps, config):
+    """SAELens' loss (squared error summed over dimensions, mean over tokens, auxiliary TopK).
+
+    An SAE that was never trained (its decoder bias is 0) first gets the mean of the first
+    batch as that bias, much as the paper's own SAEs start from their first batch.
+    """
+    from sae_lens.saes.sae import TrainStepInput
+
+    if not sae.b_dec.any():
+        sae.b_dec.data.copy_(activations.mean(0))
+    step = TrainStepInput(
+        sae_in=activations,
+        coefficients={},
+        dead_neuron_mask=idle_steps > config.dead_after,
+        n_training_steps=0,
+        is_logging_step=False,
+    )
+    output = sae.training_forward_pass(step)
+    fired = (output.feature_acts > 0).any(0)
+    idle_steps.add_(1).masked_fill_(fired, 0)
+    return output.loss
+
+
+def falling(n_steps, share):
+    """Step -> factor of the step size: 1, then linearly to 0 over the last `share` of the run."""
+    length = max(1, round(share * n_steps))
+    return lambda step: min(1.0, max(0.0, (n_steps - step) / length))
