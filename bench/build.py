@@ -97,14 +97,18 @@ def bench(loaded, mse):
 def _bench_with(loaded, folder, source):
     problem = loaded.problem(saes.load(folder, loaded.d_in, loaded.spec.device))
     sha256 = saes.sha256(folder)
-    curve, validation = (
-        evaluate.clean_side(
-            problem, windows, cache.root() / "held-out" / f"{loaded.key}-{name}.safetensors"
-        )
-        for name, windows in (("curve", loaded.text.curve), ("validation", loaded.text.validation))
+    held_out = cache.root() / "held-out"
+    curve = evaluate.clean_side(
+        problem, loaded.text.curve, held_out / f"{loaded.key}-curve.safetensors", with_kl=True
+    )
+    validation = evaluate.clean_side(
+        problem,
+        loaded.text.validation,
+        held_out / f"{loaded.key}-validation.safetensors",
+        with_kl=False,
     )
     spliced = cache.json_file(
-        cache.root() / "held-out" / f"{loaded.key}-spliced-{sha256[:16]}.json",
+        held_out / f"{loaded.key}-spliced-{sha256[:16]}.json",
         lambda: _spliced(problem, curve, validation),
     )
     measured = {

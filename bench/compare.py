@@ -47,7 +47,12 @@ def run_all(spec, folder, entries, mse, seeds, out, fresh):
     bench = build.bench(loaded, mse)
     keep_sae_record(bench, out)
     say(describe(bench))
-    runs = {bench.name(entry, seed): (entry, seed) for seed in seeds for entry in entries}
+    runs = {
+        bench.name(entry, seed): (entry, seed)
+        for seed in seeds
+        for entry in entries
+        if entry.name != "none" or seed == seeds[0]  # nothing in it depends on a seed
+    }
     todo = {name: run for name, run in runs.items() if fresh or not done(out, name, run[0])}
     failed = []
     for number, (name, (entry, seed)) in enumerate(todo.items(), start=1):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bench import cache, progress
-from bench.losses import cross_entropy, kl_and_cross_entropy
+from bench import cache, losses, progress
+from bench.losses import Teacher
 from bench.problem import Adapted, Clean
 from bench.seen import flat
 
@@ -27,10 +27,10 @@ class HeldOut:
     """The document of each window."""
     entry: torch.Tensor  # [windows, seq, d_model]
     """The clean residual that the spliced model restarts at."""
-    final: torch.Tensor  # [windows, seq, d_model]
-    """The clean final hidden state."""
     ce_clean: list
     """The clean model's CE, one per document, in nats per scored token."""
+    teacher: Teacher | None = None
+    """What the KL needs of the clean model, by predicted token; None where no KL is asked for."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Score:
 
     ce: list
     """CE per document, in nats per scored token."""
-    kl: float
-    """KL(clean || adapted) in nats per scored token."""
+    kl: float | None
+    """KL(clean || adapted) in nats per scored token, where the windows have a teacher."""
     l0: list
     """Mean number of latents that fire, by site."""
     fvu: list
@@ -79,10 +79,10 @@ class Gauge:
 
 @torch.no_grad()
 def measure(problem, held_out, adapted):
-    """`Score` of the adapted model; its modules are left as they were found (see harness)."""
+    """`Score` of an adapted model."""
     gauges = [Gauge(sae) for sae in adapted.saes]
     start = problem.start_of(adapted)
-    kls, entropies = [], []
+    finals = []
     for part in progress.bar(parts(held_out.tokens), desc="evaluating"):
         tokens = held_out.tokens[part]
         if start == problem.site_start:
@@ -90,48 +90,48 @@ def measure(problem, held_out, adapted):
         else:
             entry = problem.sites(tokens, start).entry
         clean = Clean(tokens, start, entry, sites=[], reached=())
-        final = problem.final(clean, adapted, reconstruct=gauges)
-        rows, targets = predictions(problem, tokens)
-        kl, entropy = kl_and_cross_entropy(
-            flat(held_out.final[part])[rows], flat(final)[rows], targets, problem.head
-        )
-        kls.append(kl)
-        entropies.append(entropy)
+        rows, _ = predictions(problem, tokens)
+        finals.append(flat(problem.final(clean, adapted, reconstruct=gauges))[rows])
+    _, targets = predictions(problem, held_out.tokens)
+    entropies, kls = losses.evaluate(torch.cat(finals), targets, problem.head, held_out.teacher)
     return Score(
-        per_document(torch.cat(entropies), held_out.documents),
-        torch.cat(kls).double().mean().item(),
+        per_document(entropies, held_out.documents),
+        None if kls is None else kls.double().mean().item(),
         [gauge.l0 for gauge in gauges],
         [gauge.fvu for gauge in gauges],
     )
 
 
-def clean_side(problem, windows, path):
+def clean_side(problem, windows, path, with_kl):
     """`HeldOut` for these windows, kept at `path` (a file in the cache)."""
     from safetensors.torch import load_file, save_file
 
     if not path.exists():
-        arrays = _measure_clean(problem, windows.tokens)
+        arrays = _measure_clean(problem, windows.tokens, with_kl)
         cache.new_file(path, lambda temporary: save_file(arrays, temporary))
     arrays = load_file(path, device=str(windows.tokens.device))
     ce = per_document(arrays["ce"], windows.documents)
-    return HeldOut(windows.tokens, windows.documents, arrays["entry"], arrays["final"], ce)
+    teacher = Teacher(arrays["teacher"], arrays["constant"]) if with_kl else None
+    return HeldOut(windows.tokens, windows.documents, arrays["entry"], ce, teacher)
 
 
 @torch.no_grad()
-def _measure_clean(problem, tokens):
+def _measure_clean(problem, tokens, with_kl):
     bare = Adapted(saes=problem.saes)
-    entries, finals, entropies = [], [], []
+    entries, finals = [], []
     for part in progress.bar(parts(tokens), desc="clean model"):
         clean = problem.clean(tokens[part], bare)
-        rows, targets = predictions(problem, tokens[part])
+        rows, _ = predictions(problem, tokens[part])
         entries.append(clean.entry)
-        finals.append(clean.final)
-        entropies.append(cross_entropy(flat(clean.final)[rows], targets, problem.head))
-    return {
-        "entry": torch.cat(entries),
-        "final": torch.cat(finals),
-        "ce": torch.cat(entropies),
-    }
+        finals.append(flat(clean.final)[rows])
+    _, targets = predictions(problem, tokens)
+    final = torch.cat(finals)
+    entropies, _ = losses.evaluate(final, targets, problem.head)
+    arrays = {"entry": torch.cat(entries), "ce": entropies}
+    if with_kl:
+        teacher = losses.teacher_of(final, problem.head)
+        arrays |= {"teacher": teacher.states, "constant": teacher.constant}
+    return arrays
 
 
 def parts(tokens):

@@ -179,7 +179,6 @@ class Harness:
             score = measure(self.problem, self.validation, adapted)
         return {
             "ce_full": score.ce,
-            "kl_full": score.kl,
             "l0_full": mean(score.l0),
             "fvu_full": mean(score.fvu),
             "trained_parameters": sum(p.numel() for p in trained(adapted)),

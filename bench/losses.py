@@ -7,6 +7,7 @@ the model's own softcap.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -93,17 +94,57 @@ def cross_entropy(hidden, targets, head):
     return _Chunked.apply(hidden, head, of_chunk)
 
 
+class Teacher(NamedTuple):
+    """What evaluation keeps of the clean model, so that a KL to it costs no logits of its own.
+
+    For logits z = W h + b of the adapted model, KL = sum p log p - sum p z + logsumexp(z) and
+    sum p z = (W^T p) h + p b: the expected row of the unembedding and one number stand for the
+    whole distribution p. A softcap is not linear; there the final hidden states are kept.
+    """
+
+    states: torch.Tensor  # [tokens, d_model]: W^T p, or the final hidden states
+    constant: torch.Tensor  # [tokens]: sum p log p - p b; empty where hidden states are kept
+
+
 @torch.no_grad()
-def kl_and_cross_entropy(clean, adapted, targets, head):
-    """Both, for evaluation, with the adapted model's logits formed once: two [tokens] tensors."""
+def teacher_of(clean, head):
+    """`Teacher` of final hidden states [tokens, d_model]."""
+    if head.softcap is not None:
+        return Teacher(clean, clean.new_empty(0))
+    states, constants = torch.empty_like(clean), []
+    for rows in head.chunks(len(clean)):
+        logits = head.logits(clean[rows])
+        p = torch.softmax(logits, -1)
+        states[rows] = p @ head.weight
+        bias = 0 if head.bias is None else p @ head.bias
+        constants.append(torch.linalg.vecdot(p, torch.log_softmax(logits, -1)) - bias)
+    return Teacher(states, torch.cat(constants))
+
+
+@torch.no_grad()
+def evaluate(adapted, targets, head, teacher=None):
+    """CE and, given a `Teacher`, KL(clean || adapted), in nats: two [tokens] tensors.
+
+    `adapted` [tokens, d_model] are final hidden states; the KL is None without a teacher.
+    """
     kls, entropies = [], []
     for rows in head.chunks(len(adapted)):
-        teacher = head.logits(clean[rows])
-        log_p = torch.log_softmax(teacher, -1)
-        log_q = torch.log_softmax(head.logits(adapted[rows]), -1)
-        entropies.append(-log_q.gather(-1, targets[rows, None]).squeeze(-1))
-        kls.append(torch.linalg.vecdot(torch.softmax(teacher, -1), log_p.sub_(log_q)))
-    return torch.cat(kls), torch.cat(entropies)
+        hidden, at = adapted[rows], targets[rows, None]
+        logits = head.logits(hidden)
+        log_q = torch.log_softmax(logits, -1)
+        entropy = -log_q.gather(-1, at).squeeze(-1)
+        entropies.append(entropy)
+        if teacher is None:
+            continue
+        if len(teacher.constant):
+            logsumexp = logits.gather(-1, at).squeeze(-1) + entropy
+            expected = torch.linalg.vecdot(teacher.states[rows].double(), hidden.double())
+            kls.append(teacher.constant[rows] - expected + logsumexp)
+        else:
+            clean = head.logits(teacher.states[rows])
+            p = torch.softmax(clean, -1)
+            kls.append(torch.linalg.vecdot(p, torch.log_softmax(clean, -1).sub_(log_q)))
+    return torch.cat(entropies), torch.cat(kls).float() if kls else None
 
 
 class _Chunked(torch.autograd.Function):

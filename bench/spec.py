@@ -48,7 +48,7 @@ class Spec:
     """Tokens in a window."""
     batch_size: int = 4
     """Windows in a training batch, the same for every method."""
-    steps: int = 20
+    steps: int = 16
     """Optimizer steps of a run."""
     curve_docs: int = 16
     """Documents of the curve set, which the rows of a run are measured on."""
