@@ -1,9 +1,12 @@
 """Spec -> problem, held-out windows and SAE, with everything that can be cached cached."""
 
+import dataclasses
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from bench import cache, evaluate, models, saes, text
 from bench.harness import Harness
+from bench.hooks import HookPoints
 from bench.problem import Adapted, Problem
 from bench.progress import say
 from bench.provenance import clock, provenance, versions
@@ -74,8 +77,6 @@ class Loaded:
 
 def load(spec, folder):
     """Model and text of a spec -> `Loaded`; `folder` is the model's."""
-    from bench.hooks import HookPoints
-
     say(f"loading {spec.model} and the text '{spec.text}'")
     bridge = models.load(folder, spec.device, spec.dtype)
     parts = text.load(spec, models.load_tokenizer(folder))
@@ -97,19 +98,13 @@ def bench(loaded, mse):
 def _bench_with(loaded, folder, source):
     problem = loaded.problem(saes.load(folder, loaded.d_in, loaded.spec.device))
     sha256 = saes.sha256(folder)
-    held_out = cache.root() / "held-out"
-    curve = evaluate.clean_side(
-        problem, loaded.text.curve, held_out / f"{loaded.key}-curve.safetensors", with_kl=True
-    )
-    validation = evaluate.clean_side(
-        problem,
-        loaded.text.validation,
-        held_out / f"{loaded.key}-validation.safetensors",
-        with_kl=False,
-    )
+    stem = str(cache.root() / "held-out" / loaded.key)
+    curve_file, validation_file = Path(f"{stem}-curve.safetensors"), Path(f"{stem}.safetensors")
+    curve = evaluate.clean_side(problem, loaded.text.curve, curve_file, with_kl=True)
+    whole = loaded.text.validation
+    validation = evaluate.clean_side(problem, whole, validation_file, with_kl=False)
     spliced = cache.json_file(
-        held_out / f"{loaded.key}-spliced-{sha256[:16]}.json",
-        lambda: _spliced(problem, curve, validation),
+        Path(f"{stem}-spliced-{sha256[:16]}.json"), lambda: _spliced(problem, curve, validation)
     )
     measured = {
         "ce_clean": evaluate.mean(curve.ce_clean),
@@ -146,8 +141,6 @@ def _spliced(problem, curve, validation):
 
 def sae_folder(loaded, mse):
     """The folder of the spec's SAE; an own one is trained on first use, a fresh one made."""
-    from pathlib import Path
-
     spec = loaded.spec
     if spec.sae not in ("own", "fresh"):
         return Path(spec.sae).expanduser()
@@ -168,8 +161,6 @@ def sae_folder(loaded, mse):
 
 def _train(loaded, fresh, mse, folder):
     """Train the spec's own SAE with the method `mse`, inside the harness like any other run."""
-    import dataclasses
-
     spec = dataclasses.replace(
         loaded.spec,
         sae="fresh",
