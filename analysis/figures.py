@@ -63,8 +63,7 @@ def _losses(axes, comparison, axis, styles):
     if clean_in_view:
         axes.axhline(comparison.ce_clean, color=REFERENCE, linestyle="--", linewidth=1.2)
     else:
-        text = f"clean model: {comparison.ce_clean:.3f}, below this axis"
-        axes.text(0.02, 0.03, text, transform=axes.transAxes, color=REFERENCE, fontsize=9)
+        _clean_below_a_break(axes, comparison)
     for label, runs in comparison.trained.items():
         style = styles[label]
         for run in runs:
@@ -75,17 +74,31 @@ def _losses(axes, comparison, axis, styles):
                 axes.plot(costs[-1], at, "x", color=style["color"], ms=8, mew=2, clip_on=False)
         axes.plot(*_median_curve(comparison, runs, axis), **style)
     axes.set_ylim(bottom, top)
+    if not clean_in_view:
+        lowest = bottom + 0.12 * (top - bottom)  # under the break no number is to scale
+        axes.set_yticks([tick for tick in axes.get_yticks() if lowest < tick < top])
     axes.set_ylabel("CE, nats per scored token")
     _cost_scale(axes, comparison, axis)
     if comparison.gap > 0:
         _share_axis(axes, comparison)
 
 
+def _clean_below_a_break(axes, comparison):
+    """The clean model's dashed line under a break of the axis: far below, and not to scale."""
+    text = f"clean model: {comparison.ce_clean:.3f} (axis broken)"
+    at = {"transform": axes.transAxes, "color": REFERENCE}
+    axes.plot([0, 1], [0.035, 0.035], linestyle="--", linewidth=1.2, **at)
+    axes.text(0.02, 0.05, text, fontsize=9, **at)
+    for side in (0, 1):
+        slashes = {"marker": [(-1, -0.6), (1, 0.6)], "linestyle": "", "clip_on": False}
+        axes.plot([side, side], [0.085, 0.11], markersize=9, **slashes, **at)
+
+
 def _limits(comparison):
     """(bottom, top) of the CE axis and whether the clean model is inside.
 
-    The curves come first: the clean model's line is shown only where it leaves them at least a
-    third of the axis, and a curve that rises far above the spliced model runs out of it.
+    The curves come first: the clean model's line is drawn to scale only where it leaves them at
+    least a third of the axis, and a curve that rises far above the spliced model runs out of it.
     """
     spliced, gap = comparison.ce_spliced, comparison.gap
     losses = [ce for run in comparison.all for ce in _curve(comparison, run, "tokens")[1]]
@@ -96,7 +109,7 @@ def _limits(comparison):
     if clean_in_view:
         low = min(low, comparison.ce_clean)
     height = max(high - low, span)
-    return low - (0.06 if clean_in_view else 0.14) * height, high + 0.08 * height, clean_in_view
+    return low - (0.06 if clean_in_view else 0.2) * height, high + 0.08 * height, clean_in_view
 
 
 def _cost_scale(axes, comparison, axis):
@@ -211,8 +224,7 @@ def _handles(comparison, styles):
     handles = [Line2D([], [], label=label, **style) for label, style in styles.items()]
     spliced = "none: the spliced model" if NONE in comparison.runs else "spliced model"
     handles.append(_grey(spliced, linestyle=":", linewidth=1.4))
-    if _limits(comparison)[2]:
-        handles.append(_grey("clean model", linestyle="--", linewidth=1.2))
+    handles.append(_grey("clean model", linestyle="--", linewidth=1.2))
     if len(comparison.seeds) > 1:
         handles.append(_grey("single seed (thick: median)", linewidth=0.7))
     if any(run.status == "diverged" for run in comparison.all):

@@ -61,6 +61,11 @@ class Loaded:
     key: str
     """What model and text depend on, hashed: names the caches."""
 
+    @property
+    def recipe(self):
+        """The fields of the spec that make an own or fresh SAE what it is."""
+        return {k: v for k, v in asdict(self.spec).items() if k.startswith("sae_")}
+
     def problem(self, saes):
         """A `Problem` with these SAEs."""
         spec = self.spec
@@ -83,19 +88,17 @@ def load(spec, folder):
     points = HookPoints(bridge)
     points[spec.site]
     fields = {k: v for k, v in asdict(spec).items() if not k.startswith(("name", "sae", "steps"))}
-    held_out = {"curve": parts.curve.documents, "validation": parts.validation.documents}
-    known = [fields, held_out, models.fingerprint(folder), versions()]
+    known = [fields, text.fingerprint(parts), models.fingerprint(folder), versions()]
     return Loaded(spec, bridge, parts, points.widths[spec.site], digest(known)[:16])
 
 
 def bench(loaded, mse):
     """`Loaded` and the entry of the method that trains SAEs -> `Bench`."""
-    spec, folder = loaded.spec, sae_folder(loaded, mse)
-    source = spec.sae if spec.sae in ("own", "fresh") else str(spec.sae)
-    return _bench_with(loaded, folder, source)
+    return _bench_with(loaded, sae_folder(loaded, mse), loaded.spec.sae)
 
 
 def _bench_with(loaded, folder, source):
+    """The `Bench` of the SAE in `folder`; whatever is cached of it is not measured again."""
     problem = loaded.problem(saes.load(folder, loaded.d_in, loaded.spec.device))
     sha256 = saes.sha256(folder)
     stem = str(cache.root() / "held-out" / loaded.key)
@@ -113,6 +116,7 @@ def _bench_with(loaded, folder, source):
         "ce_full_spliced": spliced["validation"],
         "documents": list(dict.fromkeys(validation.documents)),
         "split": loaded.text.split,
+        "train_tokens": loaded.text.train.tokens.numel(),
         "l0_full": spliced["l0"],
         "fvu_full": spliced["fvu"],
     }
@@ -142,24 +146,34 @@ def _spliced(problem, curve, validation):
 def sae_folder(loaded, mse):
     """The folder of the spec's SAE; an own one is trained on first use, a fresh one made."""
     spec = loaded.spec
-    if spec.sae not in ("own", "fresh"):
-        return Path(spec.sae).expanduser()
-    made = {k: v for k, v in asdict(spec).items() if k.startswith("sae_")}
-    fresh = cache.root() / "saes" / f"fresh-{digest([loaded.key, made])[:16]}" / "sae-000"
-    if not fresh.exists():
-        with cache.new_folder(fresh) as temporary:
-            saes.save_fresh(spec, loaded.d_in, temporary)
     if spec.sae == "fresh":
-        return fresh
-    own = cache.root() / "saes" / digest([loaded.key, made, mse.settings, mse.source])[:16]
+        return fresh_folder(loaded)
+    if spec.sae != "own":
+        return Path(spec.sae).expanduser()
+    own = own_folder(loaded, mse)
     if not own.exists():
         with cache.new_folder(own) as temporary:
-            _train(loaded, fresh, mse, temporary)
+            _train(loaded, mse, temporary)
     (record,) = own.glob("*.jsonl")
     return own / record.stem / "sae-100"
 
 
-def _train(loaded, fresh, mse, folder):
+def fresh_folder(loaded):
+    """The folder of the spec's random SAE, made on first use."""
+    folder = cache.root() / "saes" / f"fresh-{digest([loaded.key, loaded.recipe])[:16]}"
+    if not folder.exists():
+        with cache.new_folder(folder) as temporary:
+            saes.save_fresh(loaded.spec, loaded.d_in, temporary)
+    return folder
+
+
+def own_folder(loaded, mse):
+    """Where the spec's own SAE lies, with the record of its training, once it is trained."""
+    made = [loaded.key, loaded.recipe, mse.settings, mse.source]
+    return cache.root() / "saes" / digest(made)[:16]
+
+
+def _train(loaded, mse, folder):
     """Train the spec's own SAE with the method `mse`, inside the harness like any other run."""
     spec = dataclasses.replace(
         loaded.spec,
@@ -167,7 +181,8 @@ def _train(loaded, fresh, mse, folder):
         steps=max(1, loaded.spec.sae_tokens // (loaded.spec.seq_len * loaded.spec.batch_size)),
     )
     say(f"training the SAE on {spec.sae_tokens:,} tokens (once; then it is cached)")
-    fresh_bench = _bench_with(dataclasses.replace(loaded, spec=spec), fresh, "fresh")
+    bare = dataclasses.replace(loaded, spec=spec)
+    fresh_bench = _bench_with(bare, fresh_folder(loaded), "fresh")
     header = fresh_bench.header(mse, spec.sae_seed)
     path = folder / f"{fresh_bench.name(mse, spec.sae_seed)}.jsonl"
     end = fresh_bench.harness.run(mse.module, mse.config, header, spec.steps, path)

@@ -1,7 +1,6 @@
 """`python -m bench compare`: every method on the same problem, a record each, then the table."""
 
 import shutil
-import time
 from pathlib import Path
 
 from bench import method, models, saes, text
@@ -44,6 +43,7 @@ def run_all(spec, folder, entries, mse, seeds, out, fresh):
     from bench import build
 
     loaded = build.load(spec, folder)
+    say(expectation(loaded, mse, len(seeds) * (len(entries) - 1)))
     bench = build.bench(loaded, mse)
     keep_sae_record(bench, out)
     say(describe(bench))
@@ -58,11 +58,9 @@ def run_all(spec, folder, entries, mse, seeds, out, fresh):
     for number, (name, (entry, seed)) in enumerate(todo.items(), start=1):
         path = out / f"{name}.jsonl"
         set_aside(path)
-        started = time.perf_counter()
         header = bench.header(entry, seed)
         status = bench.harness.run(entry.module, entry.config, header, spec.steps, path)
-        took = time.perf_counter() - started
-        say(f"[{number}/{len(todo)}] {entry.label} seed {seed}: {status} in {took:.0f} s, {path}")
+        say(f"[{number}/{len(todo)}] {entry.label} seed {seed}: {status}, {path}")
         if status != "finished":
             reason = read(path).end.get("reason", "")
             say(f"    {reason}")
@@ -70,6 +68,21 @@ def run_all(spec, folder, entries, mse, seeds, out, fresh):
     if len(todo) < len(runs):
         say(f"{len(runs) - len(todo)} of {len(runs)} runs were already done (--fresh runs again)")
     return failed
+
+
+def expectation(loaded, mse, n_runs):
+    """What is about to be run and how long that takes here, roughly."""
+    from bench import build, estimate
+
+    spec = loaded.spec
+    trains_sae = spec.sae == "own" and not build.own_folder(loaded, mse).exists()
+    saes_at_hand = build.saes.load(build.fresh_folder(loaded), loaded.d_in, spec.device)
+    took = estimate.seconds(loaded.problem(saes_at_hand), spec, n_runs, trains_sae)
+    first = "the SAE's training and " if trains_sae else ""
+    return (
+        f"{first}{n_runs} runs of {spec.steps} steps of {spec.batch_size * spec.seq_len:,} tokens: "
+        f"{estimate.in_words(took)}"
+    )
 
 
 def describe(bench):

