@@ -5,8 +5,12 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+
+CODE = ("bench", "methods", "analysis", "pyproject.toml", "constraints.txt")
+"""What a record is `dirty` for when it differs from the commit."""
 
 PACKAGES = ("torch", "transformers", "transformer-lens", "sae-lens")
 
@@ -16,7 +20,7 @@ def provenance(device):
     return {
         "weights": "pretrained",
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(_git("status", "--porcelain", "--", *CODE)),
         **clock(device),
         "load": os.getloadavg()[0],
         "versions": versions(),
@@ -52,8 +56,12 @@ def machine(device):
     return f"{name}, {os.cpu_count()} cores"
 
 
+@cache
 def _git(*arguments):
-    """The output of a git command on this package's checkout; None where it is none."""
+    """The output of a git command on this package's checkout; None where it is none.
+
+    Asked once a process: the code that runs is the code that was there when it started.
+    """
     folder = Path(__file__).parent.parent
     if not (folder / ".git").exists():
         return None

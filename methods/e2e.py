@@ -19,7 +19,7 @@ class Config:
 
     loss: Literal["kl", "kl+mse"] = "kl"
     """KL alone, or 0.5 * (KL rescaled to the size of the MSE + MSE)."""
-    lr: float = 4e-4
+    lr: float = 6e-4
     """Adam's step size."""
     clip: float = 1.0
     """Largest gradient norm."""

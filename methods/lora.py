@@ -33,7 +33,7 @@ class Config:
     """Rank of each adapter."""
     alpha: float = 16.0
     """Scale of the update: it is multiplied by alpha / rank."""
-    lr: float = 1e-3
+    lr: float = 2.5e-3
     """Adam's step size."""
     clip: float = 1.0
     """Largest gradient norm."""

@@ -20,7 +20,7 @@ CHECKPOINTS = 10
 class Config:
     """Fields of `--set mse.FIELD=VALUE`."""
 
-    lr: float = 2e-3
+    lr: float = 6e-4
     """Adam's step size at the start."""
     decay: float = 0.2
     """Share of the run, at its end, over which the step size falls linearly to 0."""

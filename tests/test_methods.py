@@ -2,10 +2,13 @@
 
 import hashlib
 import importlib
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+import methods
 from bench import method
 from bench.batches import Batches
 from bench.evaluate import HeldOut, mean, measure
@@ -181,6 +184,21 @@ def test_mse_lowers_the_fvu(problem, held_out):
     ):
         fvus.append(mean(measure(problem, held_out, adapted).fvu))
     assert fvus[-1] < 0.9 * fvus[0]
+
+
+def test_the_readmes_example_works_as_pasted(problem, held_out, tmp_path, monkeypatch):
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    name, code = re.search(r"`methods/(\w+)\.py`.*?```python\n(.*?)```", readme, re.S).groups()
+    assert code.count("\n") < 25
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    assert name in method.names()
+    entry = method.entry(f"{name}:lr=0.02")
+    check_starts_from_the_bare_sae(problem, held_out, entry)
+    check_leaves_the_problem(problem, held_out, entry)
+    check_survives_a_kill(problem, held_out, entry, kill_at=2)
+    rows, _ = curve(problem, held_out, entry)
+    assert rows[-1]["kl"] < rows[0]["kl"]
 
 
 @pytest.mark.parametrize(
