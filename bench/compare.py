@@ -27,9 +27,12 @@ def compare(spec, labels, sets=(), seeds=(0,), out="runs", fresh=False):
     entries = [method.entry(label, sets) for label in labels]
     mse = method.entry(f"mse:lr={spec.sae_lr}")
     quiet_libraries()
+    models.check_device(spec.device)
     folder = models.locate(spec.model)
-    n_blocks = models.n_blocks(models.read_config(folder))
+    config = models.read_config(folder)
+    n_blocks = models.n_blocks(config)
     check_site(spec, n_blocks)
+    models.check_context(config, spec.seq_len)
     for entry in entries:
         method.check_fits(entry, [spec.site], n_blocks)
     failed = run_all(spec, folder, entries, mse, seeds, out, fresh)
@@ -76,8 +79,7 @@ def expectation(loaded, mse, n_runs):
 
     spec = loaded.spec
     trains_sae = spec.sae == "own" and not build.own_folder(loaded, mse).exists()
-    saes_at_hand = build.saes.load(build.fresh_folder(loaded), loaded.d_in, spec.device)
-    took = estimate.seconds(loaded.problem(saes_at_hand), spec, n_runs, trains_sae)
+    took = estimate.seconds(loaded, n_runs, trains_sae)
     first = "the SAE's training and " if trains_sae else ""
     return (
         f"{first}{n_runs} runs of {spec.steps} steps of {spec.batch_size * spec.seq_len:,} tokens: "

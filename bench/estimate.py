@@ -2,16 +2,19 @@
 
 import time
 
+import torch
+
 from bench.harness import doubling
 from bench.problem import Adapted
 
 
-def seconds(problem, spec, n_runs, trains_sae):
-    """Rough seconds for `n_runs` runs and, where it is to be trained first, the SAE.
+def seconds(loaded, n_runs, trains_sae):
+    """Rough seconds for `n_runs` runs on what was loaded and, if need be, the SAE's training.
 
     Operations are counted in clean passes of a training batch: a student pass and its backward
     run the blocks after the site twice and more, a KL multiplies by the unembedding three times.
     """
+    spec, problem = loaded.spec, loaded.problem(torch.nn.ModuleList())
     clean = _seconds_of_clean_pass(problem)
     after = 1 - problem.site_start / problem.n_blocks
     blocks = sum(p.numel() for p in {*problem.bridge.blocks.parameters()})

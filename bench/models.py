@@ -82,9 +82,12 @@ def convert_gguf(gguf, folder):
 def read_config(folder):
     """The model's config.json as a dict."""
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Rejected(f"{folder / 'config.json'}: not a model's config ({error})") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise Rejected(f"{folder / 'config.json'}: not a model's config (no model_type)")
+    return config
 
 
 def n_blocks(config):
@@ -93,6 +96,22 @@ def n_blocks(config):
         if field in config:
             return config[field]
     raise Rejected("the model's config names no number of layers (num_hidden_layers, n_layer)")
+
+
+def check_context(config, seq_len):
+    """Raise `Usage` if a window is longer than the model's context."""
+    for field in ("max_position_embeddings", "n_positions"):
+        if config.get(field, seq_len) < seq_len:
+            raise Usage(f"--seq-len {seq_len}: the model's context is {config[field]} tokens")
+
+
+def check_device(device):
+    """Raise `Unavailable` if this machine has no such device."""
+    import torch
+
+    backends = {"cuda": torch.cuda, "mps": torch.backends.mps}
+    if device in backends and not backends[device].is_available():
+        raise Unavailable(f"--device {device}: not available here; expected cpu")
 
 
 def load_tokenizer(folder):
