@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import cache, evaluate, models, saes, text
+from bench import __version__, cache, evaluate, models, saes, text
 from bench.harness import Harness
 from bench.hooks import HookPoints
 from bench.problem import Adapted, Problem
@@ -88,7 +88,8 @@ def load(spec, folder):
     points = HookPoints(bridge)
     points[spec.site]
     fields = {k: v for k, v in asdict(spec).items() if not k.startswith(("name", "sae", "steps"))}
-    known = [fields, text.fingerprint(parts), models.fingerprint(folder), versions()]
+    inputs = [fields, text.fingerprint(parts), models.fingerprint(folder)]
+    known = [__version__, versions(), inputs]
     return Loaded(spec, bridge, parts, points.widths[spec.site], digest(known)[:16])
 
 
@@ -106,19 +107,19 @@ def _bench_with(loaded, folder, source):
     curve = evaluate.clean_side(problem, loaded.text.curve, curve_file, with_kl=True)
     whole = loaded.text.validation
     validation = evaluate.clean_side(problem, whole, validation_file, with_kl=False)
-    spliced = cache.json_file(
-        Path(f"{stem}-spliced-{sha256[:16]}.json"), lambda: _spliced(problem, curve, validation)
-    )
+    spliced_file = Path(f"{stem}-spliced-{sha256[:16]}.json")
+    known = cache.json_file(spliced_file, lambda: _spliced(problem, curve, validation))
+    spliced = {part: evaluate.Score(**known[part]) for part in known}
     measured = {
         "ce_clean": evaluate.mean(curve.ce_clean),
-        "ce_spliced": evaluate.mean(spliced["curve"]),
+        "ce_spliced": evaluate.mean(spliced["curve"].ce),
         "ce_full_clean": validation.ce_clean,
-        "ce_full_spliced": spliced["validation"],
+        "ce_full_spliced": spliced["validation"].ce,
         "documents": list(dict.fromkeys(validation.documents)),
         "split": loaded.text.split,
         "train_tokens": loaded.text.train.tokens.numel(),
-        "l0_full": spliced["l0"],
-        "fvu_full": spliced["fvu"],
+        "l0_full": evaluate.mean(spliced["validation"].l0),
+        "fvu_full": evaluate.mean(spliced["validation"].fvu),
     }
     trained = saes.cost_of(folder) or {}
     sae = {
@@ -128,19 +129,15 @@ def _bench_with(loaded, folder, source):
         "share": trained.get("share"),
     }
     record = folder.parent.with_suffix(".jsonl") if trained else None
-    harness = Harness(problem, curve, validation, clock(loaded.spec.device))
+    seconds_of = clock(loaded.spec.device)
+    harness = Harness(problem, curve, validation, spliced["validation"], seconds_of)
     return Bench(loaded.spec, harness, sae, trained.get("cost"), record, measured)
 
 
 def _spliced(problem, curve, validation):
-    bare = Adapted(saes=problem.saes)
-    score = evaluate.measure(problem, validation, bare)
-    return {
-        "curve": evaluate.measure(problem, curve, bare).ce,
-        "validation": score.ce,
-        "l0": evaluate.mean(score.l0),
-        "fvu": evaluate.mean(score.fvu),
-    }
+    """The scores of the bare spliced model, as JSON values."""
+    bare, parts = Adapted(saes=problem.saes), {"curve": curve, "validation": validation}
+    return {name: asdict(evaluate.measure(problem, part, bare)) for name, part in parts.items()}
 
 
 def sae_folder(loaded, mse):

@@ -110,10 +110,13 @@ def warm_up(method, problem, config):
 class Harness:
     """Runs methods on one problem and writes a record for each run."""
 
-    def __init__(self, problem, curve, validation, clock):
+    def __init__(self, problem, curve, validation, spliced, clock):
         self.problem, self.curve, self.validation = problem, curve, validation
+        self.spliced = spliced
+        """The `Score` of the bare spliced model on the validation windows."""
         self.clock = clock
         """What seconds depend on: machine, device, threads."""
+        self._warm = set()
 
     def run(self, method, config, header, steps, path):
         """One run -> its record at `path`; what it trained goes to the folder beside it.
@@ -142,7 +145,9 @@ class Harness:
 
     def _run(self, method, config, seed, steps, path, writer):
         problem, meter = self.problem, Meter(self.problem.bridge)
-        warm_up(method, problem, config)
+        if (method, config) not in self._warm:
+            warm_up(method, problem, config)
+            self._warm.add((method, config))
         torch.manual_seed(seed)
         batches = Batches(problem.train, problem.batch_size, steps, seed, meter.fetched)
         evaluations = doubling(steps)
@@ -175,8 +180,10 @@ class Harness:
         return {**row, **several} if len(score.l0) > 1 else row
 
     def _final(self, adapted):
-        with evaluating(adapted):
-            score = measure(self.problem, self.validation, adapted)
+        score = self.spliced
+        if adapted.hooks or adapted.saes is not self.problem.saes:
+            with evaluating(adapted):
+                score = measure(self.problem, self.validation, adapted)
         return {
             "ce_full": score.ce,
             "l0_full": mean(score.l0),
