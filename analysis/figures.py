@@ -74,13 +74,13 @@ def _losses(axes, comparison, axis, styles):
                 axes.plot(costs[-1], at, "x", color=style["color"], ms=8, mew=2, clip_on=False)
         axes.plot(*_median_curve(comparison, runs, axis), **style)
     axes.set_ylim(bottom, top)
-    if not clean_in_view:
-        lowest = bottom + 0.12 * (top - bottom)  # under the break no number is to scale
-        axes.set_yticks([tick for tick in axes.get_yticks() if lowest < tick < top])
+    # Under a break of the axis no number is to scale.
+    lowest = bottom if clean_in_view else bottom + 0.12 * (top - bottom)
+    axes.set_yticks([tick for tick in axes.get_yticks() if lowest < tick < top])
     axes.set_ylabel("CE, nats per scored token")
     _cost_scale(axes, comparison, axis)
     if comparison.gap > 0:
-        _share_axis(axes, comparison)
+        _share_axis(axes, comparison, lowest)
 
 
 def _clean_below_a_break(axes, comparison):
@@ -89,6 +89,7 @@ def _clean_below_a_break(axes, comparison):
     at = {"transform": axes.transAxes, "color": REFERENCE}
     axes.plot([0, 1], [0.035, 0.035], linestyle="--", linewidth=1.2, **at)
     axes.text(0.02, 0.05, text, fontsize=9, **at)
+    axes.text(1.015, 0.035, "100%", va="center", **at)
     for side in (0, 1):
         slashes = {"marker": [(-1, -0.6), (1, 0.6)], "linestyle": "", "clip_on": False}
         axes.plot([side, side], [0.085, 0.11], markersize=9, **slashes, **at)
@@ -135,13 +136,16 @@ def _cost_scale(axes, comparison, axis):
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _share_axis(axes, comparison):
-    """The CE axis again, on the right, as share of the gap closed."""
+def _share_axis(axes, comparison, lowest):
+    """The CE axis again, on the right, as share of the gap closed; no ticks below CE `lowest`."""
     spliced, gap = comparison.ce_spliced, comparison.gap
     both_ways = (lambda ce: 100 * (spliced - ce) / gap, lambda share: spliced - share * gap / 100)
     right = axes.secondary_yaxis("right", functions=both_ways)
     right.set_ylabel("gap closed")
-    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+    highest = axes.get_ylim()[1]
+    ticks = MaxNLocator(7, steps=(1, 2, 5, 10)).tick_values(*map(both_ways[0], (highest, lowest)))
+    ticks = [tick for tick in ticks if lowest <= both_ways[1](tick) <= highest]
+    right.set_yticks(ticks, [f"{tick:g}%" for tick in ticks])
 
 
 def _curve(comparison, run, axis):
