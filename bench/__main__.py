@@ -51,10 +51,10 @@ def boolean(text):
 
 def seeds(text):
     """`0,1,2` -> (0, 1, 2)."""
-    try:
-        return tuple(dict.fromkeys(int(seed) for seed in text.split(",")))
-    except ValueError:
-        raise Usage(f"--seeds '{text}': expected whole numbers such as 0,1,2") from None
+    numbers = text.split(",")
+    if not all(number.strip().isdecimal() for number in numbers):
+        raise Usage(f"--seeds '{text}': expected whole numbers such as 0,1,2")
+    return tuple(dict.fromkeys(map(int, numbers)))
 
 
 def compare(arguments):

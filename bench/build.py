@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench import __version__, cache, evaluate, models, saes, text
+from bench.errors import Rejected
 from bench.harness import Harness
 from bench.hooks import HookPoints
 from bench.problem import Adapted, Problem
@@ -85,12 +86,21 @@ def load(spec, folder):
     say(f"loading {spec.model} and the text '{spec.text}'")
     bridge = models.load(folder, spec.device, spec.dtype)
     parts = text.load(spec, models.load_tokenizer(folder))
+    check_vocabulary(parts, bridge)
     points = HookPoints(bridge)
     points[spec.site]
     fields = {k: v for k, v in asdict(spec).items() if not k.startswith(("name", "sae", "steps"))}
     inputs = [fields, text.fingerprint(parts), models.fingerprint(folder)]
     known = [__version__, versions(), inputs]
     return Loaded(spec, bridge, parts, points.widths[spec.site], digest(known)[:16])
+
+
+def check_vocabulary(parts, bridge):
+    """Raise `Rejected` if the tokenizer has ids that the model has no embedding for."""
+    largest = max(int(part.tokens.max()) for part in (parts.train, parts.curve, parts.validation))
+    rows = len(bridge.unembed.weight)
+    if largest >= rows:
+        raise Rejected(f"the tokenizer does not fit the model: token id {largest}, {rows} rows")
 
 
 def bench(loaded, mse):

@@ -111,12 +111,12 @@ def teacher_of(clean, head):
     """`Teacher` of final hidden states [tokens, d_model]."""
     if head.softcap is not None:
         return Teacher(clean, clean.new_empty(0))
-    states, constants = torch.empty_like(clean), []
+    states, constants = torch.empty_like(clean, dtype=torch.float32), []
     for rows in head.chunks(len(clean)):
         logits = head.logits(clean[rows])
         p = torch.softmax(logits, -1)
-        states[rows] = p @ head.weight
-        bias = 0 if head.bias is None else p @ head.bias
+        states[rows] = p @ head.weight.float()
+        bias = 0 if head.bias is None else p @ head.bias.float()
         constants.append(torch.linalg.vecdot(p, torch.log_softmax(logits, -1)) - bias)
     return Teacher(states, torch.cat(constants))
 

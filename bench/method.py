@@ -48,9 +48,13 @@ def check_names(labels, sets):
     for item in sets:
         if not all(item.partition("=")[0].partition(".")) or "=" not in item:
             raise Usage(f"--set '{item}': expected METHOD.FIELD=VALUE")
-    for name in [label.partition(":")[0] for label in labels] + [s.partition(".")[0] for s in sets]:
+    run = [label.partition(":")[0] for label in labels]
+    for name in run + [item.partition(".")[0] for item in sets]:
         if name not in names():
             raise unknown("method", name, names())
+    for item in sets:
+        if item.partition(".")[0] not in run:
+            raise Usage(f"--set '{item}': its method is not run; --methods has {', '.join(run)}")
 
 
 def entry(label, sets=()):

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench import cache
@@ -118,7 +119,8 @@ def load_tokenizer(folder):
     """The tokenizer beside the model."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with _as_rejected(folder, "tokenizer"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def load(folder, device="cpu", dtype="float32"):
@@ -130,10 +132,21 @@ def load(folder, device="cpu", dtype="float32"):
     import torch
     from transformers import AutoModelForCausalLM
 
-    hf_model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation="eager", local_files_only=True
-    )
-    return bridge(hf_model.to(device), load_tokenizer(folder), device=device)
+    tokenizer = load_tokenizer(folder)
+    settings = {"dtype": getattr(torch, dtype), "attn_implementation": "eager"}
+    with _as_rejected(folder, "model"):
+        hf_model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **settings)
+        return bridge(hf_model.to(device), tokenizer, device=device)
+
+
+@contextmanager
+def _as_rejected(folder, what):
+    """Whatever the libraries raise on a folder that does not fit, as one line of `Rejected`."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise Rejected(f"{folder}: its {what} cannot be loaded ({reason})") from None
 
 
 def bridge(hf_model, tokenizer, device="cpu"):

@@ -1,6 +1,7 @@
 """The command line: bad input in one line and an exit code; a whole comparison on a tiny model."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -132,7 +133,7 @@ def test_an_sae_of_ones_own(bench, folder, tmp_path):
     assert code == 3 and "d_in 40, the model's site has width 32" in err
 
 
-def test_inputs_that_do_not_fit(bench, tmp_path):
+def test_inputs_that_do_not_fit(bench, folder, tmp_path):
     (tmp_path / "short.txt").write_text("too short")
     code, _, err = bench("--out", tmp_path / "a", text=tmp_path / "short.txt")
     assert code == 3 and "one batch needs 24" in err
@@ -142,6 +143,15 @@ def test_inputs_that_do_not_fit(bench, tmp_path):
     assert code == 2 and "did you mean 'blocks.1.hook_resid_post'" in err
     code, _, err = bench("--out", tmp_path / "a", "--set", "lora.layers=7")
     assert code == 2 and "layer 7: the model has layers 0 to 3" in err
+    shutil.copytree(folder / "model", tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    code, _, err = bench("--out", tmp_path / "a", model=tmp_path / "model")
+    assert code == 3 and "its model cannot be loaded" in err and err.count("\n") == 1
+    (tmp_path / "model" / "config.json").write_text("{")
+    code, _, err = bench("--out", tmp_path / "a", model=tmp_path / "model")
+    assert code == 3 and "not a model's config" in err
+    code, _, err = bench("--out", tmp_path / "a", seq_len=99999)
+    assert code == 2 and "the model's context is" in err
     (tmp_path / "file").write_text("")
     code, _, err = bench("--out", tmp_path / "file" / "a")
     assert code == 4 and "cannot write --out" in err and "Not a directory" in err
@@ -164,6 +174,8 @@ WRONG = [  # arguments, what the one line must say, whether torch may be importe
     (["--set", "lora.lr=nan"], "lr and clip must be above 0, got nan", True),
     (["--set", "lora.targets=qq"], "unknown target of lora 'qq': did you mean 'q'?", True),
     (["--set", "e2e.loss=kl+mes"], "unknown e2e.loss 'kl+mes': did you mean 'kl+mse'?", True),
+    (["--methods", "e2e", "--set", "lora.rank=4"], "its method is not run", False),
+    (["--seeds=-1"], "--seeds '-1': expected whole numbers", False),
     (["--set", "lora"], "expected METHOD.FIELD=VALUE", False),
 ]
 
