@@ -88,7 +88,7 @@ def measure(problem, held_out, adapted):
         if start == problem.site_start:
             entry = held_out.entry[part]
         else:
-            entry = problem.sites(tokens, start).entry
+            entry = problem.entry(tokens, start)
         clean = Clean(tokens, start, entry, sites=[], reached=())
         rows, _ = predictions(problem, tokens)
         finals.append(flat(problem.final(clean, adapted, reconstruct=gauges))[rows])

@@ -132,6 +132,16 @@ class Problem:
         return Clean(tokens, start, entry, sites, reached=(end, residual))
 
     @torch.no_grad()
+    def entry(self, tokens, start):
+        """The clean residual at the input of block `start`, and nothing more."""
+        arguments = self._arguments(tokens)
+        self.points.assert_none_attached()
+        residual = self.bridge(tokens, stop_at_layer=0)
+        for index in range(start):
+            residual = self._block(index, residual, arguments)
+        return residual
+
+    @torch.no_grad()
     def finish(self, clean):
         """Run what is left of a clean pass; fills `clean.final` and returns `clean`."""
         if clean.final is None:

@@ -7,6 +7,7 @@ of other documents, is read for the clean and spliced model and at the end of a 
 import hashlib
 import importlib.util
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,16 +60,18 @@ def _files(text):
 
 def documents(text):
     """The documents of a text: a list of (name, string), without copies of the same string."""
-    found = {}
-    for file in _files(text):
+    found, files = {}, _files(text)
+    top = files[0].parent if len(files) == 1 else Path(os.path.commonpath(files))
+    for file in files:
+        document = str(file.relative_to(top).with_suffix(""))
         try:
             content = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise Rejected(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from None
         if file.suffix == ".jsonl":
-            entries = [(f"{file.stem}:{n}", s) for n, s in _json_lines(file, content)]
+            entries = [(f"{document}:{n}", s) for n, s in _json_lines(file, content)]
         else:
-            entries = [(file.stem, content)]
+            entries = [(document, content)]
         for name, string in entries:
             found.setdefault(hashlib.sha256(string.encode()).hexdigest(), (name, string))
     return [found[key] for key in sorted(found)]
