@@ -96,8 +96,10 @@ def clock(run):
     return tuple(run.header.get(field) for field in ("machine", "device", "threads"))
 
 
-def load(folder):
-    """All records directly in `folder` -> list of `Comparison`, in the order they were started.
+def load(folder, names=None):
+    """The records directly in `folder` -> list of `Comparison`, in the order they were started.
+
+    `names`, where given, are the only records that are read.
 
     Records of the training of an SAE that other runs here start from are not rivals of these
     runs: they are left out, unless a problem from a fresh SAE was compared here as well.
@@ -106,7 +108,7 @@ def load(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise Usage(f"no folder '{folder}': expected one that holds records (*.jsonl)")
-    runs = _read(folder)
+    runs = _read(folder, names)
     if not runs:
         raise Rejected(f"{folder}: no records (*.jsonl) here")
     named = {run.header["sae"].get("run") for run in runs}
@@ -115,9 +117,9 @@ def load(folder):
     return [_comparison(problem) for problem in rivals or problems]
 
 
-def _read(folder):
+def _read(folder, names):
     try:
-        runs = read_folder(folder)
+        runs = read_folder(folder, names)
     except (AttributeError, TypeError, ValueError, OSError) as error:
         raise Rejected(f"{folder}: a file here is not a record ({error})") from None
     for run in runs:

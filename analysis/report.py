@@ -8,14 +8,15 @@ from analysis.load import load
 from analysis.tables import table
 
 
-def report(folder, out=None):
+def report(folder, out=None, names=None):
     """Tables and figures of the records directly in `folder` -> (text, paths written).
 
     Writes `table.txt` and, for each problem that the records are about, `curves.png` and
     `curves.pdf` (`curves-2.png` and so on for a second) into `out`, by default the folder
-    itself. Raises `Usage` when the folder is missing, `Rejected` when it holds no sound record.
+    itself; `names`, where given, are the only records that are read. Raises `Usage` when the
+    folder is missing, `Rejected` when it holds no sound record.
     """
-    comparisons = load(folder)
+    comparisons = load(folder, names)
     out = Path(out or folder)
     out.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import sys
 from typing import get_type_hints
 
@@ -35,7 +36,7 @@ def parser():
     types = get_type_hints(Spec)
     for field in dataclasses.fields(Spec):
         if field.name != "name":
-            kind = boolean if types[field.name] is bool else types[field.name]
+            kind = {bool: boolean, float: finite}.get(types[field.name], types[field.name])
             fields.add_argument(flag(field.name), type=kind, default=None, dest=field.name)
     commands.add_parser("specs", help="the named specs, one line each")
     commands.add_parser("methods", help="the methods, one line each")
@@ -49,10 +50,17 @@ def boolean(text):
     return text.lower() == "true"
 
 
+def finite(text):
+    """A number that is neither infinite nor NaN."""
+    if not math.isfinite(float(text)):
+        raise ValueError
+    return float(text)
+
+
 def seeds(text):
     """`0,1,2` -> (0, 1, 2)."""
     numbers = text.split(",")
-    if not all(number.strip().isdecimal() for number in numbers):
+    if not all(number.strip().isdecimal() and len(number) < 10 for number in numbers):
         raise Usage(f"--seeds '{text}': expected whole numbers such as 0,1,2")
     return tuple(dict.fromkeys(map(int, numbers)))
 

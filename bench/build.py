@@ -4,14 +4,14 @@ import dataclasses
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import __version__, cache, evaluate, models, saes, text
-from bench.errors import Rejected
+from bench import cache, evaluate, models, saes, text
+from bench.errors import Rejected, RunFailed, Usage
 from bench.harness import Harness
 from bench.hooks import HookPoints
 from bench.problem import Adapted, Problem
 from bench.progress import say
 from bench.provenance import clock, provenance, versions
-from bench.record import SCHEMA, digest, run_name
+from bench.record import SCHEMA, digest, read, run_name
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Loaded:
             self.bridge,
             saes,
             [spec.site],
-            self.text.train.tokens.to(spec.device),
+            self.text.train.tokens,
             spliced=spec.spliced,
             scored=spec.scored,
             batch_size=spec.batch_size,
@@ -87,12 +87,19 @@ def load(spec, folder):
     bridge = models.load(folder, spec.device, spec.dtype)
     parts = text.load(spec, models.load_tokenizer(folder))
     check_vocabulary(parts, bridge)
+    parts = text.moved(parts, spec.device)
     points = HookPoints(bridge)
-    points[spec.site]
+    points[spec.site]  # raises where there is no such hook point
     fields = {k: v for k, v in asdict(spec).items() if not k.startswith(("name", "sae", "steps"))}
     inputs = [fields, text.fingerprint(parts), models.fingerprint(folder)]
-    known = [__version__, versions(), inputs]
+    known = [versions(), code(), inputs]
     return Loaded(spec, bridge, parts, points.widths[spec.site], digest(known)[:16])
+
+
+def code():
+    """Hash of the files that decide a cached number, so that none outlives a change of them."""
+    files = ("evaluate", "harness", "hooks", "losses", "models", "problem", "saes", "seen", "text")
+    return digest([(Path(__file__).parent / f"{name}.py").read_text() for name in files])
 
 
 def check_vocabulary(parts, bridge):
@@ -131,7 +138,7 @@ def _bench_with(loaded, folder, source):
         "l0_full": evaluate.mean(spliced["validation"].l0),
         "fvu_full": evaluate.mean(spliced["validation"].fvu),
     }
-    trained = saes.cost_of(folder) or {}
+    trained, fresh = saes.cost_of(folder) or {}, source == "fresh"
     sae = {
         "source": source,
         "sha256": sha256,
@@ -140,8 +147,11 @@ def _bench_with(loaded, folder, source):
     }
     record = folder.parent.with_suffix(".jsonl") if trained else None
     seconds_of = clock(loaded.spec.device)
-    harness = Harness(problem, curve, validation, spliced["validation"], seconds_of)
-    return Bench(loaded.spec, harness, sae, trained.get("cost"), record, measured)
+    cost = trained.get("cost")
+    harness = Harness(
+        problem, curve, validation, spliced["validation"], seconds_of, {} if fresh else cost
+    )
+    return Bench(loaded.spec, harness, sae, cost, record, measured)
 
 
 def _spliced(problem, curve, validation):
@@ -167,6 +177,10 @@ def sae_folder(loaded, mse):
 
 def fresh_folder(loaded):
     """The folder of the spec's random SAE, made on first use."""
+    spec = loaded.spec
+    if spec.sae_k > spec.sae_width * loaded.d_in:
+        latents = f"{spec.sae_width} x {loaded.d_in} latents"
+        raise Usage(f"--sae-k {spec.sae_k}: the SAE has only {latents}")
     folder = cache.root() / "saes" / f"fresh-{digest([loaded.key, loaded.recipe])[:16]}"
     if not folder.exists():
         with cache.new_folder(folder) as temporary:
@@ -194,4 +208,5 @@ def _train(loaded, mse, folder):
     path = folder / f"{fresh_bench.name(mse, spec.sae_seed)}.jsonl"
     end = fresh_bench.harness.run(mse.module, mse.config, header, spec.steps, path)
     if end != "finished":
-        raise RuntimeError(f"the training of the SAE ended as '{end}'")
+        reason = read(path).end.get("reason", "no reason given")
+        raise RunFailed(f"the training of the SAE ended as '{end}' ({reason})")

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from bench import method, models, saes, text
-from bench.errors import RunFailed, Unavailable, Usage
+from bench.errors import Rejected, RunFailed, Unavailable, Usage
 from bench.progress import say
 from bench.provenance import versions
 from bench.record import read
@@ -18,9 +18,9 @@ def compare(spec, labels, sets=(), seeds=(0,), out="runs", fresh=False):
     `RunFailed` when a run diverged or raised: the other runs are there all the same.
     """
     out = Path(out)
+    method.check_names(labels, sets)
     if "none" not in labels:
         labels = ["none", *labels]
-    method.check_names(labels, sets)
     for check, source in ((models, spec.model), (saes, spec.sae), (text, spec.text)):
         check.check_source(source)
     check_writable(out)
@@ -35,18 +35,21 @@ def compare(spec, labels, sets=(), seeds=(0,), out="runs", fresh=False):
     models.check_context(config, spec.seq_len)
     for entry in entries:
         method.check_fits(entry, [spec.site], n_blocks)
-    failed = run_all(spec, folder, entries, mse, seeds, out, fresh)
-    report(out)
+    names, failed = run_all(spec, folder, entries, mse, seeds, out, fresh)
+    report(out, names)
     if failed:
         raise RunFailed(f"{len(failed)} of the runs did not finish: {', '.join(failed)}")
 
 
 def run_all(spec, folder, entries, mse, seeds, out, fresh):
-    """Every (seed, method) in turn; returns what failed, as `name (status)`."""
+    """Every (seed, method) in turn -> (names of the runs, what failed as `name (status)`)."""
     from bench import build
 
     loaded = build.load(spec, folder)
-    say(expectation(loaded, mse, len(seeds) * (len(entries) - 1)))
+    n_most = len(seeds) * (len(entries) - 1)
+    trains_sae = spec.sae == "own" and not build.own_folder(loaded, mse).exists()
+    if trains_sae:
+        say(expectation(loaded, n_most, trains_sae))
     bench = build.bench(loaded, mse)
     keep_sae_record(bench, out)
     say(describe(bench))
@@ -57,6 +60,8 @@ def run_all(spec, folder, entries, mse, seeds, out, fresh):
         if entry.name != "none" or seed == seeds[0]  # nothing in it depends on a seed
     }
     todo = {name: run for name, run in runs.items() if fresh or not done(out, name, run[0])}
+    if todo and not trains_sae:
+        say(expectation(loaded, len(todo), trains_sae))
     failed = []
     for number, (name, (entry, seed)) in enumerate(todo.items(), start=1):
         path = out / f"{name}.jsonl"
@@ -70,19 +75,19 @@ def run_all(spec, folder, entries, mse, seeds, out, fresh):
             failed.append(f"{name} ({status})")
     if len(todo) < len(runs):
         say(f"{len(runs) - len(todo)} of {len(runs)} runs were already done (--fresh runs again)")
-    return failed
+    return set(runs), failed
 
 
-def expectation(loaded, mse, n_runs):
+def expectation(loaded, n_runs, trains_sae):
     """What is about to be run and how long that takes here, roughly."""
-    from bench import build, estimate
+    from bench import estimate
 
     spec = loaded.spec
-    trains_sae = spec.sae == "own" and not build.own_folder(loaded, mse).exists()
     took = estimate.seconds(loaded, n_runs, trains_sae)
-    first = "the SAE's training and " if trains_sae else ""
+    first = "the SAE's training, then " if trains_sae else ""
+    tokens = spec.batch_size * spec.seq_len
     return (
-        f"{first}{n_runs} runs of {spec.steps} steps of {spec.batch_size * spec.seq_len:,} tokens: "
+        f"{first}up to {n_runs} runs of {spec.steps} steps of {tokens:,} tokens: "
         f"{estimate.in_words(took)}"
     )
 
@@ -106,7 +111,11 @@ def done(out, name, entry):
     path = out / f"{name}.jsonl"
     if not path.exists():
         return False
-    run = read(path)
+    try:
+        run = read(path)
+    except Rejected as error:
+        say(f"{error}; it is set aside")
+        return False
     if run.status != "finished":
         return False
     changed = []
@@ -134,8 +143,9 @@ def set_aside(path):
 
 def keep_sae_record(bench, out):
     """Copy the record of the SAE's training beside the runs that use it."""
-    if bench.sae_record and bench.sae_record.exists():
-        shutil.copyfile(bench.sae_record, out / bench.sae_record.name)
+    source, target = bench.sae_record, out / bench.sae_record.name if bench.sae_record else None
+    if source and source.exists() and not (target.exists() and target.samefile(source)):
+        shutil.copyfile(source, target)
 
 
 def check_writable(out):
@@ -149,11 +159,11 @@ def check_writable(out):
         raise Unavailable(f"cannot write --out {out}: {error.strerror or error}") from None
 
 
-def report(out):
-    """Draw the figure of the records in `out` and print the table."""
+def report(out, names):
+    """Draw the figure of these records in `out` and print the table."""
     from analysis.report import report as analyse
 
-    table, paths = analyse(out)
+    table, paths = analyse(out, names=names)
     say(f"\n{table}\n")
     say("written: " + ", ".join(map(str, paths)))
 

@@ -34,14 +34,17 @@ def drive(method, problem, batches, config, meter, stops, resume=None, bar=None)
     generator = method.train(problem, batches, config)
     step, adapted, shown = -1, None, -1
     for stop in stops:
-        with meter.running():
-            while step < stop and (following := next(generator, None)) is not None:
-                step, adapted = step + 1, following
-                if resume and step == 0:
-                    step = restore(resume, adapted, batches)
-                check_finite(problem.last_loss, step)
-                if bar is not None:
-                    show(bar, step, problem.last_loss)
+        while step < stop:
+            with meter.running():
+                following = next(generator, None)
+            if following is None:
+                break
+            step, adapted = step + 1, following
+            if resume and step == 0:
+                step = restore(resume, adapted, batches)
+            check_finite(problem.last_loss, step)
+            if bar is not None:
+                show(bar, step, problem.last_loss)
         if step > shown:
             yield step, adapted
             shown = step
@@ -110,12 +113,15 @@ def warm_up(method, problem, config):
 class Harness:
     """Runs methods on one problem and writes a record for each run."""
 
-    def __init__(self, problem, curve, validation, spliced, clock):
+    def __init__(self, problem, curve, validation, spliced, clock, sae_cost):
         self.problem, self.curve, self.validation = problem, curve, validation
         self.spliced = spliced
         """The `Score` of the bare spliced model on the validation windows."""
         self.clock = clock
         """What seconds depend on: machine, device, threads."""
+        self.sae_cost = sae_cost
+        """What the SAEs have cost so far: {} for fresh ones, None where it is not known."""
+        self._lent = _copied(problem.saes.state_dict())
         self._warm = set()
 
     def run(self, method, config, header, steps, path):
@@ -125,29 +131,39 @@ class Harness:
         an interrupt ends the record and is raised again.
         """
         writer = Writer(path)
+        writer.write(header)
+        status = {"end": "interrupted"}
         try:
-            writer.write(header)
             status = self._run(method, config, header["seed"], steps, path, writer)
         except Diverged as error:
             status = {"end": "diverged", "reason": str(error)}
-        except KeyboardInterrupt:
-            status = {"end": "interrupted"}
-            raise
         except Exception as error:
             status = {"end": "error", "reason": f"{type(error).__name__}: {error}"}
             folder = path.with_suffix("")
             folder.mkdir(exist_ok=True)
             (folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
         finally:
+            if self._take_back():
+                status = {"end": "error", "reason": "the method changed the SAEs that it was lent"}
+
             writer.write(status)
             writer.close()
         return status["end"]
 
+    def _take_back(self):
+        """Put the lent SAEs right again; whether that was needed."""
+        now = self.problem.saes.state_dict()
+        changed = any(not torch.equal(now[name], self._lent[name]) for name in now)
+        if changed:
+            self.problem.saes.load_state_dict(self._lent)
+        self.problem.saes.requires_grad_(False)
+        return changed
+
     def _run(self, method, config, seed, steps, path, writer):
         problem, meter = self.problem, Meter(self.problem.bridge)
-        if (method, config) not in self._warm:
+        if (method.__name__, repr(config)) not in self._warm:
             warm_up(method, problem, config)
-            self._warm.add((method, config))
+            self._warm.add((method.__name__, repr(config)))
         torch.manual_seed(seed)
         batches = Batches(problem.train, problem.batch_size, steps, seed, meter.fetched)
         evaluations = doubling(steps)
@@ -155,7 +171,7 @@ class Harness:
         stops = sorted({*evaluations, *keeps})
         with meter.watching(), progress.bar(total=steps, desc=path.stem, unit="step") as bar:
             for step, adapted in drive(method, problem, batches, config, meter, stops, bar=bar):
-                if step in evaluations:
+                if step in evaluations or step not in stops:  # the last of a method that ends early
                     row = self._row(step, adapted, meter)
                     writer.write(row)
                     if not math.isfinite(row["ce"]):
@@ -197,7 +213,10 @@ class Harness:
             return
         for index, sae in enumerate(adapted.saes):
             name = f"sae-{round(100 * share):03d}" + (f"-{index}" if len(adapted.saes) > 1 else "")
-            cost = {**meter.reading(), **self.clock}
+            cost = self.sae_cost
+            if cost is not None:
+                spent = {k: v + cost.get(k, 0) for k, v in meter.reading().items()}
+                cost = {**spent, **self.clock}
             folder = path.with_suffix("") / name
             saes.save(sae, folder, share=round(share, 4), run=path.stem, cost=cost)
 

@@ -104,6 +104,12 @@ def start_block(name, n_blocks):
     return n_blocks if name.startswith(("ln_final.", "unembed.")) else 0
 
 
+def block_after(name):
+    """The first block that runs after the point `blocks.L.POINT` as a whole."""
+    block, point = re.fullmatch(r"blocks\.(\d+)\.(.+)", name).groups()
+    return int(block) + (point not in ("hook_in", "hook_resid_pre"))
+
+
 def end_block(name, n_blocks):
     """How many blocks have to run before `name` has fired."""
     match = re.match(r"blocks\.(\d+)\.", name)

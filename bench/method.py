@@ -7,6 +7,7 @@ fields set for this one entry; `--set lora.rank=64` sets a field for every entry
 import ast
 import dataclasses
 import importlib.util
+import math
 import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ def names():
 
 def check_names(labels, sets):
     """Raise `Usage` for a method that is not there, without importing any."""
+    if not labels:
+        raise Usage(f"--methods is empty: expected some of {', '.join(names())}")
     for item in sets:
         if not all(item.partition("=")[0].partition(".")) or "=" not in item:
             raise Usage(f"--set '{item}': expected METHOD.FIELD=VALUE")
@@ -61,9 +64,12 @@ def entry(label, sets=()):
     """`lora:rank=64` and the `--set` items -> `Entry`; `Usage` for a wrong field or value."""
     name, *settings = label.split(":")
     items = [s.removeprefix(f"{name}.") for s in sets if s.startswith(f"{name}.")] + settings
-    module = importlib.import_module(f"methods.{name}")
+    try:
+        module = importlib.import_module(f"methods.{name}")
+        types = get_type_hints(module.Config)
+    except (ImportError, AttributeError, SyntaxError, NameError) as error:
+        raise Usage(f"methods/{name}.py does not load: {type(error).__name__}: {error}") from None
     source = Path(module.__file__).read_text(encoding="utf-8")
-    types = get_type_hints(module.Config)
     values = {}
     for item in items:
         field, equals, text = item.partition("=")
@@ -92,11 +98,14 @@ def parse(text, kind, what):
         if text.lower() not in ("true", "false"):
             raise unknown(what, text, ("true", "false"))
         return text.lower() == "true"
+    expected = {int: "a whole number", float: "a finite number"}.get(kind, str(kind))
     try:
-        return kind(text)
-    except ValueError:
-        expected = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
+        value = kind(text)
+    except (ValueError, TypeError):
         raise Usage(f"{what}: '{text}' is not {expected}") from None
+    if kind is float and not math.isfinite(value):
+        raise Usage(f"{what}: '{text}' is not {expected}")
+    return value
 
 
 def check_fits(entry, site_names, n_blocks):

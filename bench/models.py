@@ -24,7 +24,7 @@ def locate(model):
     if not model.startswith("package:"):
         return _local_folder(model)
     gguf = packaged_file(model)
-    folder = cache.root() / "models" / gguf.stem
+    folder = cache.root() / "models" / f"{gguf.stem}-{gguf.stat().st_size}"
     if not folder.exists():
         with cache.new_folder(folder) as temporary:
             convert_gguf(gguf, temporary)
@@ -94,7 +94,7 @@ def read_config(folder):
 def n_blocks(config):
     """How many blocks the model of this config has."""
     for field in ("num_hidden_layers", "n_layer"):
-        if field in config:
+        if isinstance(config.get(field), int):
             return config[field]
     raise Rejected("the model's config names no number of layers (num_hidden_layers, n_layer)")
 
@@ -102,7 +102,7 @@ def n_blocks(config):
 def check_context(config, seq_len):
     """Raise `Usage` if a window is longer than the model's context."""
     for field in ("max_position_embeddings", "n_positions"):
-        if config.get(field, seq_len) < seq_len:
+        if isinstance(config.get(field), int) and config[field] < seq_len:
             raise Usage(f"--seq-len {seq_len}: the model's context is {config[field]} tokens")
 
 
@@ -144,7 +144,7 @@ def _as_rejected(folder, what):
     """Whatever the libraries raise on a folder that does not fit, as one line of `Rejected`."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # of any kind: it is their input that is refused
         reason = str(error).strip().partition("\n")[0]
         raise Rejected(f"{folder}: its {what} cannot be loaded ({reason})") from None
 
@@ -168,7 +168,8 @@ def bridge(hf_model, tokenizer, device="cpu"):
 def fingerprint(folder):
     """sha256 of the model's config and weights."""
     found = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    for path in sorted([folder / "config.json", *weights]):
         with path.open("rb") as file:
             found.update(hashlib.file_digest(file, "sha256").digest())
     return found.hexdigest()

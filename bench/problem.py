@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 
+from bench.errors import Rejected
 from bench.hooks import HookPoints, end_block, start_block
 from bench.losses import Head
 from bench.seen import Seen, flat, kl_to_clean, reconstruction
@@ -51,7 +52,13 @@ class Clean:
 
 
 def copy_of(saes):
-    """An own, trainable copy of the SAEs: a method never trains what it was lent."""
+    """An own, trainable copy of the SAEs: a method never trains what it was lent.
+
+    Raises `Rejected` for SAEs with a threshold: in their inference form it gets no gradient.
+    """
+    for sae in saes:
+        if hasattr(sae, "threshold"):
+            raise Rejected(f"the threshold of a {sae.cfg.architecture()} SAE cannot be trained yet")
     return deepcopy(saes).requires_grad_(True)
 
 

@@ -17,10 +17,11 @@ PACKAGES = ("torch", "transformers", "transformer-lens", "sae-lens")
 
 def provenance(device):
     """The header's fields on code, machine and moment."""
+    changes = _git("status", "--porcelain", "--", *CODE)
     return {
         "weights": "pretrained",
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--", *CODE)),
+        "dirty": None if changes is None else bool(changes),
         **clock(device),
         "load": os.getloadavg()[0],
         "versions": versions(),
@@ -65,5 +66,8 @@ def _git(*arguments):
     folder = Path(__file__).parent.parent
     if not (folder / ".git").exists():
         return None
-    done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True)
+    try:
+        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True)
+    except OSError:
+        return None
     return done.stdout.strip() if done.returncode == 0 else None

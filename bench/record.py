@@ -85,6 +85,8 @@ def _finite_or_null(value):
         return value if math.isfinite(value) else None
     if isinstance(value, list):
         return [_finite_or_null(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _finite_or_null(item) for key, item in value.items()}
     return value
 
 
@@ -118,9 +120,10 @@ def read(path):
     return run
 
 
-def read_folder(folder):
-    """All records that lie directly in `folder`, in the order they were started."""
-    runs = [read(path) for path in sorted(Path(folder).glob("*.jsonl"))]
+def read_folder(folder, names=None):
+    """The records that lie directly in `folder` (those of these names), as they were started."""
+    paths = sorted(Path(folder).glob("*.jsonl"))
+    runs = [read(path) for path in paths if names is None or path.stem in names]
     return sorted(runs, key=lambda run: (run.header.get("started", ""), run.name))
 
 

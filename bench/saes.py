@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from bench.errors import Rejected, Usage
+from bench.record import digest
 
 WEIGHTS = "sae_weights.safetensors"
 COST = "cost.json"
@@ -58,10 +59,7 @@ def load(folder, d_in, device="cpu"):
     import torch
     from sae_lens import SAE
 
-    try:
-        width = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))["d_in"]
-    except (OSError, ValueError, KeyError) as error:
-        raise Rejected(f"{folder / 'cfg.json'}: not a SAELens config ({error!r})") from None
+    width = read_config(folder)["d_in"]
     if width != d_in:
         raise Rejected(f"SAE {folder.name}: d_in {width}, the model's site has width {d_in}")
     try:
@@ -76,18 +74,33 @@ def load(folder, d_in, device="cpu"):
 def cost_of(folder):
     """What the SAE's training had cost when it was saved, or None where nothing says so."""
     path = folder / COST
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise Rejected(f"{path}: not JSON ({error})") from None
 
 
 def sha256(folder):
-    """The hash of the SAE's weights and config: what makes it the same SAE."""
-    found = hashlib.sha256()
-    for name in (WEIGHTS, "cfg.json"):
-        path = folder / name
-        if not path.is_file():
-            raise Rejected(f"SAE {folder}: no {name}")
-        found.update(path.read_bytes())
-    return found.hexdigest()
+    """The hash of the SAE's weights and config: what makes it the same SAE.
+
+    The config counts by content: SAELens writes its keys in an order of the moment. Where the
+    SAE was when it was saved does not count.
+    """
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise Rejected(f"SAE {folder}: no {WEIGHTS}")
+    config = {k: v for k, v in read_config(folder).items() if k != "device"}
+    return hashlib.sha256(weights.read_bytes() + digest(config).encode()).hexdigest()
+
+
+def read_config(folder):
+    """The SAE's cfg.json; `Rejected` where it is none of SAELens'."""
+    try:
+        config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+        int(config["d_in"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Rejected(f"{folder / 'cfg.json'}: not a SAELens config ({error!r})") from None
+    return config
 
 
 def to_training(sae):

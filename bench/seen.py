@@ -47,7 +47,7 @@ class Seen:
     def final(self):
         """The adapted model's final hidden state at the scored positions: [tokens, d_model]."""
         known = None
-        if self._first_site_sees_clean() and "reconstructions" in vars(self):
+        if self._the_site_sees_clean() and "reconstructions" in vars(self):
             known = [lambda _: self.reconstructions[0]]
         return self._scored(self.problem.final(self._clean, self.adapted, reconstruct=known))
 
@@ -56,9 +56,9 @@ class Seen:
         """KL(clean || adapted) in nats per scored token."""
         return kl(self.clean_final, self.final, self.problem.head).mean()
 
-    def _first_site_sees_clean(self):
-        """One SAE, nothing adapted before it: its input in the student pass is the clean one."""
-        return len(self.adapted.saes) == 1 and self._clean.start == self.problem.site_start
+    def _the_site_sees_clean(self):
+        """One SAE and no adapters: its input in the student pass is the clean one."""
+        return len(self.adapted.saes) == 1 and not self.adapted.hooks
 
     def _scored(self, hidden):
         return flat(hidden)[self.problem.rows(self.tokens, self.problem.scored)]

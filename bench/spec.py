@@ -71,8 +71,11 @@ class Spec:
                 raise unknown(flag(name), getattr(self, name), choices)
         if self.seq_len < 3:
             raise Usage(f"--seq-len must be at least 3, got {self.seq_len}")
-        if not re.fullmatch(r"blocks\.\d+\.[\w.]+", self.site):
+        block, _, point = self.site.rpartition(".")
+        if not re.fullmatch(r"blocks\.\d+", block):
             raise Usage(f"--site '{self.site}': expected a hook point such as {Spec.site}")
+        if point not in POINTS:
+            raise unknown("--site", self.site, [f"{block}.{name}" for name in POINTS])
 
     @property
     def block(self):
@@ -80,11 +83,15 @@ class Spec:
         return int(self.site.split(".")[1])
 
 
+RESIDUAL = ("hook_resid_pre", "hook_resid_post", "hook_in", "hook_out")
+POINTS = (*RESIDUAL, "hook_mlp_out", "hook_attn_out")
+"""Where an SAE can be spliced in: what these points carry is all that goes on from there."""
+
 CHOICES = {
     "spliced": ("not-first", "all"),
     "scored": ("not-first", "all"),
     "dtype": ("float32", "bfloat16"),
-    "device": ("cpu", "cuda", "mps"),
+    "device": ("cpu", "cuda"),
 }
 SPECS = {spec.name: spec for spec in (Spec(),)}
 """The named specs."""

@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench import cache
@@ -78,9 +78,9 @@ def documents(text):
 
 
 def _json_lines(file, content):
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(content.removesuffix("\n").split("\n"), start=1):
         try:
-            yield number, json.loads(line)["text"]
+            yield number, "" + json.loads(line)["text"]
         except (ValueError, KeyError, TypeError):
             raise Rejected(f"{file}:{number}: not a JSON line with a 'text' field") from None
 
@@ -122,15 +122,26 @@ def _held_out(cut, most, wanted, tokens, spec):
 
 def _last_tenth(cut, spec):
     """Too few documents to split by: the text's last tenth is held out, every window a document."""
-    tokens = _joined(cut).tokens if cut else []
+    import torch
+
+    none = torch.empty(0, spec.seq_len, dtype=torch.long)
+    tokens = torch.cat([none, *(windows for _, windows in cut)])
     names = [f"window {number}" for number in range(len(tokens))]
     n_held = max(2, len(tokens) // 10)
     a = max(0, len(tokens) - n_held)
-    b = a + max(1, n_held // 8)
+    b = min(len(tokens), a + max(1, n_held // 8))
+    wanted = (len(tokens), spec.curve_tokens // spec.seq_len, spec.val_tokens // spec.seq_len)
     train, curve, validation = (
-        Windows(tokens[part], names[part]) for part in (slice(a), slice(a, b), slice(b, None))
+        Windows(tokens[rows], [names[row] for row in rows])
+        for rows in map(_spread, (range(a), range(a, b), range(b, len(tokens))), wanted)
     )
     return _checked(Text(train, curve, validation, "last tenth"), spec)
+
+
+def _spread(rows, most):
+    """At most `most` (and at least one) of `rows`, evenly spaced."""
+    number = min(len(rows), max(1, most))
+    return [rows[len(rows) * i // number] for i in range(number)]
 
 
 def _checked(text, spec):
@@ -141,6 +152,15 @@ def _checked(text, spec):
             f"{spec.seq_len}, one batch needs {need * spec.seq_len}, and some must be held out"
         )
     return text
+
+
+def moved(text, device):
+    """The same text with its tokens on a device."""
+    parts = {
+        name: Windows(getattr(text, name).tokens.to(device), getattr(text, name).documents)
+        for name in ("train", "curve", "validation")
+    }
+    return replace(text, **parts)
 
 
 def fingerprint(text):
@@ -162,6 +182,8 @@ def _windows(spec, tokenizer):
     """(document, its consecutive windows [n, seq_len]), the BOS first where the spec says so."""
     import torch
 
+    if spec.prepend_bos and tokenizer.bos_token_id is None:
+        raise Rejected("--prepend-bos true: the model's tokenizer has no BOS token")
     content = spec.seq_len - spec.prepend_bos
     for name, ids in _tokens(spec.text, tokenizer):
         windows = ids[: len(ids) // content * content].reshape(-1, content).long()

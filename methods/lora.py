@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from bench.errors import unknown
-from bench.hooks import start_block
+from bench.hooks import block_after
 from bench.problem import Adapted
 
 LINEARS = {
@@ -51,6 +51,8 @@ class Config:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if not (self.lr > 0 and self.clip > 0):
             raise ValueError(f"lr and clip must be above 0, got {self.lr} and {self.clip}")
+        if not self.targets:
+            raise ValueError(f"targets is empty, expected some of {', '.join(LINEARS)}")
         for target in self.targets:
             if target not in LINEARS:
                 raise unknown("target of lora", target, LINEARS)
@@ -132,7 +134,7 @@ def check(config, site_names, n_blocks):
 
 def chosen_layers(layers, site_names, n_blocks):
     """Block numbers that `layers` means for SAEs at these sites."""
-    after = min(start_block(name, n_blocks) for name in site_names)
+    after = min(map(block_after, site_names))
     if layers == "all":
         return list(range(n_blocks))
     if layers in ("after", "next"):

@@ -88,7 +88,7 @@ def test_a_comparison_from_first_use_to_the_figure(bench, tmp_path):
     assert kept == ["sae-025", "sae-050", "sae-075", "sae-100"]
     assert SAE.load_from_disk(tmp_path / "a" / mse / "sae-100").cfg.k == 4
     cost = json.loads((tmp_path / "a" / mse / "sae-050" / "cost.json").read_text())
-    assert cost["share"] == 0.5 and cost["cost"]["tokens"] == 48
+    assert cost["share"] == 0.5 and cost["cost"]["tokens"] == 480 + 48
 
 
 def test_what_is_done_is_not_done_again(bench, tmp_path):
@@ -110,12 +110,13 @@ def test_what_is_done_is_not_done_again(bench, tmp_path):
 
 def test_one_methods_failure_costs_no_other_its_result(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, PLANTED])
-    labels = "raises,lora:lr=1e30,e2e"
+    labels = "raises,lora:lr=1e30,in_place,e2e"
     code, out, err = bench("--methods", labels, "--out", tmp_path)
-    assert code == 5 and "2 of the runs did not finish" in err
+    assert code == 5 and "3 of the runs did not finish" in err
     ends = {r.label: r.end for r in map(read, tmp_path.glob("*.jsonl")) if r.header["seed"] == 0}
     assert ends["raises"]["end"] == "error" and "planted failure" in ends["raises"]["reason"]
     assert ends["lora:lr=1e30"]["end"] == "diverged"
+    assert "changed the SAEs that it was lent" in ends["in_place"]["reason"]
     assert ends["e2e"]["end"] == ends["none"]["end"] == "finished"
     assert "planted failure" in out and "Traceback" not in out + err
 
@@ -125,12 +126,30 @@ def test_an_sae_of_ones_own(bench, folder, tmp_path):
     (trained,) = (tmp_path / "a").glob("e2e-*/sae-100")
     code, out, err = bench("--methods", "lora", "--out", tmp_path / "b", sae=trained)
     assert code == 0, err
-    assert "trained on 96 tokens" in out
+    assert "trained on 576 tokens" in out  # 480 before, and 4 steps of 24
+    code, out, err = bench("--methods", "lora", "--out", tmp_path / "a", sae=trained)
+    assert code == 0, err
 
     wide = tmp_path / "wide"
     tiny.sae(width=40)[0].save_model(wide)
     code, _, err = bench("--methods", "lora", "--out", tmp_path / "c", sae=wide)
     assert code == 3 and "d_in 40, the model's site has width 32" in err
+
+
+def test_a_torn_record_is_set_aside(bench, tmp_path):
+    assert bench("--methods", "none", "--out", tmp_path)[0] == 0
+    (path,) = tmp_path.glob("none-*.jsonl")
+    path.write_text("")
+    code, out, err = bench("--methods", "none", "--out", tmp_path)
+    assert code == 0, err
+    assert "it is set aside" in out and read(path).status == "finished"
+
+
+def test_an_sae_that_cannot_be_trained_says_so(bench, tmp_path):
+    code, _, err = bench("--methods", "lora", "--out", tmp_path, sae_lr=1e30)
+    assert code == 5 and "the training of the SAE ended as 'diverged'" in err
+    code, _, err = bench("--methods", "lora", "--out", tmp_path, sae_k=65)
+    assert code == 2 and "the SAE has only 2 x 32 latents" in err
 
 
 def test_inputs_that_do_not_fit(bench, folder, tmp_path):
@@ -171,7 +190,12 @@ WRONG = [  # arguments, what the one line must say, whether torch may be importe
     (["--set", "lora.rnk=3"], "unknown field of lora 'rnk': did you mean 'rank'?", True),
     (["--set", "lora.rank=0"], "rank must be at least 1, got 0", True),
     (["--set", "lora.rank=x"], "lora.rank: 'x' is not a whole number", True),
-    (["--set", "lora.lr=nan"], "lr and clip must be above 0, got nan", True),
+    (["--set", "lora.lr=nan"], "lora.lr: 'nan' is not a finite number", True),
+    (["--set", "lora.alpha=inf"], "lora.alpha: 'inf' is not a finite number", True),
+    (["--set", "lora.lr=-1"], "lr and clip must be above 0, got -1.0", True),
+    (["--set", "lora.targets="], "targets is empty", True),
+    (["--site", "blocks.1.hook_resid_mid"], "unknown --site 'blocks.1.hook_resid_mid'", False),
+    (["--methods", ""], "--methods is empty", False),
     (["--set", "lora.targets=qq"], "unknown target of lora 'qq': did you mean 'q'?", True),
     (["--set", "e2e.loss=kl+mes"], "unknown e2e.loss 'kl+mes': did you mean 'kl+mse'?", True),
     (["--methods", "e2e", "--set", "lora.rank=4"], "its method is not run", False),

@@ -86,6 +86,7 @@ def test_layers():
 
     assert layers("after") == [2, 3]
     assert layers("after", "blocks.1.hook_resid_pre") == [1, 2, 3]
+    assert layers("after", "blocks.1.hook_mlp_out") == [2, 3]
     assert layers("next") == [2]
     assert layers("all") == [0, 1, 2, 3]
     assert layers("3,0") == layers("3+0") == [0, 3]

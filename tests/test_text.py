@@ -70,6 +70,8 @@ def test_few_documents_lose_their_last_tenth(tmp_path):
     found = text.load(spec_for(tmp_path / "text"), tiny.tokenizer())
     assert found.split == "last tenth"
     assert [len(p.tokens) for p in (found.train, found.curve, found.validation)] == [90, 1, 9]
+    spec = spec_for(tmp_path / "text", val_tokens=36)
+    assert len(text.load(spec, tiny.tokenizer()).validation.tokens) == 3
 
 
 def test_json_lines(tmp_path):
@@ -85,6 +87,7 @@ def test_json_lines(tmp_path):
     [
         ("short.txt", b"abc def", "0 training tokens in windows of 12, one batch needs 24"),
         ("latin.txt", b"caf\xe9", "latin.txt: not UTF-8"),
+        ("null.jsonl", b'{"text": null}', "null.jsonl:1: not a JSON line with a 'text' field"),
         ("bad.jsonl", b'{"txt": 1}', "bad.jsonl:1: not a JSON line with a 'text' field"),
     ],
 )

@@ -1,0 +1,58 @@
+"""SAEs: identity by content, outputs kept on the way to training and to disk and back."""
+
+import json
+
+import pytest
+import torch
+
+from bench import saes
+from bench.errors import Rejected
+from bench.problem import copy_of
+from tests import tiny
+
+
+def test_an_sae_is_the_same_whatever_the_order_of_its_config(tmp_path):
+    saes.save(tiny.sae()[0], tmp_path)
+    before = saes.sha256(tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    turned = {**dict(reversed(config.items())), "device": "elsewhere"}
+    (tmp_path / "cfg.json").write_text(json.dumps(turned))
+    assert saes.sha256(tmp_path) == before
+    (tmp_path / "cfg.json").write_text(json.dumps({**config, "k": 5}))
+    assert saes.sha256(tmp_path) != before
+
+
+def test_training_form_and_disk_keep_the_outputs(tmp_path):
+    lent, x = tiny.sae()[0], torch.randn(7, tiny.WIDTH)
+    training = saes.to_training(lent)
+    torch.testing.assert_close(training(x), lent(x))
+    saes.save(training, tmp_path, share=1.0, run="mse-1", cost=None)
+    (loaded,) = saes.load(tmp_path, tiny.WIDTH)
+    torch.testing.assert_close(loaded(x), lent(x), rtol=1e-4, atol=1e-4)
+    assert saes.cost_of(tmp_path) == {"share": 1.0, "run": "mse-1", "cost": None}
+
+
+def test_what_is_no_sae_is_refused(tmp_path):
+    saes.save(tiny.sae()[0], tmp_path)
+    (tmp_path / "cfg.json").write_text("[]")
+    with pytest.raises(Rejected, match="not a SAELens config"):
+        saes.load(tmp_path, tiny.WIDTH)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    sae = tiny.sae()[0]
+    with torch.no_grad():
+        sae.W_dec[0, 0] = torch.nan
+    saes.save(sae, tmp_path)
+    with pytest.raises(Rejected, match="not all finite"):
+        saes.load(tmp_path, tiny.WIDTH)
+
+
+def test_a_threshold_is_not_left_untrained_in_silence():
+    from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
+
+    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=8, d_sae=16))
+    with pytest.raises(Rejected, match="threshold of a jumprelu SAE"):
+        copy_of(torch.nn.ModuleList([sae]))
+    with pytest.raises(Rejected, match="mse trains topk SAEs"):
+        saes.to_training(sae)
