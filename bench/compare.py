@@ -61,7 +61,8 @@ def run_all(spec, folder, entries, mse, seeds, out, fresh):
     }
     todo = {name: run for name, run in runs.items() if fresh or not done(out, name, run[0])}
     if todo and not trains_sae:
-        say(expectation(loaded, len(todo), trains_sae))
+        n_trained = sum(entry.name != "none" for entry, _ in todo.values())
+        say(expectation(loaded, n_trained, trains_sae))
     failed = []
     for number, (name, (entry, seed)) in enumerate(todo.items(), start=1):
         path = out / f"{name}.jsonl"

