@@ -86,9 +86,9 @@ def expectation(loaded, n_runs, trains_sae):
     spec = loaded.spec
     took = estimate.seconds(loaded, n_runs, trains_sae)
     first = "the SAE's training, then " if trains_sae else ""
-    tokens = spec.batch_size * spec.seq_len
+    tokens, runs = spec.batch_size * spec.seq_len, "run" if n_runs == 1 else "runs"
     return (
-        f"{first}up to {n_runs} runs of {spec.steps} steps of {tokens:,} tokens: "
+        f"{first}up to {n_runs} {runs} of {spec.steps} steps of {tokens:,} tokens: "
         f"{estimate.in_words(took)}"
     )
 

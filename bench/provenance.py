@@ -25,7 +25,7 @@ def provenance(device):
         **clock(device),
         "load": os.getloadavg()[0],
         "versions": versions(),
-        "started": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "started": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "command": " ".join(["python -m bench", *sys.argv[1:]]),
     }
 
