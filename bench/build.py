@@ -87,12 +87,12 @@ def load(spec, folder):
     bridge = models.load(folder, spec.device, spec.dtype)
     parts = text.load(spec, models.load_tokenizer(folder))
     check_vocabulary(parts, bridge)
+    inputs = [text.fingerprint(parts), models.fingerprint(folder)]
     parts = text.moved(parts, spec.device)
     points = HookPoints(bridge)
     points[spec.site]  # raises where there is no such hook point
     fields = {k: v for k, v in asdict(spec).items() if not k.startswith(("name", "sae", "steps"))}
-    inputs = [fields, text.fingerprint(parts), models.fingerprint(folder)]
-    known = [versions(), code(), inputs]
+    known = [versions(), code(), fields, inputs]
     return Loaded(spec, bridge, parts, points.widths[spec.site], digest(known)[:16])
 
 

@@ -145,7 +145,6 @@ class Harness:
         finally:
             if self._take_back():
                 status = {"end": "error", "reason": "the method changed the SAEs that it was lent"}
-
             writer.write(status)
             writer.close()
         return status["end"]

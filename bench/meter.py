@@ -109,5 +109,3 @@ class Meter:
         device = self._bridge.unembed.weight.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()

@@ -112,8 +112,7 @@ def check_device(device):
     """Raise `Unavailable` if this machine has no such device."""
     import torch
 
-    backends = {"cuda": torch.cuda, "mps": torch.backends.mps}
-    if device in backends and not backends[device].is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise Unavailable(f"--device {device}: not available here; expected cpu")
 
 

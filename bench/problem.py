@@ -3,9 +3,8 @@
 The fast path is the only path. A clean pass forms no logits; the adapted model restarts at the
 first block that something touches; losses look at final hidden states only.
 
-Positions: `all`, or `not-first`, which leaves the first position of a window out. It is an
-attention sink whatever its token, with a norm a hundred times that of the others, and an SAE
-spliced there costs 10 nats.
+Positions: `all`, or `not-first`, which leaves the first position of a window out: it is an
+attention sink whatever its token, with a norm far above that of the others.
 """
 
 from copy import deepcopy
@@ -18,8 +17,6 @@ from bench.errors import Rejected
 from bench.hooks import HookPoints, end_block, start_block
 from bench.losses import Head
 from bench.seen import Seen, flat, kl_to_clean, reconstruction
-
-POSITIONS = ("all", "not-first")
 
 
 @dataclass
