@@ -122,6 +122,7 @@ def _cost_scale(axes, comparison, axis):
     costs = [row[axis] for run in comparison.all for row in run.rows if row["step"] > 0]
     costs = [cost for cost in costs if cost > 0]
     if not costs:
+        axes.set(xlim=(-1, 1), xticks=[0])
         return
     first, last = min(costs), max(costs)
     if last > 200 * first:
