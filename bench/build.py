@@ -98,7 +98,21 @@ def load(spec, folder):
 
 def code():
     """Hash of the files that decide a cached number, so that none outlives a change of them."""
-    files = ("evaluate", "harness", "hooks", "losses", "models", "problem", "saes", "seen", "text")
+    files = (
+        "attention",
+        "blocks",
+        "clean_cache",
+        "evaluate",
+        "harness",
+        "hooks",
+        "losses",
+        "matmul",
+        "models",
+        "problem",
+        "saes",
+        "seen",
+        "text",
+    )
     return digest([(Path(__file__).parent / f"{name}.py").read_text() for name in files])
 
 

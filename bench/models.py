@@ -133,6 +133,9 @@ def load(folder, device="cpu", dtype="float32"):
     import torch
     from transformers import AutoModelForCausalLM
 
+    from bench import matmul
+
+    matmul.install()
     tokenizer = load_tokenizer(folder)
     settings = {"dtype": getattr(torch, dtype), "attn_implementation": "eager"}
     with _as_rejected(folder, "model"):
@@ -154,6 +157,8 @@ def bridge(hf_model, tokenizer, device="cpu"):
     """The frozen `TransformerBridge` over a loaded model, in eval mode."""
     from transformer_lens.model_bridge import TransformerBridge
 
+    from bench import attention
+
     name = hf_model.config.name_or_path or hf_model.config.model_type
     # The bridge re-creates a tokenizer that does not say it puts a BOS first; ours is only a
     # label here (the harness feeds token ids), so it may as well say so.
@@ -163,7 +168,8 @@ def bridge(hf_model, tokenizer, device="cpu"):
     )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return model.eval()
+    attention.fuse(model.eval())
+    return model
 
 
 def fingerprint(folder):

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from torch.profiler import record_function
 
+from bench.blocks import Blocks
 from bench.errors import Rejected
 from bench.hooks import HookPoints, end_block, start_block
 from bench.losses import Head
@@ -64,7 +66,7 @@ class Problem:
 
     `bridge` is a frozen `TransformerBridge`; `saes` a ModuleList of SAELens SAEs; `train` the
     training windows [windows, seq] of token ids. `micro_batch` is the number of windows that
-    go through the model at once.
+    go through the model at once; with a `clean_cache` none is passed through the clean model twice.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Problem:
         scored="not-first",
         batch_size=4,
         micro_batch=None,
+        clean_cache=None,
     ):
         self.bridge = bridge
         self.saes = saes.requires_grad_(False).eval()
@@ -86,16 +89,17 @@ class Problem:
         self.spliced, self.scored = spliced, scored
         self.batch_size = batch_size
         self.micro_batch = micro_batch or batch_size
+        self.clean_cache = clean_cache
         self.points = HookPoints(bridge)
         self.head = Head.of(bridge)
-        self.n_blocks = len(bridge.blocks)
+        self._blocks = Blocks(bridge)
+        self.n_blocks = len(self._blocks)
         self.last_loss = None
         """The loss of the last training pass, a detached scalar; the harness watches it."""
         for name in self.site_names:
             self.points[name]
         self.site_start = min(start_block(name, self.n_blocks) for name in self.site_names)
         self._sites_end = max(end_block(name, self.n_blocks) for name in self.site_names)
-        self._block_arguments = {}
 
     def backward(self, tokens, adapted, loss=kl_to_clean):
         """The one place where a training pass happens: clean, splice, student, loss, backward.
@@ -108,7 +112,8 @@ class Problem:
         for part in tokens.split(self.micro_batch):
             share = len(part) / len(tokens)
             value = loss(Seen(self, part, adapted)) * share
-            value.backward()
+            with record_function("backward"):
+                value.backward()
             total = total + value.detach()
         self.last_loss = total
         return total
@@ -118,39 +123,42 @@ class Problem:
         return self.finish(self.sites(tokens, self.start_of(adapted)))
 
     @torch.no_grad()
-    def sites(self, tokens, start=None):
-        """The clean pass as far as the last site -> `Clean` without its final state."""
+    def sites(self, tokens, start=None, known=None):
+        """The clean pass as far as the last site -> `Clean` without its final state.
+
+        `known` is the clean residual at `site_start`, where it is known from a pass before.
+        """
         start = self.site_start if start is None else start
         end = max(self._sites_end, start)
         caught = {}
         catch = [(name, _catch(caught, name)) for name in self.site_names]
-        arguments = self._arguments(tokens)
-        self.points.assert_none_attached()
-        with self.points.attached(catch):
-            residual = entry = self.bridge(tokens, stop_at_layer=0)
-            for index in range(end):
-                residual = self._block(index, residual, arguments)
-                if index + 1 == start:
-                    entry = residual
+        self._make_sure_it_is_clean(tokens)
+        with self.points.attached(catch), record_function("clean"):
+            if known is None:
+                entry = self._blocks.run(0, start, self._blocks.embed(tokens), tokens)
+                residual = self._blocks.run(start, end, entry, tokens)
+            else:
+                entry = self._blocks.arrive(self.site_start, known)
+                residual = self._blocks.run(self.site_start, end, entry, tokens)
+        if known is not None and start < self.site_start:
+            entry = self.entry(tokens, start)
         sites = [caught[name] for name in self.site_names]
         return Clean(tokens, start, entry, sites, reached=(end, residual))
 
     @torch.no_grad()
     def entry(self, tokens, start):
         """The clean residual at the input of block `start`, and nothing more."""
-        arguments = self._arguments(tokens)
-        self.points.assert_none_attached()
-        residual = self.bridge(tokens, stop_at_layer=0)
-        for index in range(start):
-            residual = self._block(index, residual, arguments)
-        return residual
+        self._make_sure_it_is_clean(tokens)
+        with record_function("clean"):
+            return self._blocks.run(0, start, self._blocks.embed(tokens), tokens)
 
     @torch.no_grad()
     def finish(self, clean):
         """Run what is left of a clean pass; fills `clean.final` and returns `clean`."""
         if clean.final is None:
-            self.points.assert_none_attached()
-            clean.final = self._run_from(*clean.reached, self._arguments(clean.tokens))
+            self._make_sure_it_is_clean(clean.tokens)
+            with record_function("clean"):
+                clean.final = self._blocks.to_final(*clean.reached, clean.tokens)
         return clean
 
     def final(self, clean, adapted, reconstruct=None):
@@ -163,55 +171,24 @@ class Problem:
         rows = self.rows(clean.tokens, self.spliced)
         splices = [splice(function, rows) for function in reconstruct]
         pairs = [*zip(self.site_names, splices, strict=True), *adapted.hooks]
-        arguments = self._arguments(clean.tokens)
-        residual = clean.entry
-        with self.points.attached(pairs):
-            if clean.start > 0:
-                # The output of the block before is where a site's own hook may sit.
-                residual = self.bridge.blocks[clean.start - 1].hook_out(residual)
-            return self._run_from(clean.start, residual, arguments)
+        self._blocks.prepare(clean.tokens)
+        with self.points.attached(pairs), record_function("student"):
+            residual = self._blocks.arrive(clean.start, clean.entry)
+            return self._blocks.to_final(clean.start, residual, clean.tokens)
 
     def start_of(self, adapted):
         """The block that the adapted model must restart at."""
         names = [name for name, _ in adapted.hooks]
         return min([self.site_start, *(start_block(name, self.n_blocks) for name in names)])
 
+    def _make_sure_it_is_clean(self, tokens):
+        self.points.assert_none_attached()
+        self._blocks.prepare(tokens)
+
     def rows(self, tokens, positions):
         """Indices into the flattened [batch * seq] of the positions that a rule takes."""
         index = torch.arange(tokens.numel(), device=tokens.device)
         return index[index % tokens.shape[1] > 0] if positions == "not-first" else index
-
-    def _run_from(self, start, residual, arguments):
-        for index in range(start, self.n_blocks):
-            residual = self._block(index, residual, arguments)
-        return self.bridge.ln_final(residual)
-
-    def _block(self, index, residual, arguments):
-        out = self.bridge.blocks[index](residual, **arguments[index])
-        return out[0] if isinstance(out, tuple) else out
-
-    def _arguments(self, tokens):
-        """Each block's keyword arguments for windows of this shape, caught once and replayed.
-
-        Masks and rotary embeddings depend on the shape alone, since no window is padded.
-        """
-        if tokens.shape not in self._block_arguments:
-            self._block_arguments[tokens.shape] = self._catch_arguments(tokens)
-        return self._block_arguments[tokens.shape]
-
-    @torch.no_grad()
-    def _catch_arguments(self, tokens):
-        caught = {}
-        handles = [
-            block.register_forward_pre_hook(_catch_keywords(caught, index), with_kwargs=True)
-            for index, block in enumerate(self.bridge.blocks)
-        ]
-        try:
-            self.bridge(tokens, use_cache=False, logits_to_keep=1)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return caught
 
 
 def splice(reconstruct, rows):
@@ -228,12 +205,5 @@ def splice(reconstruct, rows):
 def _catch(caught, name):
     def keep(value, hook):
         caught[name] = value
-
-    return keep
-
-
-def _catch_keywords(caught, index):
-    def keep(block, positional, keywords):
-        caught[index] = {k: v for k, v in keywords.items() if k != "hidden_states"}
 
     return keep

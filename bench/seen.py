@@ -2,7 +2,7 @@
 
 from functools import cached_property
 
-from bench.losses import kl
+from bench.losses import kl, kl_to
 
 
 def kl_to_clean(seen):
@@ -22,7 +22,9 @@ class Seen:
 
     @cached_property
     def _clean(self):
-        return self.problem.sites(self.tokens, self.problem.start_of(self.adapted))
+        problem, cache = self.problem, self.problem.clean_cache
+        known = cache and cache.entry(problem, self.tokens)
+        return problem.sites(self.tokens, problem.start_of(self.adapted), known)
 
     @cached_property
     def sites(self):
@@ -54,7 +56,10 @@ class Seen:
     @cached_property
     def kl(self):
         """KL(clean || adapted) in nats per scored token."""
-        return kl(self.clean_final, self.final, self.problem.head).mean()
+        problem, cache = self.problem, self.problem.clean_cache
+        if cache:
+            return kl_to(cache.teacher(problem, self.tokens), self.final, problem.head).mean()
+        return kl(self.clean_final, self.final, problem.head).mean()
 
     def _the_site_sees_clean(self):
         """One SAE and no adapters: its input in the student pass is the clean one."""

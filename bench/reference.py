@@ -1,0 +1,88 @@
+"""The plain way to take a step: Hugging Face, PEFT, full logits. What `bench speed` measures us by.
+
+A step as the paper's own code takes it (Chen, Engels, Tegmark 2501.19406, utils.py and
+train_lora.py of matchten/LoRA-Models-for-SAEs): eager attention, a teacher pass of the whole
+model, a student pass with the SAE in a forward hook, softmax over full logits, `kl_div`,
+clipping, AdamW. Where ours differs by choice (the first position, a mean over tokens), it
+follows ours, so that both have the same loss. Imports nothing of this suite.
+"""
+
+from contextlib import nullcontext
+
+import torch
+from torch.nn.functional import kl_div, log_softmax, softmax
+
+PROJECTIONS = {
+    "q": "q_proj",
+    "k": "k_proj",
+    "v": "v_proj",
+    "o": "o_proj",
+    "gate": "gate_proj",
+    "up": "up_proj",
+    "down": "down_proj",
+}
+"""Our name of a linear map -> its name in a Hugging Face Llama or Gemma."""
+
+
+class Reference:
+    """One model, one SAE after layer `layer`, and what is trained: `step(tokens)`."""
+
+    def __init__(self, model_folder, sae_folder, layer, *, lr, clip, adapters=None, skipped=1):
+        """`adapters` are the fields of a PEFT `LoraConfig`; without them the SAE is trained.
+
+        The first `skipped` positions of a window are neither spliced nor scored.
+        """
+        from sae_lens import SAE
+        from transformers import AutoModelForCausalLM
+
+        settings = {"dtype": torch.float32, "attn_implementation": "eager"}
+        self.model = AutoModelForCausalLM.from_pretrained(
+            model_folder, local_files_only=True, **settings
+        )
+        self.model.requires_grad_(False).eval()
+        self.sae = SAE.load_from_disk(sae_folder, dtype="float32")
+        self.layer, self.lr, self.clip, self.skipped = layer, lr, clip, skipped
+        self.adapters, self.spliced = adapters, False
+
+    def prepare(self, weights=None):
+        """Hook the SAE in; make the adapters and the optimizer.
+
+        `weights`: where each adapter starts, as PEFT's names -> arrays.
+        """
+        self.model.model.layers[self.layer].register_forward_hook(self._splice)
+        self.sae.requires_grad_(self.adapters is None)
+        trained = self.sae
+        if self.adapters is not None:
+            from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+            self.model = trained = get_peft_model(self.model, LoraConfig(**self.adapters))
+            if weights is not None:
+                set_peft_model_state_dict(self.model, weights)
+        self.parameters = [p for p in trained.parameters() if p.requires_grad]
+        # Without weight decay it is Adam, which the methods of the suite use.
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.lr, weight_decay=0.0)
+
+    def step(self, tokens):
+        """One optimizer step on `tokens` [batch, seq]; the loss, in nats per scored token."""
+        with torch.no_grad(), self.model.disable_adapter() if self.adapters else nullcontext():
+            teacher = softmax(self._logits(tokens), -1)
+        self.spliced = True
+        student = log_softmax(self._logits(tokens), -1)
+        self.spliced = False
+        loss = kl_div(student, teacher, reduction="sum") / student.shape[:2].numel()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+    def _logits(self, tokens):
+        return self.model(input_ids=tokens, use_cache=False).logits[:, self.skipped :]
+
+    def _splice(self, layer, inputs, output):
+        if not self.spliced:
+            return output
+        hidden = output[0] if isinstance(output, tuple) else output
+        kept, given = hidden[:, : self.skipped], hidden[:, self.skipped :]
+        hidden = torch.cat([kept, self.sae(given)], 1)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
