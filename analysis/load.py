@@ -75,7 +75,7 @@ class Comparison:
 
     @property
     def one_clock(self):
-        """Whether all runs were timed on one machine, device and number of threads."""
+        """Whether all runs were timed on one machine, device, threads and matrix product."""
         return len({clock(run) for run in self.all}) == 1
 
     @property
@@ -92,8 +92,8 @@ class Comparison:
 
 
 def clock(run):
-    """What seconds depend on: (machine, device, threads)."""
-    return tuple(run.header.get(field) for field in ("machine", "device", "threads"))
+    """What seconds depend on: (machine, device, threads, matmul)."""
+    return tuple(run.header.get(field) for field in ("machine", "device", "threads", "matmul"))
 
 
 def load(folder, names=None):

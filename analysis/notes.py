@@ -29,7 +29,7 @@ def budget(comparison):
         parts.append(f"{spec['steps']:,} steps")
     parts.append(f"{len(seeds)} seed{'s' * (len(seeds) != 1)}")
     if comparison.one_clock:
-        _, device, threads = clock(comparison.all[0])
+        _, device, threads, _ = clock(comparison.all[0])
         parts.append(str(device) + (f", {threads} threads" if device == "cpu" else ""))
     else:
         parts.append("several clocks")
@@ -50,10 +50,9 @@ def heading(comparison):
 def notes(comparison):
     """Sentences that a reader of the tables needs, every run that is not simply finished last."""
     lines = [] if comparison.random else [*_reading(comparison), _sae(comparison)]
-    lines += comparison.notes
+    lines += [*comparison.notes, *_filled(comparison)]
     if not comparison.one_clock:
-        found = sorted({", ".join(map(str, clock(run))) for run in comparison.all})
-        clocks = "; ".join(f"{text} threads" for text in found)
+        clocks = "; ".join(sorted({_clock_in_words(run) for run in comparison.all}))
         lines.append(f"Seconds are not compared, they are of several clocks: {clocks}.")
     return [*lines, *_unfinished(comparison)]
 
@@ -88,6 +87,25 @@ def _sae(comparison):
     which = "SAE" if comparison.one_sae else "first seed's SAE"
     other = "" if costs["seconds"] is not None else "; its seconds are of another clock or unknown"
     return f"The {which} itself has cost {', '.join(known)}{other}."
+
+
+def _clock_in_words(run):
+    machine, device, threads, products = clock(run)
+    return f"{machine}, {device}, {threads} threads" + (f", {products}" if products else "")
+
+
+def _filled(comparison):
+    """Who paid for the clean side of the training text, where it is kept on disk."""
+    if not comparison.spec.get("cache_clean"):
+        return
+    for label, runs in comparison.trained.items():
+        for run in (run for run in runs if run.rows):
+            last = run.rows[-1]
+            yield (
+                f"{label} seed {run.header['seed']}: the clean side of "
+                f"{last.get('cache_filled_tokens', 0):,} of its {last['tokens']:,} tokens was made "
+                "on its clock; the rest came from disk."
+            )
 
 
 def _unfinished(comparison):

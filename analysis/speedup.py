@@ -227,7 +227,8 @@ def ce_difference(runs, others):
 def _sae_clock(cost, header):
     """Like `clock`. A cost that names no machine is taken to be of the run's own."""
     machine = cost.get("machine", header.get("machine"))
-    return machine, cost.get("device"), cost.get("threads")
+    products = cost.get("matmul", header.get("matmul"))
+    return machine, cost.get("device"), cost.get("threads"), products
 
 
 def _over_seeds(values):

@@ -24,23 +24,33 @@ def parser():
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
     compare = commands.add_parser("compare", help="run methods on one problem; table and figure")
-    compare.add_argument("--methods", default="lora,e2e", help="comma-separated; lora:rank=64 sets")
-    compare.add_argument("--spec", default=Spec.name, help="a named setting (see `specs`)")
     compare.add_argument("--seeds", default="0", help="comma-separated, one run each")
-    compare.add_argument(
+    compare.add_argument("--fresh", action="store_true", help="run again what is already done")
+    add_problem(compare, methods="lora,e2e")
+    speed = commands.add_parser("speed", help="our step against plain Hugging Face and PEFT")
+    speed.add_argument("--pairs", type=int, default=5, help="timed pairs of steps (default: 5)")
+    add_problem(speed, methods="lora:rank=64,lora:rank=64:layers=all,e2e")
+    commands.add_parser("specs", help="the named specs, one line each")
+    commands.add_parser("methods", help="the methods, one line each")
+    return top
+
+
+def add_problem(command, methods):
+    """What is run on what: `--methods`, `--spec`, `--set`, `--out` and the fields of the spec."""
+    command.add_argument("--methods", default=methods, help="comma-separated; lora:rank=64 sets")
+    command.add_argument("--spec", default=Spec.name, help="a named setting (see `specs`)")
+    command.add_argument(
         "--set", action="append", default=[], metavar="METHOD.FIELD=VALUE", dest="sets"
     )
-    compare.add_argument("--out", default="runs", help="folder of the records (default: runs)")
-    compare.add_argument("--fresh", action="store_true", help="run again what is already done")
-    fields = compare.add_argument_group("fields of the spec (default: as the spec says)")
+    command.add_argument("--out", default="runs", help="folder of the records (default: runs)")
+    fields = command.add_argument_group("fields of the spec (default: as the spec says)")
     types = get_type_hints(Spec)
     for field in dataclasses.fields(Spec):
         if field.name != "name":
             kind = {bool: boolean, float: finite}.get(types[field.name], types[field.name])
-            fields.add_argument(flag(field.name), type=kind, default=None, dest=field.name)
-    commands.add_parser("specs", help="the named specs, one line each")
-    commands.add_parser("methods", help="the methods, one line each")
-    return top
+            # A switch may be given alone: --cache-clean is --cache-clean true.
+            alone = {"nargs": "?", "const": True} if kind is boolean else {}
+            fields.add_argument(flag(field.name), type=kind, default=None, dest=field.name, **alone)
 
 
 def boolean(text):
@@ -69,17 +79,32 @@ def compare(arguments):
     """`python -m bench compare`."""
     from bench.compare import compare as run
 
-    names = [field.name for field in dataclasses.fields(Spec)]
-    given = {n: v for n, v in vars(arguments).items() if n in names and v is not None}
-    labels = [label for label in arguments.methods.split(",") if label]
+    spec, labels = problem(arguments)
     run(
-        named(arguments.spec, **given),
+        spec,
         labels,
         arguments.sets,
         seeds(arguments.seeds),
         arguments.out,
         arguments.fresh,
     )
+
+
+def speed(arguments):
+    """`python -m bench speed`."""
+    from bench.speed import speed as run
+
+    # One window of 1,024 tokens, as the paper's code steps.
+    spec, labels = problem(arguments, batch_size=1, seq_len=1024)
+    run(spec, labels, arguments.sets, arguments.pairs, arguments.out)
+
+
+def problem(arguments, **defaults):
+    """(the spec with what the command line changes, the labels of the methods)."""
+    names = [field.name for field in dataclasses.fields(Spec)]
+    given = {n: v for n, v in vars(arguments).items() if n in names and v is not None}
+    labels = [label for label in arguments.methods.split(",") if label]
+    return named(arguments.spec, **{**defaults, **given}), labels
 
 
 def specs(arguments):
@@ -98,7 +123,7 @@ def methods(arguments):
 
 def main():
     """Run the command; a `Fault` is one line on stderr and its exit code."""
-    commands = {"compare": compare, "specs": specs, "methods": methods}
+    commands = {"compare": compare, "speed": speed, "specs": specs, "methods": methods}
     try:
         arguments = parser().parse_args()
         commands[arguments.command](arguments)

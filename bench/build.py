@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench import cache, evaluate, models, saes, text
+from bench.clean_cache import CleanCache
 from bench.errors import Rejected, RunFailed, Usage
 from bench.harness import Harness
 from bench.hooks import HookPoints
@@ -61,6 +62,8 @@ class Loaded:
     """Width of the site."""
     key: str
     """What model and text depend on, hashed: names the caches."""
+    model_key: str
+    """What the model alone depends on, hashed."""
 
     @property
     def recipe(self):
@@ -78,6 +81,14 @@ class Loaded:
             spliced=spec.spliced,
             scored=spec.scored,
             batch_size=spec.batch_size,
+            clean_cache=CleanCache(self.clean_folder) if spec.cache_clean else None,
+        )
+
+    @property
+    def clean_folder(self):
+        """Where `cache_clean` keeps the clean side of training windows."""
+        return (
+            cache.root() / "clean" / digest([self.model_key, self.spec.site, self.spec.scored])[:16]
         )
 
 
@@ -87,32 +98,22 @@ def load(spec, folder):
     bridge = models.load(folder, spec.device, spec.dtype)
     parts = text.load(spec, models.load_tokenizer(folder))
     check_vocabulary(parts, bridge)
-    inputs = [text.fingerprint(parts), models.fingerprint(folder)]
+    numbers = [spec.device, spec.dtype, clock(spec.device)["matmul"]]
+    model = [versions(), code(), models.fingerprint(folder), numbers]
+    written = text.fingerprint(parts)
     parts = text.moved(parts, spec.device)
     points = HookPoints(bridge)
     points[spec.site]  # raises where there is no such hook point
-    fields = {k: v for k, v in asdict(spec).items() if not k.startswith(("name", "sae", "steps"))}
-    known = [versions(), code(), fields, inputs]
-    return Loaded(spec, bridge, parts, points.widths[spec.site], digest(known)[:16])
+    others = ("name", "sae", "steps", "cache_clean")
+    fields = {k: v for k, v in asdict(spec).items() if not k.startswith(others)}
+    key = digest([model, fields, written])[:16]
+    return Loaded(spec, bridge, parts, points.widths[spec.site], key, digest(model))
 
 
 def code():
     """Hash of the files that decide a cached number, so that none outlives a change of them."""
-    files = (
-        "attention",
-        "blocks",
-        "clean_cache",
-        "evaluate",
-        "harness",
-        "hooks",
-        "losses",
-        "matmul",
-        "models",
-        "problem",
-        "saes",
-        "seen",
-        "text",
-    )
+    files = "attention blocks clean_cache evaluate harness hooks losses matmul models problem"
+    files = [*files.split(), "saes", "seen", "text"]
     return digest([(Path(__file__).parent / f"{name}.py").read_text() for name in files])
 
 
@@ -213,6 +214,7 @@ def _train(loaded, mse, folder):
     spec = dataclasses.replace(
         loaded.spec,
         sae="fresh",
+        cache_clean=False,  # each of its windows is read once, and only as far as the site
         steps=max(1, loaded.spec.sae_tokens // (loaded.spec.seq_len * loaded.spec.batch_size)),
     )
     say(f"training the SAE on {spec.sae_tokens:,} tokens (once; then it is cached)")

@@ -1,10 +1,9 @@
 """How long a comparison will take here, said before it starts: two clean passes are timed."""
 
-import time
-
 import torch
 
 from bench.harness import doubling
+from bench.meter import timed
 from bench.problem import Adapted
 
 
@@ -40,6 +39,4 @@ def in_words(seconds):
 def _seconds_of_clean_pass(problem):
     tokens, bare = problem.train[: problem.batch_size], Adapted(saes=problem.saes)
     problem.clean(tokens, bare)
-    started = time.perf_counter()
-    problem.clean(tokens, bare)
-    return time.perf_counter() - started
+    return timed(problem.clean, tokens, bare)[1]

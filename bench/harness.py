@@ -163,6 +163,8 @@ class Harness:
         if (method.__name__, repr(config)) not in self._warm:
             warm_up(method, problem, config)
             self._warm.add((method.__name__, repr(config)))
+        if problem.clean_cache:
+            self._filled_before = problem.clean_cache.filled
         torch.manual_seed(seed)
         batches = Batches(problem.train, problem.batch_size, steps, seed, meter.fetched)
         evaluations = doubling(steps)
@@ -191,8 +193,11 @@ class Harness:
             "fvu": mean(score.fvu),
             **meter.reading(),
         }
-        several = {"l0_by_site": score.l0, "fvu_by_site": score.fvu}
-        return {**row, **several} if len(score.l0) > 1 else row
+        if len(score.l0) > 1:
+            row |= {"l0_by_site": score.l0, "fvu_by_site": score.fvu}
+        if self.problem.clean_cache:
+            row["cache_filled_tokens"] = self.problem.clean_cache.filled - self._filled_before
+        return row
 
     def _final(self, adapted):
         score = self.spliced

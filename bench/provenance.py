@@ -34,7 +34,11 @@ def clock(device):
     """What seconds depend on."""
     import torch
 
-    return {"device": device, "machine": machine(device), "threads": torch.get_num_threads()}
+    from bench import matmul
+
+    products = matmul.install() if device == "cpu" else None
+    threads = torch.get_num_threads()
+    return {"device": device, "machine": machine(device), "threads": threads, "matmul": products}
 
 
 def versions():

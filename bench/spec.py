@@ -50,6 +50,8 @@ class Spec:
     """Windows in a training batch, the same for every method."""
     steps: int = 16
     """Optimizer steps of a run."""
+    cache_clean: bool = False
+    """Whether what the clean model makes of training windows is kept on disk and used again."""
     curve_docs: int = 16
     """Documents of the curve set, which the rows of a run are measured on."""
     curve_tokens: int = 2_048

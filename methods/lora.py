@@ -79,7 +79,8 @@ class LowRank(torch.nn.Module):
     def forward(self, x):
         """[..., d_in] -> [..., d_out]."""
         linear = torch.nn.functional.linear
-        return linear(linear(self.dropout(x).to(self.a.dtype), self.a), self.b) * self.scale
+        # Scaled between A and B, where the tensor is at its smallest.
+        return linear(linear(self.dropout(x).to(self.a.dtype), self.a) * self.scale, self.b)
 
     def hooks(self, linear):
         """The pair of (hook point, function) that adapts the linear map of this name."""

@@ -16,6 +16,7 @@ def case(request, monkeypatch):
     """(head, clean, adapted, targets) with chunks of a few tokens."""
     softcap, with_bias = request.param
     monkeypatch.setattr(losses, "CHUNK_NUMBERS", 5 * VOCABULARY)
+    monkeypatch.setattr(losses, "CHUNK_TOKENS", 1)
     torch.manual_seed(0)
     bias = torch.randn(VOCABULARY) if with_bias else None
     head = Head(torch.randn(VOCABULARY, WIDTH), bias, softcap)

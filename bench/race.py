@@ -1,0 +1,155 @@
+"""The two sides of `python -m bench speed`: our step and the plain one, each in its own process."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from bench.side import Memory
+
+HF_NAMES = {
+    "attn.q": "self_attn.q_proj",
+    "attn.k": "self_attn.k_proj",
+    "attn.v": "self_attn.v_proj",
+    "attn.o": "self_attn.o_proj",
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.in": "mlp.up_proj",
+    "mlp.out": "mlp.down_proj",
+}
+"""TransformerLens' name of a linear map -> its name in a Hugging Face Llama or Gemma."""
+
+RANGES = ("clean", "student", "losses", "backward", "Optimizer.step")
+"""What a step is made of: the profiler ranges that the code itself opens."""
+
+
+class Ours:
+    """The method as the harness drives it: same generator, same meter, same batches."""
+
+    def __init__(self, spec, folder, label, sets, steps):
+        import torch
+
+        from bench import build, method, saes
+        from bench.batches import Batches
+        from bench.meter import Meter
+
+        loaded = build.load(spec, Path(folder))
+        self.entry = method.entry(label, sets)
+        self.sae_folder = build.sae_folder(loaded, method.entry(f"mse:lr={spec.sae_lr}"))
+        self.problem = loaded.problem(saes.load(self.sae_folder, loaded.d_in, spec.device))
+        self.meter, self.memory, self.steps = Meter(self.problem.bridge), Memory(), steps
+        train = self.problem.train
+        self.batches = Batches(train, spec.batch_size, steps, 0, self._fetched)
+        torch.manual_seed(0)
+
+    def fill(self):
+        """Seconds that it takes to fill the cache of the clean side, a token."""
+        from bench.batches import Batches
+        from bench.meter import timed
+
+        problem, n_tokens, seconds = self.problem, 0, 0.0
+        for tokens in Batches(problem.train, problem.batch_size, self.steps, 0):
+            before = problem.clean_cache.filled
+            seconds += timed(problem.clean_cache.teacher, problem, tokens)[1]
+            n_tokens += problem.clean_cache.filled - before
+        return seconds / n_tokens if n_tokens else None
+
+    def start(self):
+        """Begin the run -> the SAE's folder, the config, and the adapters as PEFT names them."""
+        from bench.harness import drive
+
+        self.memory.start()
+        self.watch = ExitStack()
+        self.watch.enter_context(self.meter.watching())
+        self.run = drive(
+            self.entry.module,
+            self.problem,
+            self.batches,
+            self.entry.config,
+            self.meter,
+            range(self.steps + 1),
+        )
+        _, self.adapted = next(self.run)
+        adapters = self.adapted.state.get("adapters", [])
+        points = [name for name, _ in self.adapted.hooks if name.endswith(".hook_in")]
+        weights = {}
+        for adapter, point in zip(adapters, points, strict=True):
+            _, block, linear = point.removesuffix(".hook_in").split(".", 2)
+            name = f"base_model.model.model.layers.{block}.{HF_NAMES[linear]}"
+            weights[f"{name}.lora_A.weight"] = adapter.a.detach().numpy().copy()
+            weights[f"{name}.lora_B.weight"] = adapter.b.detach().numpy().copy()
+        return {"sae": str(self.sae_folder), "weights": weights}
+
+    def step(self):
+        """One step -> its tokens, loss and seconds, the harness's share included."""
+        from bench.meter import timed
+
+        _, seconds = timed(next, self.run)
+        loss = float(self.problem.last_loss)
+        return {"tokens": self.tokens.numpy(), "loss": loss, "seconds": seconds}
+
+    def peak(self):
+        """Peak memory above the loaded model, in bytes."""
+        return self.memory.peak()
+
+    def profile(self):
+        """Two more steps under the profiler -> share of each range; `rest` is everything else."""
+        from torch.profiler import ProfilerActivity, profile
+
+        from bench.meter import timed
+
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            whole = sum(timed(next, self.run)[1] for _ in range(2))
+        shares = dict.fromkeys(RANGES, 0.0)
+        for event in profiler.key_averages():
+            for name in RANGES:
+                if event.key.partition("#")[0] == name:
+                    shares[name] += event.cpu_time_total / 1e6 / whole
+        return {**shares, "rest": 1 - sum(shares.values())}
+
+    def floor(self):
+        """Operations of one more step, and operations a second of this machine's product."""
+        from bench.floor import operations, product_rate
+
+        return {"operations": operations(lambda: next(self.run)), "rate": product_rate()}
+
+    def overhead(self):
+        """Seconds that the harness takes for a step with the model taken out of it."""
+        from bench.floor import harness_seconds
+
+        return harness_seconds(self.problem, self.adapted)
+
+    def _fetched(self, tokens):
+        self.tokens = tokens
+        self.meter.fetched(tokens)
+
+
+class Plain:
+    """The same steps by `bench.reference`, which imports nothing of this suite."""
+
+    def __init__(self, folder, sae_folder, layer, settings):
+        import torch
+
+        from bench.reference import Reference
+
+        self.reference = Reference(folder, sae_folder, layer, **settings)
+        self.reference.model(torch.zeros(1, 2, dtype=torch.long))  # every page of the weights
+        self.memory = Memory()
+
+    def start(self, weights):
+        """Make adapters and optimizer; the adapters start at `weights`."""
+        import torch
+
+        self.memory.start()
+        named = {name: torch.from_numpy(array) for name, array in weights.items()}
+        self.reference.prepare(named)
+
+    def step(self, tokens):
+        """One step on these tokens -> its loss and seconds."""
+        import torch
+
+        from bench.meter import timed
+
+        loss, seconds = timed(self.reference.step, torch.from_numpy(tokens))
+        return {"loss": loss, "seconds": seconds}
+
+    def peak(self):
+        """Peak memory above the loaded model, in bytes."""
+        return self.memory.peak()
