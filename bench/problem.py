@@ -96,6 +96,8 @@ class Problem:
         self.n_blocks = len(self._blocks)
         self.last_loss = None
         """The loss of the last training pass, a detached scalar; the harness watches it."""
+        if clean_cache:
+            self._blocks.prepare(train[:1])  # it takes windows one by one
         for name in self.site_names:
             self.points[name]
         self.site_start = min(start_block(name, self.n_blocks) for name in self.site_names)

@@ -39,12 +39,17 @@ class Ours:
         self.batches = Batches(train, spec.batch_size, steps, 0, self._fetched)
         torch.manual_seed(0)
 
-    def fill(self):
-        """Seconds that it takes to fill the cache of the clean side, a token."""
+    def prepare(self):
+        """Make what is made once: the SAE, which is there by now, and the cache where it is on.
+
+        Gives the seconds a token of filling that cache; None where nothing had to be filled.
+        """
         from bench.batches import Batches
         from bench.meter import timed
 
         problem, n_tokens, seconds = self.problem, 0, 0.0
+        if problem.clean_cache is None:
+            return None
         for tokens in Batches(problem.train, problem.batch_size, self.steps, 0):
             before = problem.clean_cache.filled
             seconds += timed(problem.clean_cache.teacher, problem, tokens)[1]

@@ -34,13 +34,17 @@ def test_the_bench_draws_nothing():
 @pytest.mark.parametrize("folder", ["methods", "analysis"])
 def test_nobody_but_the_meter_holds_a_clock(folder):
     assert not [path.name for path in FILES[folder] if "time" in set(imported(path))]
-    allowed = {"meter.py", "estimate.py"}  # an estimate is no measurement
-    assert {path.name for path in FILES["bench"] if "time" in set(imported(path))} <= allowed
+    assert [path.name for path in FILES["bench"] if "time" in set(imported(path))] == ["meter.py"]
 
 
 def test_analysis_never_imports_torch():
     code = "import sys, analysis.__main__, analysis.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_plain_step_knows_nothing_of_ours():
+    ours = {"bench", "methods", "analysis", "transformer_lens"}
+    assert not ours & set(imported(ROOT / "bench" / "reference.py"))
 
 
 def test_only_the_bridge_is_used():
