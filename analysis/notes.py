@@ -98,6 +98,12 @@ def _filled(comparison):
     """Who paid for the clean side of the training text, where it is kept on disk."""
     if not comparison.spec.get("cache_clean"):
         return
+    done = [run for runs in comparison.trained.values() for run in runs if run.rows]
+    if len({run.rows[-1].get("cache_filled_tokens", 0) for run in done}) > 1:
+        yield (
+            "Seconds are not of the same work: who ran first filled the cache for the others. "
+            "Compare seconds with the cache full (--fresh) or without it."
+        )
     for label, runs in comparison.trained.items():
         for run in (run for run in runs if run.rows):
             last = run.rows[-1]

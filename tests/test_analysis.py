@@ -12,6 +12,7 @@ import pytest
 from analysis import figures
 from analysis.__main__ import main
 from analysis.load import Comparison, load
+from analysis.notes import notes
 from analysis.report import experiments, report
 from analysis.speedup import (
     ce_difference,
@@ -533,3 +534,23 @@ def test_bad_record_is_one_line_and_does_not_stop_the_others(tmp_path, capsys):
 def test_analysis_never_imports_torch():
     code = "import analysis.report, analysis.__main__, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_who_filled_the_cache_is_said():
+    spec = {"model": "m", "site": "s", "cache_clean": True}
+    first, second = make("lora", spec=spec), make("e2e", spec=spec)
+    first.rows[-1]["cache_filled_tokens"] = 1_024
+    text = " ".join(notes(Comparison({"lora": [first], "e2e": [second]})))
+    assert "not of the same work" in text
+    assert "lora seed 0: the clean side of 1,024 of its 1,024 tokens" in text
+    second.rows[-1]["cache_filled_tokens"] = 1_024
+    assert "not of the same work" not in " ".join(
+        notes(Comparison({"lora": [first], "e2e": [second]}))
+    )
+
+
+def test_another_matrix_product_is_another_clock():
+    here, there = make("lora", matmul="oneDNN"), make("e2e", matmul="blas")
+    comparison = Comparison({"lora": [here], "e2e": [there]})
+    assert not comparison.one_clock
+    assert "box, cpu, 2 threads, blas" in " ".join(notes(comparison))
