@@ -21,11 +21,25 @@ def compare(spec, labels, sets=(), seeds=(0,), out="runs", fresh=False):
     method.check_names(labels, sets)
     if "none" not in labels:
         labels = ["none", *labels]
+    check_inputs(spec, out)
+    entries = [method.entry(label, sets) for label in labels]
+    mse = method.entry(f"mse:lr={spec.sae_lr}")
+    folder, _ = check_model(spec, entries)
+    names, failed = run_all(spec, folder, entries, mse, seeds, out, fresh)
+    report(out, names)
+    if failed:
+        raise RunFailed(f"{len(failed)} of the runs did not finish: {', '.join(failed)}")
+
+
+def check_inputs(spec, out):
+    """Raise what is wrong with the sources of the spec or the folder to write to."""
     for check, source in ((models, spec.model), (saes, spec.sae), (text, spec.text)):
         check.check_source(source)
     check_writable(out)
-    entries = [method.entry(label, sets) for label in labels]
-    mse = method.entry(f"mse:lr={spec.sae_lr}")
+
+
+def check_model(spec, entries):
+    """(folder, config) of the model, once spec and methods are seen to fit it."""
     quiet_libraries()
     models.check_device(spec.device)
     folder = models.locate(spec.model)
@@ -35,10 +49,7 @@ def compare(spec, labels, sets=(), seeds=(0,), out="runs", fresh=False):
     models.check_context(config, spec.seq_len)
     for entry in entries:
         method.check_fits(entry, [spec.site], n_blocks)
-    names, failed = run_all(spec, folder, entries, mse, seeds, out, fresh)
-    report(out, names)
-    if failed:
-        raise RunFailed(f"{len(failed)} of the runs did not finish: {', '.join(failed)}")
+    return folder, config
 
 
 def run_all(spec, folder, entries, mse, seeds, out, fresh):

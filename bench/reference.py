@@ -12,17 +12,6 @@ from contextlib import nullcontext
 import torch
 from torch.nn.functional import kl_div, log_softmax, softmax
 
-PROJECTIONS = {
-    "q": "q_proj",
-    "k": "k_proj",
-    "v": "v_proj",
-    "o": "o_proj",
-    "gate": "gate_proj",
-    "up": "up_proj",
-    "down": "down_proj",
-}
-"""Our name of a linear map -> its name in a Hugging Face Llama or Gemma."""
-
 
 class Reference:
     """One model, one SAE after layer `layer`, and what is trained: `step(tokens)`."""

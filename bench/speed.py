@@ -9,13 +9,12 @@ import json
 from pathlib import Path
 from statistics import median
 
-from bench import method, models, saes, text
-from bench.compare import check_writable, quiet_libraries
+from bench import method
+from bench.compare import check_inputs, check_model
 from bench.errors import Rejected, RunFailed, Unavailable, Usage
 from bench.progress import say
 from bench.provenance import provenance
 from bench.record import digest
-from bench.spec import check_site
 
 TOLERANCE = 1e-4
 """How far the two losses may be apart, relative to the loss."""
@@ -31,35 +30,26 @@ def speed(spec, labels, sets=(), pairs=5, out="runs"):
     method.check_names(labels, sets)
     if pairs < 1:
         raise Usage(f"--pairs must be at least 1, got {pairs}")
-    for check, source in ((models, spec.model), (saes, spec.sae), (text, spec.text)):
-        check.check_source(source)
     out = Path(out)
-    check_writable(out)
+    check_inputs(spec, out)
     # The paper's step size: no step is slower for it, and rounding does not run away with the
     # losses, as it does where large steps meet a TopK.
     sets = [*(f"{name}.lr=5e-5" for name in ("lora", "e2e")), *sets]
     entries = [method.entry(label, sets) for label in labels]
     for entry in entries:
         check_reference(spec, entry)
-    quiet_libraries()
-    folder = models.locate(spec.model)
-    config = models.read_config(folder)
-    check_site(spec, models.n_blocks(config))
-    models.check_context(config, spec.seq_len)
+    folder, config = check_model(spec, entries)
     if not config["model_type"].startswith(("llama", "gemma")):
         raise Rejected(f"speed: the plain step is for Llama and Gemma, not {config['model_type']}")
+    filling, worst = prepare(spec, folder, entries[0], sets, pairs), 0.0
     for entry in entries:
-        method.check_fits(entry, [spec.site], models.n_blocks(config))
-    filling = prepare(spec, folder, entries[0], sets, pairs)
-    results = [race(spec, folder, entry, sets, pairs) for entry in entries]
-    for result in results:
+        result = race(spec, folder, entry, sets, pairs)
         result["fill_seconds_per_token"] = filling
-    for result in results:
+        worst = max(worst, result["largest_difference"])
         identity = [result["label"], result["spec"], result["matmul"]]
         path = out / f"speed-{digest(identity)[:8]}.json"
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         say(f"wrote {path}")
-    worst = max(result["largest_difference"] for result in results)
     if worst > TOLERANCE:
         raise RunFailed(f"the losses differ by up to {worst:.1e}, {TOLERANCE:.0e} is allowed")
 
