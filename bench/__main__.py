@@ -8,7 +8,8 @@ from typing import get_type_hints
 
 from bench import __version__
 from bench.errors import Fault, Usage
-from bench.spec import SPECS, Spec, flag, named
+from bench.spec import Spec, flag
+from bench.specs import SPECS, named
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,6 +27,7 @@ def parser():
     compare = commands.add_parser("compare", help="run methods on one problem; table and figure")
     compare.add_argument("--seeds", default="0", help="comma-separated, one run each")
     compare.add_argument("--fresh", action="store_true", help="run again what is already done")
+    compare.add_argument("--force", action="store_true", help="even with an SAE that check doubts")
     add_problem(compare, methods="lora,e2e")
     speed = commands.add_parser("speed", help="our step against plain Hugging Face and PEFT")
     speed.add_argument("--pairs", type=int, default=5, help="timed pairs of steps (default: 5)")
@@ -87,6 +89,7 @@ def compare(arguments):
         seeds(arguments.seeds),
         arguments.out,
         arguments.fresh,
+        arguments.force,
     )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import cache, evaluate, models, saes, text
+from bench import agree, cache, evaluate, models, sae_sources, saes, text
 from bench.clean_cache import CleanCache
 from bench.errors import Rejected, RunFailed, Usage
 from bench.harness import Harness
@@ -28,6 +28,8 @@ class Bench:
     """The path of the record of the SAE's training, where there is one."""
     measured: dict
     """CE of the clean and the spliced model, on the curve set and by validation document."""
+    doubts: tuple
+    """Why the SAE may not belong here, a line each."""
 
     def name(self, entry, seed):
         """The name of the run of this method and seed."""
@@ -47,7 +49,8 @@ class Bench:
             "sae": self.sae,
             "sae_cost": self.sae_cost,
             **self.measured,
-            **provenance(self.spec.device),
+            **({"forced": self.doubts} if self.doubts else {}),
+            **provenance(self.spec),
         }
 
 
@@ -64,6 +67,8 @@ class Loaded:
     """What model and text depend on, hashed: names the caches."""
     model_key: str
     """What the model alone depends on, hashed."""
+    special: tuple
+    """Ids of BOS, EOS, PAD and their like."""
 
     @property
     def recipe(self):
@@ -80,6 +85,7 @@ class Loaded:
             self.text.train.tokens,
             spliced=spec.spliced,
             scored=spec.scored,
+            special=self.special,
             batch_size=spec.batch_size,
             clean_cache=CleanCache(self.clean_folder) if spec.cache_clean else None,
         )
@@ -95,10 +101,13 @@ class Loaded:
 def load(spec, folder):
     """Model and text of a spec -> `Loaded`; `folder` is the model's."""
     say(f"loading {spec.model} and the text '{spec.text}'")
-    bridge = models.load(folder, spec.device, spec.dtype)
-    parts = text.load(spec, models.load_tokenizer(folder))
+    tokenizer = models.load_tokenizer(folder)
+    bridge = models.load(folder, spec)
+    parts = text.load(spec, tokenizer, len(bridge.unembed.weight))
     check_vocabulary(parts, bridge)
-    numbers = [spec.device, spec.dtype, clock(spec.device)["matmul"]]
+    special = tuple(sorted(models.special_ids(tokenizer)))
+    numbers = [spec.device, spec.dtype, spec.weights, spec.center_writing_weights]
+    numbers += [clock(spec.device)["matmul"], special]
     model = [versions(), code(), models.fingerprint(folder), numbers]
     written = text.fingerprint(parts)
     parts = text.moved(parts, spec.device)
@@ -107,7 +116,7 @@ def load(spec, folder):
     others = ("name", "sae", "steps", "cache_clean")
     fields = {k: v for k, v in asdict(spec).items() if not k.startswith(others)}
     key = digest([model, fields, written])[:16]
-    return Loaded(spec, bridge, parts, points.widths[spec.site], key, digest(model))
+    return Loaded(spec, bridge, parts, points.widths[spec.site], key, digest(model), special)
 
 
 def code():
@@ -141,10 +150,11 @@ def _bench_with(loaded, folder, source):
     validation = evaluate.clean_side(problem, whole, validation_file, with_kl=False)
     spliced_file = Path(f"{stem}-spliced-{sha256[:16]}.json")
     known = cache.json_file(spliced_file, lambda: _spliced(problem, curve, validation))
-    spliced = {part: evaluate.Score(**known[part]) for part in known}
+    spliced = {part: evaluate.Score(**known[part]) for part in ("curve", "validation")}
     measured = {
         "ce_clean": evaluate.mean(curve.ce_clean),
         "ce_spliced": evaluate.mean(spliced["curve"].ce),
+        "ce_ablated": evaluate.mean(known["ablated"]),
         "ce_full_clean": validation.ce_clean,
         "ce_full_spliced": spliced["validation"].ce,
         "documents": list(dict.fromkeys(validation.documents)),
@@ -166,13 +176,26 @@ def _bench_with(loaded, folder, source):
     harness = Harness(
         problem, curve, validation, spliced["validation"], seconds_of, {} if fresh else cost
     )
-    return Bench(loaded.spec, harness, sae, cost, record, measured)
+    doubts = () if source == "fresh" else _doubts(loaded.spec, problem.saes, measured)
+    return Bench(loaded.spec, harness, sae, cost, record, measured, doubts)
+
+
+def _doubts(spec, saes, measured):
+    """What `check` finds wrong without running anything more; random weights lose nothing."""
+    doubts = [line for sae in saes for line in agree.disagreements(spec, sae)]
+    if spec.weights != "random" and measured["ce_spliced"] >= measured["ce_ablated"]:
+        doubts.append(
+            f"the SAE explains nothing: CE spliced {measured['ce_spliced']:.4f}, with the site "
+            f"set to 0 {measured['ce_ablated']:.4f}"
+        )
+    return tuple(doubts)
 
 
 def _spliced(problem, curve, validation):
-    """The scores of the bare spliced model, as JSON values."""
+    """The scores of the bare spliced model, and the CE of the ablated one, as JSON values."""
     bare, parts = Adapted(saes=problem.saes), {"curve": curve, "validation": validation}
-    return {name: asdict(evaluate.measure(problem, part, bare)) for name, part in parts.items()}
+    scores = {name: asdict(evaluate.measure(problem, part, bare)) for name, part in parts.items()}
+    return {**scores, "ablated": evaluate.ablated(problem, curve)}
 
 
 def sae_folder(loaded, mse):
@@ -181,7 +204,7 @@ def sae_folder(loaded, mse):
     if spec.sae == "fresh":
         return fresh_folder(loaded)
     if spec.sae != "own":
-        return Path(spec.sae).expanduser()
+        return sae_sources.locate(spec.sae, spec.model)
     own = own_folder(loaded, mse)
     if not own.exists():
         with cache.new_folder(own) as temporary:

@@ -28,9 +28,9 @@ class CleanCache:
         return self._get("entry", tokens, lambda window: self._make_entry(problem, window))["entry"]
 
     def teacher(self, problem, tokens):
-        """The `Teacher` of the scored positions: [batch * scored, ...]."""
+        """The `Teacher` of the scored positions of all windows: [scored, ...]."""
         found = self._get("teacher", tokens, lambda window: self._make_teacher(problem, window))
-        return Teacher(found["states"].flatten(0, 1), found["constant"].flatten())
+        return Teacher(found["states"], found["constant"])
 
     def _make_entry(self, problem, window):
         return {"entry": problem.entry(window, problem.site_start)}
@@ -40,7 +40,7 @@ class CleanCache:
         final = problem.finish(clean).final.flatten(0, 1)
         teacher = losses.teacher_of(final[problem.rows(window, problem.scored)], problem.head)
         self.filled += window.numel()
-        return {"states": teacher.states[None], "constant": teacher.constant[None]}
+        return teacher._asdict()
 
     def _get(self, what, tokens, make):
         """Each window's tensors, from its file or made and filed, put together in order."""

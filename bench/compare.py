@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from bench import method, models, saes, text
+from bench import hub, method, models, sae_sources, streams, text
 from bench.errors import Rejected, RunFailed, Unavailable, Usage
 from bench.progress import say
 from bench.provenance import versions
@@ -11,11 +11,12 @@ from bench.record import read
 from bench.spec import check_site
 
 
-def compare(spec, labels, sets=(), seeds=(0,), out="runs", fresh=False):
+def compare(spec, labels, sets=(), seeds=(0,), out="runs", fresh=False, force=False):
     """Run the methods on `spec`, once per seed; skip what is done; print the table and figure.
 
     Everything that can be wrong with the command is found before anything is loaded. Raises
-    `RunFailed` when a run diverged or raised: the other runs are there all the same.
+    `Rejected` for an SAE that does not belong here, unless `force` is set, and `RunFailed` when a
+    run diverged or raised: the other runs are there all the same.
     """
     out = Path(out)
     method.check_names(labels, sets)
@@ -25,7 +26,7 @@ def compare(spec, labels, sets=(), seeds=(0,), out="runs", fresh=False):
     entries = [method.entry(label, sets) for label in labels]
     mse = method.entry(f"mse:lr={spec.sae_lr}")
     folder, _ = check_model(spec, entries)
-    names, failed = run_all(spec, folder, entries, mse, seeds, out, fresh)
+    names, failed = run_all(spec, folder, entries, mse, seeds, out, fresh, force)
     report(out, names)
     if failed:
         raise RunFailed(f"{len(failed)} of the runs did not finish: {', '.join(failed)}")
@@ -33,17 +34,20 @@ def compare(spec, labels, sets=(), seeds=(0,), out="runs", fresh=False):
 
 def check_inputs(spec, out):
     """Raise what is wrong with the sources of the spec or the folder to write to."""
-    for check, source in ((models, spec.model), (saes, spec.sae), (text, spec.text)):
-        check.check_source(source)
+    models.check_source(spec.model, spec.weights)
+    sae_sources.check_source(spec.sae)
+    text.check_source(spec)
     check_writable(out)
 
 
 def check_model(spec, entries):
     """(folder, config) of the model, once spec and methods are seen to fit it."""
-    quiet_libraries()
+    quiet_libraries(online=asks_the_hub(spec))
     models.check_device(spec.device)
-    folder = models.locate(spec.model)
+    folder = models.locate(spec.model, spec.weights)
     config = models.read_config(folder)
+    if spec.center_writing_weights:
+        models.check_centering(config)
     n_blocks = models.n_blocks(config)
     check_site(spec, n_blocks)
     models.check_context(config, spec.seq_len)
@@ -52,7 +56,13 @@ def check_model(spec, entries):
     return folder, config
 
 
-def run_all(spec, folder, entries, mse, seeds, out, fresh):
+def asks_the_hub(spec):
+    """Whether a source of the spec is one that only the network has."""
+    model = hub.is_id(spec.model) and spec.weights == "pretrained"
+    return model or sae_sources.from_hub(spec.sae) or spec.text in streams.STREAMS
+
+
+def run_all(spec, folder, entries, mse, seeds, out, fresh, force):
     """Every (seed, method) in turn -> (names of the runs, what failed as `name (status)`)."""
     from bench import build
 
@@ -64,6 +74,7 @@ def run_all(spec, folder, entries, mse, seeds, out, fresh):
     bench = build.bench(loaded, mse)
     keep_sae_record(bench, out)
     say(describe(bench))
+    check_sae(bench, force)
     runs = {
         bench.name(entry, seed): (entry, seed)
         for seed in seeds
@@ -88,6 +99,15 @@ def run_all(spec, folder, entries, mse, seeds, out, fresh):
     if len(todo) < len(runs):
         say(f"{len(runs) - len(todo)} of {len(runs)} runs were already done (--fresh runs again)")
     return set(runs), failed
+
+
+def check_sae(bench, force):
+    """Raise `Rejected`, unless forced, where the SAE cannot belong at this site."""
+    if not bench.doubts:
+        return
+    if not force:
+        raise Rejected(f"{'; '.join(bench.doubts)} (see `check`; --force goes on all the same)")
+    say("forced: " + "; ".join(bench.doubts))
 
 
 def expectation(loaded, n_runs, trains_sae):
@@ -180,13 +200,17 @@ def report(out, names):
     say("written: " + ", ".join(map(str, paths)))
 
 
-def quiet_libraries():
-    """No warnings or progress bars from the libraries under this: ours are the ones to read."""
+def quiet_libraries(online=False):
+    """No warnings or progress bars from the libraries under this: ours are the ones to read.
+
+    Unless `online`, none of them may ask the hub.
+    """
     import logging
     import os
     import warnings
 
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if not online:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from bench import cache, losses, progress
+from bench.errors import Rejected
 from bench.losses import Teacher
 from bench.problem import Adapted, Clean
 from bench.seen import flat
@@ -81,25 +82,38 @@ class Gauge:
 def measure(problem, held_out, adapted):
     """`Score` of an adapted model."""
     gauges = [Gauge(sae) for sae in adapted.saes]
-    start = problem.start_of(adapted)
-    finals = []
-    for part in progress.bar(parts(held_out.tokens), desc="evaluating"):
-        tokens = held_out.tokens[part]
-        if start == problem.site_start:
-            entry = held_out.entry[part]
-        else:
-            entry = problem.entry(tokens, start)
-        clean = Clean(tokens, start, entry, sites=[], reached=())
-        rows, _ = predictions(problem, tokens)
-        finals.append(flat(problem.final(clean, adapted, reconstruct=gauges))[rows])
+    finals = _finals(problem, held_out, adapted, gauges)
     _, targets = predictions(problem, held_out.tokens)
-    entropies, kls = losses.evaluate(torch.cat(finals), targets, problem.head, held_out.teacher)
+    entropies, kls = losses.evaluate(finals, targets, problem.head, held_out.teacher)
     return Score(
-        per_document(entropies, held_out.documents),
+        per_document(entropies, problem, held_out),
         None if kls is None else kls.double().mean().item(),
         [gauge.l0 for gauge in gauges],
         [gauge.fvu for gauge in gauges],
     )
+
+
+@torch.no_grad()
+def ablated(problem, held_out):
+    """CE per document with every position of the sites set to 0, as SAELens ablates."""
+    bare = Adapted(saes=problem.saes)
+    finals = _finals(problem, held_out, bare, [torch.zeros_like] * len(problem.saes), "all")
+    _, targets = predictions(problem, held_out.tokens)
+    entropies, _ = losses.evaluate(finals, targets, problem.head)
+    return per_document(entropies, problem, held_out)
+
+
+def _finals(problem, held_out, adapted, reconstruct, positions=None):
+    """Final hidden states at the predicted positions: [predictions, d_model]."""
+    start, finals = problem.start_of(adapted), []
+    for part in progress.bar(parts(held_out.tokens), desc="evaluating"):
+        tokens = held_out.tokens[part]
+        known = start == problem.site_start
+        entry = held_out.entry[part] if known else problem.entry(tokens, start)
+        clean = Clean(tokens, start, entry, sites=[], reached=())
+        rows, _ = predictions(problem, tokens)
+        finals.append(flat(problem.final(clean, adapted, reconstruct, positions))[rows])
+    return torch.cat(finals)
 
 
 def clean_side(problem, windows, path, with_kl):
@@ -110,7 +124,7 @@ def clean_side(problem, windows, path, with_kl):
         arrays = _measure_clean(problem, windows.tokens, with_kl)
         cache.new_file(path, lambda temporary: save_file(arrays, temporary))
     arrays = load_file(path, device=str(windows.tokens.device))
-    ce = per_document(arrays["ce"], windows.documents)
+    ce = per_document(arrays["ce"], problem, windows)
     teacher = Teacher(arrays["teacher"], arrays["constant"]) if with_kl else None
     return HeldOut(windows.tokens, windows.documents, arrays["entry"], ce, teacher)
 
@@ -148,13 +162,20 @@ def predictions(problem, tokens):
     return rows, tokens.flatten()[rows + 1]
 
 
-def per_document(entropies, documents):
-    """CE per scored token [windows * scored] -> mean of each document, in their order."""
-    of_window = entropies.double().view(len(documents), -1).mean(1).tolist()
-    sums = {}
-    for name, value in zip(documents, of_window, strict=True):
-        sums.setdefault(name, []).append(value)
-    return [math.fsum(values) / len(values) for values in sums.values()]
+def per_document(entropies, problem, windows):
+    """CE per scored token, in order -> the mean of each document, in the order they come."""
+    rows, _ = predictions(problem, windows.tokens)
+    names = list(dict.fromkeys(windows.documents))
+    number = {name: i for i, name in enumerate(names)}
+    document = torch.tensor([number[name] for name in windows.documents], device=rows.device)
+    document = document[rows // windows.tokens.shape[1]]
+    sums = entropies.new_zeros(len(names), dtype=torch.float64)
+    sums.index_add_(0, document, entropies.double())
+    counts = torch.bincount(document, minlength=len(names))
+    if not counts.all():
+        empty = names[int(counts.argmin())]
+        raise Rejected(f"document '{empty}': no scored position in its held-out windows")
+    return (sums / counts).tolist()
 
 
 def mean(values):

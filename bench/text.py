@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench import cache
+from bench import cache, streams
 from bench.errors import Rejected, Unavailable, Usage
 
 
@@ -35,9 +35,12 @@ class Text:
     """`by document`, or how else a text of too few documents was split."""
 
 
-def check_source(text):
+def check_source(spec):
     """Raise what reading would raise, without reading."""
-    _files(text)
+    if spec.text in streams.STREAMS:
+        streams.check_source(spec.text, spec.stream_tokens)
+    elif spec.text != "random":
+        _files(spec.text)
 
 
 def _files(text):
@@ -48,9 +51,8 @@ def _files(text):
         return sorted((Path(found.submodule_search_locations[0]) / "data/speeches").glob("*.txt"))
     path = Path(text).expanduser()
     if not path.exists():
-        raise Usage(
-            f"no text at '{text}': expected sotu, a .txt or .jsonl file, or a folder of them"
-        )
+        named = ", ".join(["sotu", *streams.STREAMS])
+        raise Usage(f"no text at '{text}': expected {named}, a .txt or .jsonl file, or a folder")
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     files = [file for file in files if file.suffix in (".txt", ".jsonl")]
     if not files:
@@ -85,18 +87,38 @@ def _json_lines(file, content):
             raise Rejected(f"{file}:{number}: not a JSON line with a 'text' field") from None
 
 
-def load(spec, tokenizer):
+def load(spec, tokenizer, vocabulary):
     """Tokenize (once; cached) and split the text of `spec` -> `Text`.
 
     Raises `Rejected`, with the numbers, for a text too short for one batch and the held-out
     windows.
     """
+    if spec.prepend_bos and tokenizer.bos_token_id is None:
+        raise Rejected("--prepend-bos true: the model's tokenizer has no BOS token")
+    if spec.text == "random":
+        return _random(spec, vocabulary, tokenizer.bos_token_id)
     cut = [(name, windows) for name, windows in _windows(spec, tokenizer) if len(windows)]
     if len(cut) < 4:
         return _last_tenth(cut, spec)
     curve, rest = _held_out(cut, len(cut) // 8, spec.curve_docs, spec.curve_tokens, spec)
     validation, train = _held_out(rest, len(cut) // 4, spec.val_docs, spec.val_tokens, spec)
     return _checked(Text(_joined(train), curve, validation, "by document"), spec)
+
+
+def _random(spec, vocabulary, bos):
+    """Tokens drawn evenly from the vocabulary: a document a window, as many as one run reads."""
+    import torch
+
+    needed = [tokens // spec.seq_len for tokens in (spec.curve_tokens, spec.val_tokens)]
+    counts = [spec.steps * spec.batch_size, *(max(1, n) for n in needed)]
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for count in counts:
+        tokens = torch.randint(vocabulary, (count, spec.seq_len), generator=generator)
+        if spec.prepend_bos:
+            tokens[:, 0] = bos
+        parts.append(Windows(tokens, [f"window {number}" for number in range(count)]))
+    return Text(*parts, "random")
 
 
 def _held_out(cut, most, wanted, tokens, spec):
@@ -182,10 +204,10 @@ def _windows(spec, tokenizer):
     """(document, its consecutive windows [n, seq_len]), the BOS first where the spec says so."""
     import torch
 
-    if spec.prepend_bos and tokenizer.bos_token_id is None:
-        raise Rejected("--prepend-bos true: the model's tokenizer has no BOS token")
     content = spec.seq_len - spec.prepend_bos
-    for name, ids in _tokens(spec.text, tokenizer):
+    streamed = spec.text in streams.STREAMS
+    source = streams.file(spec.text, spec.stream_tokens) if streamed else spec.text
+    for name, ids in _tokens(source, tokenizer):
         windows = ids[: len(ids) // content * content].reshape(-1, content).long()
         if spec.prepend_bos:
             windows = torch.nn.functional.pad(windows, (1, 0), value=tokenizer.bos_token_id)

@@ -11,6 +11,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from bench.problem import Adapted, copy_of, kl_to_clean
+from bench.saes import clamp_thresholds
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ def train(problem, batches, config):
         problem.backward(tokens, adapted, loss)
         clip_grad_norm_(saes.parameters(), config.clip)
         adam.step()
+        clamp_thresholds(saes)
         adam.zero_grad()
         yield adapted
 

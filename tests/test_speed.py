@@ -12,7 +12,7 @@ from bench import speed as speed_module
 from bench.__main__ import main
 from bench.method import entry
 from bench.race import RANGES, Ours, Plain
-from bench.spec import named
+from bench.specs import named
 from bench.speed import plain_settings
 from tests import tiny
 from tests.test_cli import SMALL

@@ -1,0 +1,104 @@
+"""Where an SAE comes from: `--sae` -> a folder that SAELens loads.
+
+`own` and `fresh` are made by `bench.build`. A folder of SAELens' is taken as it is; what comes
+from the hub, or from sparsify, is converted once and cached.
+"""
+
+import hashlib
+from pathlib import Path
+
+from bench import cache, hub, sparsify
+from bench.errors import Rejected, Usage, unknown
+from bench.progress import say
+
+EXPECTED = "expected own, fresh, a folder with cfg.json, saelens:RELEASE:ID or sparsify:REPO:HOOK"
+
+
+def check_source(sae):
+    """Raise what is wrong with `--sae`, without loading anything."""
+    if sae in ("own", "fresh"):
+        return
+    if sae.startswith(("saelens:", "sparsify:")):
+        _, repository, _ = split(sae)
+        if not _cached(sae).exists():
+            hub.reach(repository)
+    elif not (Path(sae).expanduser() / "cfg.json").is_file():
+        raise Usage(f"no SAE at '{sae}': {EXPECTED}")
+
+
+def from_hub(sae):
+    """Whether this SAE is on the hub."""
+    return sae.startswith(("saelens:", "sparsify:"))
+
+
+def locate(sae, model):
+    """The SAELens folder of a `--sae` that is neither own nor fresh."""
+    if from_hub(sae):
+        return _from_hub(sae, model)
+    folder = Path(sae).expanduser()
+    if not sparsify.is_folder(folder):
+        return folder
+    read = hashlib.sha256((folder / "cfg.json").read_bytes())
+    with (folder / sparsify.WEIGHTS).open("rb") as file:
+        read.update(hashlib.file_digest(file, "sha256").digest())
+    target = cache.root() / "saes" / f"sparsify-{read.hexdigest()[:16]}" / folder.name
+    if not target.exists():
+        with cache.new_folder(target) as temporary:
+            sparsify.convert(folder, temporary, model, folder.name)
+    return target
+
+
+def split(sae):
+    """`saelens:RELEASE:ID` or `sparsify:REPO:HOOK` -> (which, the hub's repository, the id)."""
+    which, _, rest = sae.partition(":")
+    name, _, part = rest.partition(":")
+    if not (name and part):
+        raise Usage(f"--sae '{sae}': {EXPECTED}")
+    if which == "sparsify":
+        return which, name, part
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    releases = get_pretrained_saes_directory()
+    if name not in releases:
+        raise unknown("SAELens release", name, _near(name, releases))
+    if part not in releases[name].saes_map:
+        raise unknown(f"SAE of {name}", part, _near(part, releases[name].saes_map))
+    return which, releases[name].repo_id, part
+
+
+def _near(name, choices):
+    """A few of many choices: those that share a beginning with `name`."""
+    for length in range(len(name), 0, -1):
+        found = [choice for choice in choices if choice.startswith(name[:length])]
+        if found:
+            return found[:8]
+    return list(choices)[:8]
+
+
+def _cached(sae):
+    return cache.root() / "saes" / "hub" / sae.replace(":", "--").replace("/", "--")
+
+
+def _from_hub(sae, model):
+    target = _cached(sae)
+    if target.exists():
+        return target
+    which, repository, part = split(sae)
+    say(f"fetching {sae} (once; then it is cached)")
+    with cache.new_folder(target) as temporary:
+        if which == "sparsify":
+            fetched = hub.fetch(repository, [f"{part}/*"]) / part
+            sparsify.convert(fetched, temporary, model, part)
+        else:
+            _save_release(sae, temporary)
+    return target
+
+
+def _save_release(sae, folder):
+    from sae_lens import SAE
+
+    _, release, part = sae.split(":", 2)
+    try:
+        SAE.from_pretrained(release, part, dtype="float32").save_model(folder)
+    except Exception as error:  # of any kind: the download, or a format that SAELens does not read
+        raise Rejected(f"{sae}: SAELens cannot load it ({error})") from None

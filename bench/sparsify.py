@@ -1,0 +1,77 @@
+"""EleutherAI's sparsify checkpoints -> SAELens folders.
+
+SAELens' own loader transposes a decoder that sparsify stores as [latents, d_in], and subtracts
+the decoder bias from the input only sometimes; sparsify always does.
+"""
+
+import json
+import re
+
+from bench.errors import Rejected
+
+WEIGHTS = "sae.safetensors"
+
+
+def is_folder(folder):
+    """Whether a folder looks like one of sparsify's."""
+    return (folder / WEIGHTS).is_file() and (folder / "cfg.json").is_file()
+
+
+def convert(source, target, model, hookpoint=None):
+    """Write the sparsify checkpoint in folder `source` as a SAELens TopK SAE to folder `target`.
+
+    `hookpoint` is sparsify's name of the site (`layers.12`, `layers.12.mlp`), by default the
+    folder's name; `model` goes into the metadata. Raises `Rejected` for what is not a plain
+    TopK autoencoder.
+    """
+    import torch
+    from sae_lens import TopKSAE, TopKSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+    from safetensors.torch import load_file
+
+    config = read_config(source)
+    try:
+        tensors = {name: value.float() for name, value in load_file(source / WEIGHTS).items()}
+        weights = {
+            "W_enc": tensors["encoder.weight"].T.contiguous(),
+            "b_enc": tensors["encoder.bias"],
+            "W_dec": tensors["W_dec"],
+            "b_dec": tensors["b_dec"],
+        }
+    except Exception as error:  # whatever safetensors raises, or a name that is not there
+        raise Rejected(f"{source / WEIGHTS}: not a sparsify autoencoder ({error!r})") from None
+    d_sae, d_in = weights["W_dec"].shape
+    metadata = SAEMetadata(model_name=model, hook_name=site(hookpoint or source.name))
+    sae = TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=config["k"], metadata=metadata))
+    try:
+        sae.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise Rejected(f"{source / WEIGHTS}: shapes that do not fit ({reason})") from None
+    with torch.no_grad():
+        sae.save_model(target)
+
+
+def read_config(source):
+    """sparsify's cfg.json; `Rejected` where it names something other than a TopK autoencoder."""
+    path = source / "cfg.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["k"] = int(config["k"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Rejected(f"{path}: not a sparsify config ({error!r})") from None
+    for field, meaning in {"signed": "a signed TopK", "transcode": "a transcoder"}.items():
+        if config.get(field):
+            raise Rejected(f"{path}: {meaning}, expected a plain TopK autoencoder")
+    if config.get("activation", "topk") != "topk" or config.get("skip_connection"):
+        raise Rejected(f"{path}: expected a TopK autoencoder without a skip connection")
+    return config
+
+
+def site(hookpoint):
+    """sparsify's name of a site -> TransformerLens': `layers.12` is the residual after block 12."""
+    match = re.fullmatch(r"(?:.*\.)?(?:layers|h)[._](\d+)(\.mlp|\.self_attn|\.attn)?", hookpoint)
+    if not match:
+        raise Rejected(f"sparsify hook point '{hookpoint}': expected layers.N or layers.N.mlp")
+    points = {None: "hook_resid_post", ".mlp": "mlp.hook_out"}
+    return f"blocks.{match[1]}.{points.get(match[2], 'attn.hook_out')}"

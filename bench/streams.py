@@ -1,0 +1,79 @@
+"""Texts that are streamed from the network: their beginning, kept as a .jsonl file in the cache."""
+
+import json
+from dataclasses import dataclass, field
+
+from bench import cache, hub
+from bench.errors import Unavailable
+from bench.progress import bar, say
+
+CHARACTERS = 4
+"""A token has about so many."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where a text is, in the words of `datasets.load_dataset`."""
+
+    repository: str
+    """The hub's repository of the dataset; its page has the licence."""
+    path: str
+    content: str
+    """The field that holds a document."""
+    settings: dict = field(default_factory=dict)
+
+
+SAMPLE = "https://data.together.xyz/redpajama-data-v2/v1.0.0/sample/documents/2023-06/0000"
+STREAMS = {
+    "pile-uncopyrighted": Stream(
+        "monology/pile-uncopyrighted", "monology/pile-uncopyrighted", "text"
+    ),
+    # Loading by name would run a script that comes with the dataset; its files need none. This is
+    # the English head and middle of one shard of the sample, not the sample of 10B tokens.
+    "redpajama-v2": Stream(
+        "togethercomputer/RedPajama-Data-V2",
+        "json",
+        "raw_content",
+        {"data_files": [f"{SAMPLE}/en_head.json.gz", f"{SAMPLE}/en_middle.json.gz"]},
+    ),
+}
+
+
+def check_source(name, tokens):
+    """Raise `Unavailable` where the text is neither in the cache nor in reach."""
+    if not _path(name, tokens).exists():
+        hub.reach(STREAMS[name].repository, kind="dataset")
+
+
+def file(name, tokens):
+    """The .jsonl file with the first documents of a stream, about `tokens` long together."""
+    path = _path(name, tokens)
+    if not path.exists():
+        say(f"streaming {tokens:,} tokens of {name} (once; then they are cached)")
+        cache.new_file(path, lambda temporary: _write(STREAMS[name], tokens, temporary))
+    return path
+
+
+def _path(name, tokens):
+    return cache.root() / "streams" / f"{name}-{tokens}.jsonl"
+
+
+def _write(stream, tokens, path):
+    from datasets import load_dataset
+
+    wanted = CHARACTERS * tokens
+    try:
+        rows = load_dataset(stream.path, split="train", streaming=True, **stream.settings)
+        with path.open("w", encoding="utf-8") as out, bar(total=wanted, unit="char") as shown:
+            for row in rows:
+                text = row[stream.content]
+                out.write(json.dumps({"text": text}) + "\n")
+                shown.update(len(text))
+                wanted -= len(text)
+                if wanted <= 0:
+                    break
+    except OSError:
+        raise
+    except Exception as error:  # whatever the network or the dataset's format raises
+        reason = str(error).strip().partition("\n")[0]
+        raise Unavailable(f"cannot stream {stream.repository} ({reason})") from None
