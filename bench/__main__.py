@@ -32,19 +32,26 @@ def parser():
     speed = commands.add_parser("speed", help="our step against plain Hugging Face and PEFT")
     speed.add_argument("--pairs", type=int, default=5, help="timed pairs of steps (default: 5)")
     add_problem(speed, methods="lora:rank=64,lora:rank=64:layers=all,e2e")
+    check = commands.add_parser("check", help="does the SAE belong at its site, and if not, why")
+    add_spec(check)
     commands.add_parser("specs", help="the named specs, one line each")
     commands.add_parser("methods", help="the methods, one line each")
     return top
 
 
 def add_problem(command, methods):
-    """What is run on what: `--methods`, `--spec`, `--set`, `--out` and the fields of the spec."""
+    """What is run on what: `--methods`, `--set`, `--out`, `--spec` and the fields of the spec."""
     command.add_argument("--methods", default=methods, help="comma-separated; lora:rank=64 sets")
-    command.add_argument("--spec", default=Spec.name, help="a named setting (see `specs`)")
     command.add_argument(
         "--set", action="append", default=[], metavar="METHOD.FIELD=VALUE", dest="sets"
     )
     command.add_argument("--out", default="runs", help="folder of the records (default: runs)")
+    add_spec(command)
+
+
+def add_spec(command):
+    """`--spec` and the fields of the spec."""
+    command.add_argument("--spec", default=Spec.name, help="a named setting (see `specs`)")
     fields = command.add_argument_group("fields of the spec (default: as the spec says)")
     types = get_type_hints(Spec)
     for field in dataclasses.fields(Spec):
@@ -102,12 +109,24 @@ def speed(arguments):
     run(spec, labels, arguments.sets, arguments.pairs, arguments.out)
 
 
+def check(arguments):
+    """`python -m bench check`."""
+    from bench.check import check as run
+
+    run(setting(arguments))
+
+
 def problem(arguments, **defaults):
     """(the spec with what the command line changes, the labels of the methods)."""
+    labels = [label for label in arguments.methods.split(",") if label]
+    return setting(arguments, **defaults), labels
+
+
+def setting(arguments, **defaults):
+    """The named spec with what the command line changes."""
     names = [field.name for field in dataclasses.fields(Spec)]
     given = {n: v for n, v in vars(arguments).items() if n in names and v is not None}
-    labels = [label for label in arguments.methods.split(",") if label]
-    return named(arguments.spec, **{**defaults, **given}), labels
+    return named(arguments.spec, **{**defaults, **given})
 
 
 def specs(arguments):
@@ -126,7 +145,7 @@ def methods(arguments):
 
 def main():
     """Run the command; a `Fault` is one line on stderr and its exit code."""
-    commands = {"compare": compare, "speed": speed, "specs": specs, "methods": methods}
+    commands = {run.__name__: run for run in (compare, speed, check, specs, methods)}
     try:
         arguments = parser().parse_args()
         commands[arguments.command](arguments)

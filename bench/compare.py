@@ -32,12 +32,13 @@ def compare(spec, labels, sets=(), seeds=(0,), out="runs", fresh=False, force=Fa
         raise RunFailed(f"{len(failed)} of the runs did not finish: {', '.join(failed)}")
 
 
-def check_inputs(spec, out):
+def check_inputs(spec, out=None):
     """Raise what is wrong with the sources of the spec or the folder to write to."""
     models.check_source(spec.model, spec.weights)
     sae_sources.check_source(spec.sae)
     text.check_source(spec)
-    check_writable(out)
+    if out:
+        check_writable(out)
 
 
 def check_model(spec, entries):

