@@ -27,6 +27,7 @@ def parser():
     compare = commands.add_parser("compare", help="run methods on one problem; table and figure")
     compare.add_argument("--seeds", default="0", help="comma-separated, one run each")
     compare.add_argument("--fresh", action="store_true", help="run again what is already done")
+    compare.add_argument("--init-adapter", metavar="DIR", help="where lora starts: a PEFT adapter")
     compare.add_argument("--force", action="store_true", help="even with an SAE that check doubts")
     add_problem(compare, methods="lora,e2e")
     speed = commands.add_parser("speed", help="our step against plain Hugging Face and PEFT")
@@ -34,6 +35,9 @@ def parser():
     add_problem(speed, methods="lora:rank=64,lora:rank=64:layers=all,e2e")
     check = commands.add_parser("check", help="does the SAE belong at its site, and if not, why")
     add_spec(check)
+    export = commands.add_parser("export", help="what a run trained, for PEFT and SAELens")
+    export.add_argument("run", help="a run's record, such as runs/lora-e7c49a90.jsonl")
+    export.add_argument("--to", required=True, metavar="DIR", help="a new folder")
     commands.add_parser("specs", help="the named specs, one line each")
     commands.add_parser("methods", help="the methods, one line each")
     return top
@@ -89,6 +93,8 @@ def compare(arguments):
     from bench.compare import compare as run
 
     spec, labels = problem(arguments)
+    if arguments.init_adapter:
+        arguments.sets.append(f"lora.init={arguments.init_adapter}")
     run(
         spec,
         labels,
@@ -114,6 +120,13 @@ def check(arguments):
     from bench.check import check as run
 
     run(setting(arguments))
+
+
+def export(arguments):
+    """`python -m bench export`."""
+    from bench.export import export as run
+
+    run(arguments.run, arguments.to)
 
 
 def problem(arguments, **defaults):
@@ -145,7 +158,7 @@ def methods(arguments):
 
 def main():
     """Run the command; a `Fault` is one line on stderr and its exit code."""
-    commands = {run.__name__: run for run in (compare, speed, check, specs, methods)}
+    commands = {run.__name__: run for run in (compare, speed, check, export, specs, methods)}
     try:
         arguments = parser().parse_args()
         commands[arguments.command](arguments)

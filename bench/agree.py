@@ -6,35 +6,35 @@ ALIASES = {"gpt2": "gpt2-small", "gpt2small": "gpt2-small"}
 """Names that the field has for one model."""
 
 
-def disagreements(spec, sae):
-    """One line for everything in the SAE's metadata that the spec says otherwise.
+def disagreements(spec, told):
+    """One line for everything in an SAE's metadata (a dict) that the spec says otherwise.
 
     What the metadata leaves out is not compared, and neither is the name of a model in a folder.
     """
-    told = sae.cfg.metadata
     lines = []
-    if told.hook_name and not same_point(told.hook_name, spec.site):
-        lines.append(f"wrong layer or point: the SAE was trained at {told.hook_name}, {_at(spec)}")
-    if told.model_name and not _same_model(told.model_name, spec.model):
-        lines.append(f"wrong model: the SAE was trained on {told.model_name}, not {spec.model}")
-    if told.prepend_bos is not None and bool(told.prepend_bos) != spec.prepend_bos:
-        rule = "with a BOS put first" if told.prepend_bos else "without a BOS"
-        value = str(bool(told.prepend_bos)).lower()
-        lines.append(f"wrong BOS rule: the SAE was trained {rule}: --prepend-bos {value}")
-    if told.spliced_positions not in (None, spec.spliced):
+    hook, model = told.get("hook_name"), told.get("model_name")
+    if hook and not same_point(hook, spec.site):
+        lines.append(f"wrong layer: the SAE was trained at {hook}, --site is {spec.site}")
+    if model and not _same_model(model, spec.model):
+        lines.append(f"wrong model: the SAE was trained on {model}, not {spec.model}")
+    bos = told.get("prepend_bos")
+    if bos not in (None, spec.prepend_bos):
+        rule = "with a BOS put first" if bos else "without a BOS"
+        lines.append(f"wrong BOS rule: the SAE was trained {rule}, try --prepend-bos {_flag(bos)}")
+    positions = told.get("spliced_positions")
+    if positions not in (None, spec.spliced):
         lines.append(
-            f"wrong positions: the SAE was trained on '{told.spliced_positions}', "
-            f"--spliced is '{spec.spliced}'"
+            f"wrong positions: the SAE was trained on '{positions}', --spliced is '{spec.spliced}'"
         )
-    centred = bool((told.model_from_pretrained_kwargs or {}).get("center_writing_weights"))
-    if told.model_from_pretrained_kwargs is not None and centred != spec.center_writing_weights:
-        value = str(centred).lower()
-        lines.append(f"wrong weights: the SAE wants --center-writing-weights {value}")
+    processing = told.get("model_from_pretrained_kwargs")
+    centred = bool((processing or {}).get("center_writing_weights"))
+    if processing is not None and centred != spec.center_writing_weights:
+        lines.append(f"wrong weights: the SAE wants --center-writing-weights {_flag(centred)}")
     return lines
 
 
-def _at(spec):
-    return f"--site is {spec.site}"
+def _flag(value):
+    return str(bool(value)).lower()
 
 
 def same_point(a, b):

@@ -21,6 +21,8 @@ class Bench:
 
     spec: object
     harness: Harness
+    model: dict
+    """The record's `model`: family and hash."""
     sae: dict
     """The record's `sae`: source, sha256, the record of its training, share of that training."""
     sae_cost: dict | None
@@ -46,6 +48,7 @@ class Bench:
             "source": entry.source,
             "spec": asdict(self.spec),
             "seed": seed,
+            "model": self.model,
             "sae": self.sae,
             "sae_cost": self.sae_cost,
             **self.measured,
@@ -69,6 +72,8 @@ class Loaded:
     """What the model alone depends on, hashed."""
     special: tuple
     """Ids of BOS, EOS, PAD and their like."""
+    model: dict
+    """The record's `model`: family and hash."""
 
     @property
     def recipe(self):
@@ -108,7 +113,11 @@ def load(spec, folder):
     special = tuple(sorted(models.special_ids(tokenizer)))
     numbers = [spec.device, spec.dtype, spec.weights, spec.center_writing_weights]
     numbers += [clock(spec.device)["matmul"], special]
-    model = [versions(), code(), models.fingerprint(folder), numbers]
+    about = {
+        "type": models.read_config(folder)["model_type"],
+        "sha256": models.fingerprint(folder),
+    }
+    model = [versions(), code(), about, numbers]
     written = text.fingerprint(parts)
     parts = text.moved(parts, spec.device)
     points = HookPoints(bridge)
@@ -116,7 +125,8 @@ def load(spec, folder):
     others = ("name", "sae", "steps", "cache_clean")
     fields = {k: v for k, v in asdict(spec).items() if not k.startswith(others)}
     key = digest([model, fields, written])[:16]
-    return Loaded(spec, bridge, parts, points.widths[spec.site], key, digest(model), special)
+    width = points.widths[spec.site]
+    return Loaded(spec, bridge, parts, width, key, digest(model), special, about)
 
 
 def code():
@@ -167,6 +177,7 @@ def _bench_with(loaded, folder, source):
     sae = {
         "source": source,
         "sha256": sha256,
+        "cached": _within_cache(folder),
         "run": trained.get("run"),
         "share": trained.get("share"),
     }
@@ -176,13 +187,19 @@ def _bench_with(loaded, folder, source):
     harness = Harness(
         problem, curve, validation, spliced["validation"], seconds_of, {} if fresh else cost
     )
-    doubts = () if source == "fresh" else _doubts(loaded.spec, problem.saes, measured)
-    return Bench(loaded.spec, harness, sae, cost, record, measured, doubts)
+    doubts = () if source == "fresh" else _doubts(loaded.spec, saes.metadata(folder), measured)
+    return Bench(loaded.spec, harness, loaded.model, sae, cost, record, measured, doubts)
 
 
-def _doubts(spec, saes, measured):
+def _within_cache(folder):
+    """Where the SAE lies in the cache, so that it can be found again; None for a user's own."""
+    top = cache.root().resolve()
+    return str(folder.resolve().relative_to(top)) if folder.resolve().is_relative_to(top) else None
+
+
+def _doubts(spec, told, measured):
     """What `check` finds wrong without running anything more; random weights lose nothing."""
-    doubts = [line for sae in saes for line in agree.disagreements(spec, sae)]
+    doubts = agree.disagreements(spec, told)
     if spec.weights != "random" and measured["ce_spliced"] >= measured["ce_ablated"]:
         doubts.append(
             f"the SAE explains nothing: CE spliced {measured['ce_spliced']:.4f}, with the site "

@@ -16,7 +16,7 @@ def root():
 
 
 @contextmanager
-def new_folder(path):
+def new_folder(path, replace_empty=False):
     """A temporary folder that becomes `path` when the block ends well, and is gone otherwise.
 
     So a folder in the cache is whole or not there. Where another process was first, its
@@ -28,8 +28,9 @@ def new_folder(path):
     try:
         yield temporary
         with os_errors(path):
-            if not path.exists():
-                temporary.rename(path)
+            if replace_empty or not path.exists():
+                temporary.rename(path)  # onto an empty folder at most
+                path.chmod(0o755)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -2,7 +2,7 @@
 
 import math
 
-from bench import agree, method, sae_sources
+from bench import method, sae_sources
 from bench.compare import check_inputs, check_model
 from bench.errors import Rejected
 from bench.progress import say
@@ -20,14 +20,12 @@ def check(spec):
     loaded = build.load(spec, folder)
     bench = build.bench(loaded, method.entry(f"mse:lr={spec.sae_lr}"))
     problem, held_out = bench.harness.problem, bench.harness.validation
-    wrong = []
+    wrong = list(bench.doubts)
     for index, sae in enumerate(problem.saes):
         say(describe(spec, sae, statistics(problem, index, held_out)))
-        wrong += agree.disagreements(spec, sae)
         wrong += diagnose.findings(problem, index, held_out.tokens)
     say(losses(bench))
     say(fired(problem))
-    wrong += [line for line in bench.doubts if line not in wrong]
     for line in wrong:
         say(f"WRONG  {line}")
     if wrong:
@@ -75,8 +73,9 @@ def describe(spec, sae, found):
         f"{sae.cfg.architecture()} SAE {spec.sae} at {spec.site}: {sae.cfg.d_in:,} -> "
         f"{sae.cfg.d_sae:,}; spliced {spec.spliced}, scored {spec.scored}, "
         f"{'BOS put first' if spec.prepend_bos else 'no BOS put first'}\n"
-        f"       FVU {found['fvu']:.3f}, cosine {found['cosine']:.3f}, L0 {found['l0']:.1f}{against}, "
-        f"{found['dead']:.1%} of latents never fire on {found['tokens']:,} tokens"
+        f"       FVU {found['fvu']:.3f}, cosine {found['cosine']:.3f}, "
+        f"L0 {found['l0']:.1f}{against}, {found['dead']:.1%} of latents never fire "
+        f"on {found['tokens']:,} tokens"
     )
 
 

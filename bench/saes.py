@@ -126,6 +126,13 @@ def to_training(sae):
     return training.to(sae.W_dec.device)
 
 
+def metadata(folder):
+    """What the SAE says of where it was trained, as its cfg.json has it, and no more."""
+    config = read_config(folder)
+    told = config.get("metadata", config)  # at the top, before SAELens 6
+    return told if isinstance(told, dict) else {}
+
+
 def trainable(sae):
     """An own copy with the same outputs, in which every parameter that can gets a gradient.
 

@@ -41,7 +41,11 @@ def convert(source, target, model, hookpoint=None):
     except Exception as error:  # whatever safetensors raises, or a name that is not there
         raise Rejected(f"{source / WEIGHTS}: not a sparsify autoencoder ({error!r})") from None
     d_sae, d_in = weights["W_dec"].shape
-    metadata = SAEMetadata(model_name=model, hook_name=site(hookpoint or source.name))
+    metadata = SAEMetadata(
+        model_name=model,
+        hook_name=site(hookpoint or source.name),
+        prepend_bos=True,  # its chunks start as the tokenizer starts a text
+    )
     sae = TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=config["k"], metadata=metadata))
     try:
         sae.load_state_dict(weights)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils import clip_grad_norm_
 
+from bench import peft_format
 from bench.errors import unknown
 from bench.hooks import block_after
 from bench.problem import Adapted
@@ -41,6 +42,8 @@ class Config:
     """Share of each adapter's input that is dropped in training."""
     targets: tuple[str, ...] = tuple(LINEARS)
     """Linear maps to adapt; those that a family lacks (GPT-2 has no gate) are left out."""
+    init: str = ""
+    """Folder of a PEFT adapter to start from; without one A is random and B zero."""
     layers: str = "after"
     """`after` the SAE, `all`, `next` (the next block only), or a list such as `16,17`."""
 
@@ -75,6 +78,14 @@ class LowRank(torch.nn.Module):
         torch.nn.init.kaiming_uniform_(self.a, a=5**0.5)
         self.scale = config.alpha / config.rank
         self.dropout = torch.nn.Dropout(config.dropout)
+
+    @torch.no_grad()
+    def set(self, a, b, linear):
+        """Start from A [rank, d_in] and B [d_out, rank] of an adapter of this linear map."""
+        if a is None or a.shape != self.a.shape or b.shape != self.b.shape:
+            raise ValueError(f"the adapter to start from does not fit {linear}")
+        self.a.copy_(a)
+        self.b.copy_(b)
 
     def forward(self, x):
         """[..., d_in] -> [..., d_out]."""
@@ -111,8 +122,9 @@ def train(problem, batches, config):
 
 
 def build(problem, config):
-    """The adapters as a ModuleList, in order of blocks and targets, and their hooks."""
-    adapters, hooks = torch.nn.ModuleList(), []
+    """The adapters as a ModuleDict, in order of blocks and targets, and their hooks."""
+    adapters, hooks = torch.nn.ModuleDict(), []
+    given = peft_format.load(config.init) if config.init else None
     widths = problem.points.widths
     for block in chosen_layers(config.layers, problem.site_names, problem.n_blocks):
         for target in config.targets:
@@ -121,16 +133,30 @@ def build(problem, config):
                 continue
             d_in, d_out = widths[f"{linear}.hook_in"], widths[f"{linear}.hook_out"]
             adapter = LowRank(d_in, d_out, config, problem.head.weight.device)
-            adapters.append(adapter)
+            adapters[linear.replace(".", "-")] = adapter
             hooks += adapter.hooks(linear)
+            if given is not None:
+                adapter.set(*given.pop(linear, (None, None)), linear)
     if not hooks:
         raise ValueError(f"targets {', '.join(config.targets)} matched no linear map of the model")
+    if given:
+        raise ValueError(f"{config.init} adapts {next(iter(given))} too: layers or targets differ")
     return adapters, hooks
 
 
 def check(config, site_names, n_blocks):
-    """Raise ValueError if the model has no such layer; called before the model is loaded."""
+    """Raise ValueError if the model has no such layer, or an adapter to start from another shape.
+
+    Called before the model is loaded.
+    """
     chosen_layers(config.layers, site_names, n_blocks)
+    if config.init:
+        given = peft_format.read_config(config.init)
+        for field, found in (("rank", given["r"]), ("alpha", given["lora_alpha"])):
+            if found != getattr(config, field):
+                raise ValueError(
+                    f"{config.init} has {field} {found:g}: --set lora.{field}={found:g}"
+                )
 
 
 def chosen_layers(layers, site_names, n_blocks):

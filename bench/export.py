@@ -1,0 +1,196 @@
+"""`python -m bench export RUN --to DIR`: what a run trained, for the tools that people use.
+
+Adapters become a PEFT adapter, SAEs a folder that SAELens loads; beside them lie a model card
+and `splicebench.json`, which says what belongs together: SAE, site, positions, BOS.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from bench import cache, packages, peft_format
+from bench.errors import Rejected, Usage
+from bench.progress import say
+from bench.record import read
+
+SIDECAR = "splicebench.json"
+
+
+def export(run, folder):
+    """Write what the run at `run` (its record, or the folder beside it) trained to `folder`."""
+    run, folder = read(record_path(run)), Path(folder)
+    if run.status != "finished":
+        raise Usage(f"{run.path}: the run ended as '{run.status}', expected a finished one")
+    if folder.exists() and any(folder.iterdir()):
+        raise Usage(f"--to {folder}: not empty, expected a new folder")
+    pairs, sae = pairs_of(run), trained_sae(run)
+    if not pairs and sae is None:
+        raise Usage(f"{run.path}: the run trained neither adapters nor an SAE, nothing to export")
+    with cache.new_folder(folder, replace_empty=True) as temporary:
+        if pairs:
+            write_adapter(run, pairs, temporary)
+        lent = sae or lent_sae(run)
+        if lent:
+            copy_sae(lent, temporary / "sae" if pairs else temporary)
+        write_sidecar(run, temporary, bool(pairs), lent)
+        (temporary / "README.md").write_text(card(run, bool(pairs)), encoding="utf-8")
+    say("written: " + ", ".join(str(path) for path in sorted(folder.rglob("*")) if path.is_file()))
+
+
+def record_path(run):
+    """`RUN.jsonl`, or the folder RUN beside it -> the record."""
+    path = Path(run).expanduser()
+    if path.is_file():
+        return path
+    record = path.with_name(f"{path.name}.jsonl")
+    if not record.is_file():
+        raise Usage(f"no run at '{run}': expected a record such as runs/lora-e7c49a90.jsonl")
+    return record
+
+
+def pairs_of(run):
+    """The adapters that a run trained, or {}: linear map -> (A, B)."""
+    from safetensors.torch import load_file
+
+    path = run.path.with_suffix("") / "state.safetensors"
+    if not path.is_file():
+        return {}
+    state, pairs = load_file(path), {}
+    for name, a in state.items():
+        if name.startswith("adapters.") and name.endswith(".a"):
+            linear = name.removeprefix("adapters.").removesuffix(".a").replace("-", ".")
+            pairs[linear] = (a, state[f"{name[:-1]}b"])
+    blocks = {name: (int(name.split(".")[1]), name) for name in pairs}
+    return {name: pairs[name] for name in sorted(pairs, key=blocks.get)}
+
+
+def trained_sae(run):
+    """The folder of the SAE that a run trained, or None."""
+    folder = run.path.with_suffix("") / "sae-100"
+    return folder if folder.is_dir() else None
+
+
+def lent_sae(run):
+    """The folder of the frozen SAE of a run, where it is at hand and not on the hub anyway."""
+    kept = run.header["sae"].get("cached")
+    if kept is None or run.header["sae"]["source"].startswith(("saelens:", "sparsify:")):
+        return None
+    folder = cache.root() / kept
+    return folder if folder.is_dir() else None
+
+
+def copy_sae(source, target):
+    """A SAELens folder without what the suite keeps beside it."""
+    target.mkdir(exist_ok=True)
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        shutil.copy(source / name, target / name)
+
+
+def base_model(spec):
+    """What the hub calls the model, or the name of its folder."""
+    if spec["model"].startswith("package:"):
+        return packages.packaged(spec["model"], installed=False).origin
+    return spec["model"] if not Path(spec["model"]).exists() else Path(spec["model"]).name
+
+
+def write_adapter(run, pairs, folder):
+    """The PEFT adapter."""
+    config = run.header["config"]
+    if "model" not in run.header:
+        raise Rejected(f"{run.path}: an older record, which does not name the family of its model")
+    peft_format.save(
+        folder,
+        pairs,
+        run.header["model"]["type"],
+        rank=config["rank"],
+        alpha=config["alpha"],
+        dropout=config["dropout"],
+        base_model=base_model(run.header["spec"]),
+    )
+
+
+def write_sidecar(run, folder, adapter, sae):
+    """What belongs together, and where it comes from."""
+    header = run.header
+    rule = ("site", "spliced", "scored", "prepend_bos", "seq_len", "center_writing_weights")
+    inside = None if sae is None else "sae" if adapter else "."
+    told = {
+        "model": header["spec"]["model"],
+        "weights": header["weights"],
+        "sae": {**header["sae"], "folder": inside},
+        **{name: header["spec"].get(name) for name in rule},
+        "method": header["method"],
+        "config": header["config"],
+        "run": run.name,
+        "commit": header.get("commit"),
+        "versions": header.get("versions"),
+    }
+    (folder / SIDECAR).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def card(run, adapter):
+    """The model card: what it is, how to use it, CE before and after."""
+    from huggingface_hub import ModelCardData
+
+    header, spec = run.header, run.header["spec"]
+    front = ModelCardData(
+        library_name="peft" if adapter else "sae_lens",
+        base_model=base_model(spec),
+        tags=["sparse-autoencoder", "splicebench", header["method"]],
+    )
+    what = "A LoRA adapter around an SAE" if adapter else "A sparse autoencoder"
+    sae = header["sae"]
+    use = (
+        f"The SAE replaces `{spec['site']}` at positions `{spec['spliced']}`"
+        f"{', with a BOS put first' if spec['prepend_bos'] else ''}. "
+        f"{'Without it in place the adapter makes little sense. ' if adapter else ''}"
+        f"SAE: `{sae['source']}`, sha256 `{sae['sha256'][:16]}`. All of it is in `{SIDECAR}`."
+    )
+    return f"""---
+{front.to_yaml()}
+---
+
+# {what} in {base_model(spec)}, trained by `{header["method"]}`
+
+{use}
+
+```python
+{loading(spec, adapter)}
+```
+
+{losses(run)}
+
+Made by splicebench, run `{run.name}`: `{header.get("command")}`.
+"""
+
+
+def loading(spec, adapter):
+    """How it is loaded; DIR is the folder that it lies in."""
+    if not adapter:
+        return 'from sae_lens import SAE\n\nsae = SAE.load_from_disk("DIR")'
+    return f"""from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{base_model(spec)}")
+model = PeftModel.from_pretrained(model, "DIR")"""
+
+
+def losses(run):
+    """CE before and after, as a table of the card."""
+    from analysis.speedup import closed_at_end
+
+    if run.header["weights"] == "random":
+        return "The model's weights are random: no loss means anything."
+    clean, spliced = run.header["ce_full_clean"], run.header["ce_full_spliced"]
+    after = run.end["ce_full"]
+    means = [sum(values) / len(values) for values in (clean, spliced, after)]
+    closed = closed_at_end([run])
+    share = f"{closed.share:.1%} ± {closed.error:.1%}" if closed else "not known"
+    return f"""| model | CE, nats per token |
+|---|---|
+| clean | {means[0]:.4f} |
+| with the SAE, before | {means[1]:.4f} |
+| with the SAE, after `{run.header["method"]}` | {means[2]:.4f} |
+
+Means over {len(clean)} held-out documents of `{run.header["spec"]["text"]}`; {share} of the gap is
+closed (one standard error over documents)."""

@@ -1,0 +1,146 @@
+"""Low-rank pairs on TransformerLens' linear maps <-> a PEFT adapter of the Hugging Face model.
+
+A pair is `{"blocks.L.attn.q": (A [rank, d_in], B [d_out, rank])}`. GPT-2 has one map for q, k
+and v, so there the three pairs go into one of three times the rank, B block-diagonal.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from bench.errors import Rejected, Usage
+
+NAMES = {
+    "attn.q": "self_attn.q_proj",
+    "attn.k": "self_attn.k_proj",
+    "attn.v": "self_attn.v_proj",
+    "attn.o": "self_attn.o_proj",
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.in": "mlp.up_proj",
+    "mlp.out": "mlp.down_proj",
+}
+"""TransformerLens' name of a linear map -> its name in Llama, Gemma and their like."""
+GPT2_NAMES = {"attn.o": "attn.c_proj", "mlp.in": "mlp.c_fc", "mlp.out": "mlp.c_proj"}
+FUSED, PARTS = "attn.c_attn", ("attn.q", "attn.k", "attn.v")
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def tensors(pairs, model_type):
+    """The pairs as PEFT names and stores them."""
+    prefix = "base_model.model." + ("transformer.h" if model_type == "gpt2" else "model.layers")
+    found = {}
+    for block, linear, pair in _by_block(pairs, model_type):
+        for letter, weight in zip("AB", pair, strict=True):
+            found[f"{prefix}.{block}.{linear}.lora_{letter}.weight"] = weight.contiguous()
+    return found
+
+
+def _by_block(pairs, model_type):
+    """(block, its linear map as the model calls it, (A, B)), GPT-2's q, k and v put together."""
+    fused = {}
+    for name, pair in pairs.items():
+        _, block, linear = name.split(".", 2)
+        if model_type != "gpt2":
+            yield int(block), NAMES[linear], pair
+        elif linear in PARTS:
+            fused.setdefault(int(block), {})[linear] = pair
+        else:
+            yield int(block), GPT2_NAMES[linear], pair
+    for block, parts in fused.items():
+        yield block, FUSED, _fuse(parts)
+
+
+def _fuse(parts):
+    import torch
+
+    a, b = next(iter(parts.values()))
+    none = torch.zeros_like(a), torch.zeros_like(b)
+    whole = [parts.get(part, none) for part in PARTS]
+    return torch.cat([a for a, _ in whole]), torch.block_diag(*(b for _, b in whole))
+
+
+def settings(pairs, model_type, *, rank, alpha, dropout, base_model):
+    """The adapter_config.json that makes PEFT put exactly these pairs where they were trained."""
+    placed = [(block, linear) for block, linear, _ in _by_block(pairs, model_type)]
+    fused = any(linear == FUSED for _, linear in placed)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "bias": "none",
+        "fan_in_fan_out": model_type == "gpt2",
+        "target_modules": sorted({linear for _, linear in placed}),
+        "layers_to_transform": sorted({block for block, _ in placed}),
+        "rank_pattern": {FUSED: 3 * rank} if fused else {},
+        "alpha_pattern": {FUSED: 3 * alpha} if fused else {},
+    }
+
+
+def save(folder, pairs, model_type, **fields):
+    """Write a PEFT adapter; `fields` are those of `settings`."""
+    from safetensors.torch import save_file
+
+    config = json.dumps(settings(pairs, model_type, **fields), indent=1)
+    (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
+    save_file(tensors(pairs, model_type), folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def read_config(folder):
+    """An adapter's config; `Rejected` where it is none, or not plain LoRA on linear maps."""
+    path = Path(folder).expanduser() / CONFIG
+    if not path.is_file():
+        raise Usage(f"no adapter at '{folder}': expected a folder with {CONFIG}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["r"], config["lora_alpha"] = int(config["r"]), float(config["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Rejected(f"{path}: not the config of a LoRA adapter ({error!r})") from None
+    odd = [name for name in ("use_dora", "use_rslora", "modules_to_save") if config.get(name)]
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
+        without = ", ".join(["biases", *odd])
+        raise Rejected(f"{path}: expected plain LoRA, without {without}")
+    return config
+
+
+def load(folder):
+    """The pairs of a PEFT adapter, as they were before `save`; `Rejected` where they fit none."""
+    from safetensors.torch import load_file
+
+    path = Path(folder).expanduser() / WEIGHTS
+    try:
+        found = load_file(path)
+    except Exception as error:  # whatever safetensors raises
+        raise Rejected(f"{path}: cannot be read ({error})") from None
+    linears = {hf: ours for ours, hf in {**NAMES, **GPT2_NAMES}.items()}
+    linears |= {hf: ours for ours, hf in GPT2_NAMES.items()}
+    pairs = {}
+    for name, a in found.items():
+        match = re.fullmatch(r"base_model\.model\.\w+\.\w+\.(\d+)\.(.+)\.lora_A\.weight", name)
+        if not match and name.endswith("lora_B.weight"):
+            continue
+        if not match or match[2] not in (*linears, FUSED):
+            raise Rejected(
+                f"{path}: '{name}' is no low-rank pair on a linear map that is known here"
+            )
+        b = found[name.replace("lora_A", "lora_B")]
+        whole = {linears[match[2]]: (a, b)} if match[2] != FUSED else _split(path, a, b)
+        pairs |= {f"blocks.{match[1]}.{linear}": pair for linear, pair in whole.items()}
+    return pairs
+
+
+def _split(path, a, b):
+    """Undo `_fuse`; a part that is all zero was not adapted."""
+    import torch
+
+    rank, width = len(a) // 3, len(b) // 3
+    parts = {}
+    for i, part in enumerate(PARTS):
+        columns = slice(i * rank, (i + 1) * rank)
+        parts[part] = a[columns], b[i * width : (i + 1) * width, columns]
+    if len(a) % 3 or not torch.equal(torch.block_diag(*(b for _, b in parts.values())), b):
+        raise Rejected(f"{path}: its c_attn is not made of separate pairs for q, k and v")
+    return {part: pair for part, pair in parts.items() if pair[0].any() or pair[1].any()}
