@@ -14,10 +14,11 @@ def check(spec):
     Raises `Rejected` with the first line of what is wrong.
     """
     from bench import build, diagnose
+    from bench.loaded import load
 
     check_inputs(spec)
     folder, _ = check_model(spec, [])
-    loaded = build.load(spec, folder)
+    loaded = load(spec, folder)
     bench = build.bench(loaded, method.entry(f"mse:lr={spec.sae_lr}"))
     problem, held_out = bench.harness.problem, bench.harness.validation
     wrong = list(bench.doubts)

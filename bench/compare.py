@@ -66,8 +66,9 @@ def asks_the_hub(spec):
 def run_all(spec, folder, entries, mse, seeds, out, fresh, force):
     """Every (seed, method) in turn -> (names of the runs, what failed as `name (status)`)."""
     from bench import build
+    from bench.loaded import load
 
-    loaded = build.load(spec, folder)
+    loaded = load(spec, folder)
     n_most = len(seeds) * (len(entries) - 1)
     trains_sae = spec.sae == "own" and not build.own_folder(loaded, mse).exists()
     if trains_sae:

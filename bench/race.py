@@ -18,9 +18,10 @@ class Ours:
 
         from bench import build, method, saes
         from bench.batches import Batches
+        from bench.loaded import load
         from bench.meter import Meter
 
-        loaded = build.load(spec, Path(folder))
+        loaded = load(spec, Path(folder))
         self.model_type = loaded.model["type"]
         self.entry = method.entry(label, sets)
         self.sae_folder = build.sae_folder(loaded, method.entry(f"mse:lr={spec.sae_lr}"))

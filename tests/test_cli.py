@@ -15,44 +15,14 @@ from bench.record import read
 from tests import tiny
 
 PLANTED = str(Path(__file__).parent / "planted")
-SMALL = {
-    "site": tiny.SITE,
-    "seq-len": 12,
-    "batch-size": 2,
-    "steps": 4,
-    "sae-width": 2,
-    "sae-k": 4,
-    "sae-tokens": 480,
-    "curve-docs": 2,
-    "curve-tokens": 48,
-    "val-docs": 4,
-    "val-tokens": 192,
-}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny model, a tiny text and a cache of their own."""
-    folder = tmp_path_factory.mktemp("inputs")
-    tiny.write_model(folder / "model")
-    tiny.write_text(folder / "text")
-    return folder
 
 
 @pytest.fixture
-def bench(folder, monkeypatch, capsys):
-    """Run `python -m bench` in this process -> (exit code, stdout, stderr)."""
-    monkeypatch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
+def bench(small):
+    """`python -m bench compare`; forced, as around a random model an SAE may be worse than none."""
 
     def run(*arguments, **changes):
-        fields = {"model": folder / "model", "text": folder / "text", **SMALL, **changes}
-        flags = [str(x) for k, v in fields.items() for x in (f"--{k.replace('_', '-')}", v)]
-        # Around a random model, an SAE of 480 tokens may be worse than none.
-        command = ["bench", "compare", "--force", *map(str, arguments), *flags]
-        monkeypatch.setattr(sys, "argv", command)
-        code = main()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return small("compare", "--force", *arguments, **changes)
 
     return run
 

@@ -56,7 +56,7 @@ def test_lora_equals_a_dense_update(family, target):
     assert len(adapters) == tiny.BLOCKS
     torch.manual_seed(2)
     weights = []
-    for block, adapter in enumerate(adapters):
+    for block, adapter in enumerate(adapters.values()):
         torch.nn.init.normal_(adapter.b, std=0.2)
         weight, view = dense_weight(plain, family, block, target)
         with torch.no_grad():
@@ -71,7 +71,7 @@ def test_lora_equals_a_dense_update(family, target):
     upstream = torch.randn_like(dense)
     (ours * upstream).sum().backward()
     (dense * upstream).sum().backward()
-    for adapter, (weight, view) in zip(adapters, weights, strict=True):
+    for adapter, (weight, view) in zip(adapters.values(), weights, strict=True):
         gradient = view(weight.grad)
         expected_a = 2.0 * adapter.b.T @ gradient
         expected_b = 2.0 * gradient @ adapter.a.T

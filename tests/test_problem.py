@@ -19,7 +19,7 @@ def adapters(problem, layers):
     """Adapters that change something: B is not zero."""
     torch.manual_seed(1)
     trained, hooks = lora.build(problem, lora.Config(rank=3, layers=layers))
-    for adapter in trained:
+    for adapter in trained.values():
         torch.nn.init.normal_(adapter.b, std=0.2)
     return Adapted(saes=problem.saes, hooks=hooks, state={"adapters": trained})
 

@@ -1,7 +1,6 @@
 """`python -m bench speed`: both sides take the same steps; what cannot be compared is refused."""
 
 import json
-import sys
 
 import numpy
 import pytest
@@ -9,26 +8,17 @@ import pytest
 pytest.importorskip("peft", reason="pip install 'splicebench[speed]'")
 
 from bench import speed as speed_module
-from bench.__main__ import main
 from bench.method import entry
 from bench.race import RANGES, Ours, Plain
 from bench.specs import named
 from bench.speed import plain_settings
 from tests import tiny
-from tests.test_cli import SMALL
+from tests.conftest import SMALL
 
 SETS = ("lora.lr=5e-5", "e2e.lr=5e-5")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    tiny.write_model(folder / "model")
-    tiny.write_text(folder / "text")
-    return folder
-
-
-def small(folder, **changes):
+def spec_on(folder, **changes):
     fields = {name.replace("-", "_"): value for name, value in SMALL.items()}
     inputs = {"model": str(folder / "model"), "text": str(folder / "text"), "sae": "fresh"}
     return named("smollm2-135m", **fields, **inputs, **changes)
@@ -38,7 +28,7 @@ def small(folder, **changes):
 @pytest.mark.parametrize("cached", [False, True])
 def test_both_sides_take_the_same_steps(label, cached, folder, monkeypatch):
     monkeypatch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
-    spec = small(folder, cache_clean=cached)
+    spec = spec_on(folder, cache_clean=cached)
     ours = Ours(spec, spec.model, label, SETS, steps=6)
     assert cached or ours.prepare() is None
     begun = ours.start()
@@ -56,20 +46,9 @@ def test_both_sides_take_the_same_steps(label, cached, folder, monkeypatch):
     assert ours.floor()["operations"] > 0 and ours.overhead() > 0
 
 
-def run(monkeypatch, capsys, folder, *arguments):
-    """`python -m bench speed` in this process -> (exit code, stdout, stderr)."""
-    monkeypatch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
-    fields = {"model": folder / "model", "text": folder / "text", "sae": "fresh", **SMALL}
-    flags = [str(x) for k, v in fields.items() for x in (f"--{k}", v)]
-    monkeypatch.setattr(sys, "argv", ["bench", "speed", *flags, *arguments])
-    code = main()
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def test_a_race_of_two_processes(folder, tmp_path, monkeypatch, capsys):
+def test_a_race_of_two_processes(small, tmp_path):
     arguments = ("--methods", "lora:rank=4", "--pairs", "2", "--out", str(tmp_path))
-    code, out, err = run(monkeypatch, capsys, folder, *arguments)
+    code, out, err = small("speed", *arguments, sae="fresh")
     assert (code, err) == (0, "")
     for words in ("warm-up", "our time: clean", "floor:", "harness:"):
         assert words in out
@@ -79,10 +58,10 @@ def test_a_race_of_two_processes(folder, tmp_path, monkeypatch, capsys):
     assert result["spec"]["seq_len"] == SMALL["seq-len"]
 
 
-def test_losses_that_differ_end_with_5(folder, tmp_path, monkeypatch, capsys):
+def test_losses_that_differ_end_with_5(small, tmp_path, monkeypatch):
     monkeypatch.setattr(speed_module, "TOLERANCE", -1.0)
     arguments = ("--methods", "lora:rank=4", "--pairs", "1", "--out", str(tmp_path))
-    code, _, err = run(monkeypatch, capsys, folder, *arguments)
+    code, _, err = small("speed", *arguments, sae="fresh")
     assert code == 5 and err.startswith("bench: the losses differ by up to")
     assert err.count("\n") == 1 and list(tmp_path.glob("speed-*.json"))
 
@@ -100,13 +79,13 @@ def test_losses_that_differ_end_with_5(folder, tmp_path, monkeypatch, capsys):
         (("--site", "blocks.9.hook_resid_post"), 2, "the model has blocks 0 to 3"),
     ],
 )
-def test_bad_input(arguments, code, words, folder, tmp_path, monkeypatch, capsys):
-    found, _, err = run(monkeypatch, capsys, folder, "--out", str(tmp_path), *arguments)
+def test_bad_input(arguments, code, words, small, tmp_path):
+    found, _, err = small("speed", "--out", tmp_path, *arguments, sae="fresh")
     assert found == code and words in err and err.count("\n") == 1
 
 
-def test_gpt2_is_refused(folder, tmp_path, monkeypatch, capsys):
+def test_gpt2_is_refused(small, tmp_path):
     model = tmp_path / "gpt2"
     tiny.hf_model("gpt2").save_pretrained(model)
-    code, _, err = run(monkeypatch, capsys, folder, "--out", str(tmp_path), "--model", str(model))
+    code, _, err = small("speed", "--out", tmp_path, "--model", model, sae="fresh")
     assert code == 3 and "for Llama and Gemma, not gpt2" in err

@@ -1,13 +1,25 @@
-"""Tiny random models of the three families, a tokenizer, a text and an SAE: no download."""
+"""Tiny random models of the four families, a tokenizer, a text and SAEs: no download."""
 
 import random
 
 import torch
-from sae_lens import SAE, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens import (
+    SAE,
+    GatedSAE,
+    GatedSAEConfig,
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
+    StandardSAE,
+    StandardSAEConfig,
+    TopKTrainingSAE,
+    TopKTrainingSAEConfig,
+)
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -18,7 +30,8 @@ from transformers import (
 from bench import models as bench_models
 from bench.problem import Problem
 
-FAMILIES = ("llama", "gpt2", "gemma2")
+FAMILIES = ("llama", "gpt2", "gemma2", "gemma3")
+KINDS = ("topk", "jumprelu", "standard", "gated")
 VOCABULARY, WIDTH, BLOCKS, SEQ = 64, 32, 4, 12
 SITE = "blocks.1.hook_resid_post"
 GROUPED = {
@@ -43,6 +56,10 @@ def hf_model(family, seed=0):
     elif family == "gemma2":
         own = {"head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8}
         model = Gemma2ForCausalLM(Gemma2Config(**GROUPED, **own, attn_implementation="eager"))
+    elif family == "gemma3":
+        kinds = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+        own = {"head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8, "layer_types": kinds}
+        model = Gemma3ForCausalLM(Gemma3TextConfig(**GROUPED, **own, attn_implementation="eager"))
     else:
         shape = {"n_embd": WIDTH, "n_layer": BLOCKS, "n_head": 4, "n_positions": 32}
         tokens = {"bos_token_id": 1, "eos_token_id": 2}
@@ -54,6 +71,7 @@ def hf_model(family, seed=0):
             **tokens,
         )
         model = GPT2LMHeadModel(config)
+    model.config.architectures = [type(model).__name__]  # as in a folder; the bridge reads it
     return model.eval()
 
 
@@ -72,9 +90,9 @@ def tokenizer():
     )
 
 
-def bridge(family, seed=0):
+def bridge(family, seed=0, dtype=torch.float32):
     """The frozen bridge over `hf_model`."""
-    return bench_models.bridge(hf_model(family, seed), tokenizer())
+    return bench_models.bridge(hf_model(family, seed).to(dtype), tokenizer())
 
 
 def sae(width=WIDTH, seed=0):
@@ -91,21 +109,43 @@ def sae(width=WIDTH, seed=0):
     return torch.nn.ModuleList([inference])
 
 
+def sae_of_kind(kind, width=WIDTH, seed=0):
+    """An SAE of one of KINDS in inference form, every parameter away from its start."""
+    if kind == "topk":
+        return sae(width, seed)
+    made, config = {
+        "jumprelu": (JumpReLUSAE, JumpReLUSAEConfig),
+        "standard": (StandardSAE, StandardSAEConfig),
+        "gated": (GatedSAE, GatedSAEConfig),
+    }[kind]
+    torch.manual_seed(seed)
+    inference = made(config(d_in=width, d_sae=4 * width))
+    with torch.no_grad():
+        inference.W_enc.normal_(std=0.3)
+        inference.W_dec.copy_(inference.W_enc.T).mul_(0.5)
+        for name, parameter in inference.named_parameters():
+            if name in ("b_enc", "b_dec", "b_gate", "b_mag", "r_mag"):
+                parameter.normal_(std=0.1)
+        if kind == "jumprelu":
+            inference.threshold.uniform_(0.0, 0.6)
+    return torch.nn.ModuleList([inference])
+
+
 def windows(n, seed=0):
     """Random windows [n, SEQ]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCABULARY, (n, SEQ), generator=generator)
 
 
-def problem(family="llama", **settings):
+def problem(family="llama", kind="topk", dtype=torch.float32, **settings):
     """A whole tiny problem."""
     settings = {"batch_size": 2, **settings}
-    return Problem(bridge(family), sae(), [SITE], windows(24), **settings)
+    return Problem(bridge(family, dtype=dtype), sae_of_kind(kind), [SITE], windows(24), **settings)
 
 
-def write_model(folder):
-    """A tiny Llama with its tokenizer, as a folder for `--model`."""
-    model = hf_model("llama")
+def write_model(folder, family="llama"):
+    """A tiny model with its tokenizer, as a folder for `--model`."""
+    model = hf_model(family)
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
 

@@ -1,0 +1,100 @@
+"""Spec -> model and text, before any SAE, with the keys that name what is cached of them."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench import cache, models, text
+from bench.clean_cache import CleanCache
+from bench.errors import Rejected
+from bench.hooks import HookPoints
+from bench.problem import Problem
+from bench.progress import say
+from bench.provenance import clock, versions
+from bench.record import digest
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The model and the text of a spec, before any SAE."""
+
+    spec: object
+    bridge: object
+    text: text.Text
+    d_in: int
+    """Width of the site."""
+    key: str
+    """What model and text depend on, hashed: names the caches."""
+    model_key: str
+    """What the model alone depends on, hashed."""
+    special: tuple
+    """Ids of BOS, EOS, PAD and their like."""
+    model: dict
+    """The record's `model`: family and hash."""
+
+    @property
+    def recipe(self):
+        """The fields of the spec that make an own or fresh SAE what it is."""
+        return {k: v for k, v in asdict(self.spec).items() if k.startswith("sae_")}
+
+    def problem(self, saes):
+        """A `Problem` with these SAEs."""
+        spec = self.spec
+        return Problem(
+            self.bridge,
+            saes,
+            [spec.site],
+            self.text.train.tokens,
+            spliced=spec.spliced,
+            scored=spec.scored,
+            special=self.special,
+            batch_size=spec.batch_size,
+            clean_cache=CleanCache(self.clean_folder) if spec.cache_clean else None,
+        )
+
+    @property
+    def clean_folder(self):
+        """Where `cache_clean` keeps the clean side of training windows."""
+        return (
+            cache.root() / "clean" / digest([self.model_key, self.spec.site, self.spec.scored])[:16]
+        )
+
+
+def load(spec, folder):
+    """Model and text of a spec -> `Loaded`; `folder` is the model's."""
+    say(f"loading {spec.model} and the text '{spec.text}'")
+    tokenizer = models.load_tokenizer(folder)
+    bridge = models.load(folder, spec)
+    parts = text.load(spec, tokenizer, len(bridge.unembed.weight))
+    check_vocabulary(parts, bridge)
+    special = tuple(sorted(models.special_ids(tokenizer)))
+    numbers = [spec.device, spec.dtype, spec.weights, spec.center_writing_weights]
+    numbers += [clock(spec.device)["matmul"], special]
+    about = {
+        "type": models.read_config(folder)["model_type"],
+        "sha256": models.fingerprint(folder),
+    }
+    model = [versions(), code(), about, numbers]
+    written = text.fingerprint(parts)
+    parts = text.moved(parts, spec.device)
+    points = HookPoints(bridge)
+    points[spec.site]  # raises where there is no such hook point
+    others = ("name", "sae", "steps", "cache_clean")
+    fields = {k: v for k, v in asdict(spec).items() if not k.startswith(others)}
+    key = digest([model, fields, written])[:16]
+    width = points.widths[spec.site]
+    return Loaded(spec, bridge, parts, width, key, digest(model), special, about)
+
+
+def code():
+    """Hash of the files that decide a cached number, so that none outlives a change of them."""
+    files = "attention blocks clean_cache evaluate harness hooks losses matmul models problem"
+    files = [*files.split(), "saes", "seen", "text"]
+    return digest([(Path(__file__).parent / f"{name}.py").read_text() for name in files])
+
+
+def check_vocabulary(parts, bridge):
+    """Raise `Rejected` if the tokenizer has ids that the model has no embedding for."""
+    largest = max(int(part.tokens.max()) for part in (parts.train, parts.curve, parts.validation))
+    rows = len(bridge.unembed.weight)
+    if largest >= rows:
+        raise Rejected(f"the tokenizer does not fit the model: token id {largest}, {rows} rows")

@@ -1,0 +1,58 @@
+"""What several test files share: a tiny model and text on disk, and the command line on them."""
+
+import sys
+
+import pytest
+
+from bench.__main__ import main
+from tests import tiny
+
+SMALL = {
+    "site": tiny.SITE,
+    "seq-len": 12,
+    "batch-size": 2,
+    "steps": 4,
+    "sae-width": 2,
+    "sae-k": 4,
+    "sae-tokens": 480,
+    "curve-docs": 2,
+    "curve-tokens": 48,
+    "val-docs": 4,
+    "val-tokens": 192,
+}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A tiny model, a tiny text and a cache of their own."""
+    folder = tmp_path_factory.mktemp("inputs")
+    tiny.write_model(folder / "model")
+    tiny.write_text(folder / "text")
+    return folder
+
+
+@pytest.fixture
+def command(folder, monkeypatch, capsys):
+    """Run `python -m bench` in this process -> (exit code, stdout, stderr)."""
+    monkeypatch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
+        code = main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def small(command, folder):
+    """`command` with the fields of a small setting, which `changes` may override."""
+
+    def run(name, *arguments, **changes):
+        fields = {"model": folder / "model", "text": folder / "text", **SMALL}
+        fields |= {field.replace("_", "-"): value for field, value in changes.items()}
+        flags = [item for pair in fields.items() for item in (f"--{pair[0]}", pair[1])]
+        return command(name, *flags, *arguments)
+
+    return run
