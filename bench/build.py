@@ -98,7 +98,7 @@ def _bench_with(loaded, folder, source):
     harness = Harness(
         problem, curve, validation, spliced["validation"], seconds_of, {} if fresh else cost
     )
-    doubts = () if source == "fresh" else _doubts(loaded.spec, saes.metadata(folder), measured)
+    doubts = () if source == "fresh" else doubts_of(loaded.spec, saes.metadata(folder), measured)
     return Bench(loaded.spec, harness, loaded.model, sae, cost, record, measured, doubts)
 
 
@@ -108,13 +108,14 @@ def _within_cache(folder):
     return str(folder.resolve().relative_to(top)) if folder.resolve().is_relative_to(top) else None
 
 
-def _doubts(spec, told, measured):
+def doubts_of(spec, told, measured):
     """What `check` finds wrong without running anything more; random weights lose nothing."""
     doubts = agree.disagreements(spec, told)
-    if spec.weights != "random" and measured["ce_spliced"] >= measured["ce_ablated"]:
+    clean, spliced, ablated = (measured[f"ce_{name}"] for name in ("clean", "spliced", "ablated"))
+    if spec.weights != "random" and clean < ablated <= spliced:
         doubts.append(
-            f"the SAE explains nothing: CE spliced {measured['ce_spliced']:.4f}, with the site "
-            f"set to 0 {measured['ce_ablated']:.4f}"
+            f"the SAE explains nothing: CE spliced {spliced:.4f}, with the site set to 0 "
+            f"{ablated:.4f}"
         )
     return tuple(doubts)
 

@@ -89,10 +89,10 @@ def losses(bench):
     curve = bench.measured
     clean, spliced, ablated = (curve[f"ce_{which}"] for which in ("clean", "spliced", "ablated"))
     gap = mean(curve["ce_full_spliced"]) - mean(curve["ce_full_clean"])
+    share = f": {(ablated - spliced) / (ablated - clean):.1%} recovered" if ablated > clean else ""
     return (
         f"       CE clean {clean:.4f}, spliced {spliced:.4f}, ablated {ablated:.4f} nats on the "
-        f"curve set: {(ablated - spliced) / (ablated - clean):.1%} recovered; "
-        f"gap {gap:.4f} on the validation set"
+        f"curve set{share}; gap {gap:.4f} on the validation set"
     )
 
 

@@ -116,12 +116,13 @@ def _stand_in(config):
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
-    named = {"<bos>": config.get("bos_token_id"), "<eos>": config.get("eos_token_id")}
-    ids = {name: number for name, number in named.items() if isinstance(number, int)}
+    ids = {name: config.get(f"{name}_id") for name in ("bos_token", "eos_token")}
+    tokens = {name: f"<{number}>" for name, number in ids.items() if isinstance(number, int)}
+    vocabulary = {token: ids[name] for name, token in tokens.items()} or {"<0>": 0}
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(ids or {"<bos>": 0}, unk_token="<bos>")),
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token=next(iter(vocabulary)))),
         name_or_path="stand-in",
-        **{f"{name[1:-1]}_token": name for name in ids},
+        **tokens,
     )
 
 

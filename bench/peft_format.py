@@ -115,8 +115,7 @@ def load(folder):
         found = load_file(path)
     except Exception as error:  # whatever safetensors raises
         raise Rejected(f"{path}: cannot be read ({error})") from None
-    linears = {hf: ours for ours, hf in {**NAMES, **GPT2_NAMES}.items()}
-    linears |= {hf: ours for ours, hf in GPT2_NAMES.items()}
+    linears = {hf: ours for names in (NAMES, GPT2_NAMES) for ours, hf in names.items()}
     pairs = {}
     for name, a in found.items():
         match = re.fullmatch(r"base_model\.model\.\w+\.\w+\.(\d+)\.(.+)\.lora_A\.weight", name)

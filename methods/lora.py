@@ -139,8 +139,6 @@ def build(problem, config):
                 adapter.set(*given.pop(linear, (None, None)), linear)
     if not hooks:
         raise ValueError(f"targets {', '.join(config.targets)} matched no linear map of the model")
-    if given:
-        raise ValueError(f"{config.init} adapts {next(iter(given))} too: layers or targets differ")
     return adapters, hooks
 
 
@@ -149,14 +147,24 @@ def check(config, site_names, n_blocks):
 
     Called before the model is loaded.
     """
-    chosen_layers(config.layers, site_names, n_blocks)
+    layers = chosen_layers(config.layers, site_names, n_blocks)
     if config.init:
-        given = peft_format.read_config(config.init)
-        for field, found in (("rank", given["r"]), ("alpha", given["lora_alpha"])):
-            if found != getattr(config, field):
-                raise ValueError(
-                    f"{config.init} has {field} {found:g}: --set lora.{field}={found:g}"
-                )
+        check_start(config, layers)
+
+
+def check_start(config, layers):
+    """Raise ValueError if the adapter to start from is not of the shape that is asked for."""
+    given = peft_format.read_config(config.init)
+    for field, found in (("rank", given["r"]), ("alpha", given["lora_alpha"])):
+        if found != getattr(config, field):
+            raise ValueError(f"{config.init} has {field} {found:g}: --set lora.{field}={found:g}")
+    names = [name.split(".", 2) for name in peft_format.load(config.init)]
+    blocks = sorted({int(block) for _, block, _ in names})
+    if blocks != layers:
+        found = "+".join(map(str, blocks))
+        raise ValueError(f"{config.init} adapts other layers: --set lora.layers={found}")
+    for linear in {linear for *_, linear in names} - {LINEARS[t] for t in config.targets}:
+        raise ValueError(f"{config.init} adapts {linear} too, lora.targets does not")
 
 
 def chosen_layers(layers, site_names, n_blocks):

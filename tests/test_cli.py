@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,8 @@ PLANTED = str(Path(__file__).parent / "planted")
 
 @pytest.fixture
 def bench(small):
-    """`python -m bench compare`; forced, as around a random model an SAE may be worse than none."""
-
-    def run(*arguments, **changes):
-        return small("compare", "--force", *arguments, **changes)
-
-    return run
+    """`python -m bench compare` on the small setting."""
+    return partial(small, "compare")
 
 
 def deterministic(folder):

@@ -27,7 +27,7 @@ def dense_weight(model, family, block, target):
     return linear.weight, lambda tensor: tensor.T
 
 
-def spliced_logits(model, family, sae):
+def spliced_logits(model, family, sae, tokens=TOKENS):
     """Logits of the plain model with the SAE after block 1, first position left out."""
 
     def splice(module, inputs, output):
@@ -38,7 +38,7 @@ def spliced_logits(model, family, sae):
     layers = model.transformer.h if family == "gpt2" else model.model.layers
     handle = layers[1].register_forward_hook(splice)
     try:
-        return model(TOKENS).logits
+        return model(tokens).logits
     finally:
         handle.remove()
 

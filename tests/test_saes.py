@@ -7,7 +7,6 @@ import torch
 
 from bench import saes
 from bench.errors import Rejected
-from bench.problem import copy_of
 from tests import tiny
 
 
@@ -46,13 +45,3 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     saes.save(sae, tmp_path)
     with pytest.raises(Rejected, match="not all finite"):
         saes.load(tmp_path, tiny.WIDTH)
-
-
-def test_a_threshold_is_not_left_untrained_in_silence():
-    from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
-
-    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=8, d_sae=16))
-    with pytest.raises(Rejected, match="threshold of a jumprelu SAE"):
-        copy_of(torch.nn.ModuleList([sae]))
-    with pytest.raises(Rejected, match="mse trains topk SAEs"):
-        saes.to_training(sae)

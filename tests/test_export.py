@@ -1,0 +1,129 @@
+"""`python -m bench export`: what a run trained loads elsewhere, and here again as a start."""
+
+import json
+
+import pytest
+import torch
+from sae_lens import SAE
+
+from bench.evaluate import mean
+from bench.record import read
+from tests import tiny
+from tests.test_lora import spliced_logits
+
+
+@pytest.fixture(scope="module", params=tiny.FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def model(family, tmp_path):
+    tiny.write_model(tmp_path / "model", family)
+    return tmp_path / "model"
+
+
+def run_of(folder, method):
+    (path,) = folder.glob(f"{method}-*.jsonl")
+    return read(path)
+
+
+def validation_tokens(small_spec):
+    """The validation windows of the small setting."""
+    from bench import models, text
+
+    tokenizer = models.load_tokenizer(models.locate(small_spec.model))
+    return text.load(small_spec, tokenizer, tiny.VOCABULARY).validation
+
+
+def spec_of(run):
+    from bench.spec import Spec
+
+    return Spec(**run.header["spec"])
+
+
+def test_an_adapter_goes_to_peft_and_comes_back(small, command, family, model, tmp_path):
+    peft = pytest.importorskip("peft", reason="pip install 'splicebench[speed]'")
+    settings = ("--methods", "lora:rank=3:alpha=6:lr=0.01")
+    code, _, err = small("compare", *settings, "--out", tmp_path / "a", model=model)
+    assert code == 0, err
+    run = run_of(tmp_path / "a", "lora")
+    code, out, err = command("export", run.path, "--to", tmp_path / "lora")
+    assert code == 0, err
+    assert "adapter_model.safetensors" in out and "README.md" in out
+
+    plain = peft.PeftModel.from_pretrained(tiny.hf_model(family), tmp_path / "lora")
+    sae = SAE.load_from_disk(tmp_path / "lora" / "sae")
+    windows = validation_tokens(spec_of(run))
+    with torch.no_grad():
+        logits = spliced_logits(plain.base_model.model, family, sae, windows.tokens)
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, 1:-1].flatten(0, 1), windows.tokens[:, 2:].flatten(), reduction="none"
+    )
+    documents = losses.view(4, -1).double().mean(1).tolist()
+    assert documents == pytest.approx(run.end["ce_full"], rel=1e-5)
+
+    start = ("--init-adapter", tmp_path / "lora", "--set", "lora.rank=3", "--set", "lora.alpha=6")
+    code, _, err = small(
+        "compare", "--methods", "lora", *start, "--out", tmp_path / "b", model=model
+    )
+    assert code == 0, err
+    again = run_of(tmp_path / "b", "lora")
+    assert again.rows[0]["ce"] == pytest.approx(run.rows[-1]["ce"], rel=1e-5)
+
+    told = json.loads((tmp_path / "lora" / "splicebench.json").read_text())
+    assert (told["site"], told["spliced"], told["prepend_bos"]) == (tiny.SITE, "not-first", False)
+    assert told["sae"]["sha256"] == run.header["sae"]["sha256"] and told["sae"]["folder"] == "sae"
+    card = (tmp_path / "lora" / "README.md").read_text()
+    assert card.startswith("---\nbase_model: model\nlibrary_name: peft\n")
+    assert f"{mean(run.end['ce_full']):.4f}" in card and str(tmp_path) not in card.split("`")[0]
+
+
+def test_an_sae_goes_to_saelens_and_comes_back(small, command, tmp_path):
+    code, _, err = small("compare", "--methods", "e2e,mse", "--out", tmp_path / "a")
+    assert code == 0, err
+    for method in ("e2e", "mse"):
+        path = next(
+            p for p in (tmp_path / "a").glob(f"{method}-*.jsonl") if read(p).header["seed"] < 9
+        )
+        code, _, err = command("export", path.with_suffix(""), "--to", tmp_path / method)
+        assert code == 0, err
+        ours = SAE.load_from_disk(path.with_suffix("") / "sae-100")
+        loaded = SAE.load_from_disk(tmp_path / method)
+        x = torch.randn(20, tiny.WIDTH)
+        torch.testing.assert_close(loaded(x), ours(x), rtol=0, atol=1e-6)
+        assert "library_name: sae_lens" in (tmp_path / method / "README.md").read_text()
+    run = run_of(tmp_path / "a", "e2e")
+    code, _, err = small(
+        "compare", "--methods", "none", "--out", tmp_path / "b", sae=tmp_path / "e2e"
+    )
+    assert code == 0, err
+    again = run_of(tmp_path / "b", "none")
+    assert mean(again.header["ce_full_spliced"]) == pytest.approx(
+        mean(run.end["ce_full"]), rel=1e-5
+    )
+
+
+def test_what_cannot_be_exported(small, command, tmp_path):
+    code, _, err = small("compare", "--methods", "lora:lr=1e30", "--out", tmp_path / "a")
+    assert code == 5
+    wrong = [
+        ("/nope", "no run at '/nope'"),
+        (run_of(tmp_path / "a", "none").path, "trained neither adapters nor an SAE"),
+        (run_of(tmp_path / "a", "lora").path, "the run ended as 'diverged'"),
+    ]
+    for run, message in wrong:
+        code, _, err = command("export", run, "--to", tmp_path / "x")
+        assert code == 2 and message in err and err.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+    code, _, err = small("compare", "--methods", "e2e", "--out", tmp_path / "b")
+    code, _, err = command("export", run_of(tmp_path / "b", "e2e").path, "--to", tmp_path)
+    assert code == 2 and "not empty, expected a new folder" in err
+
+
+def test_an_adapter_to_start_from_is_checked_first(small, tmp_path):
+    arguments = ("compare", "--methods", "lora", "--out", tmp_path)
+    code, _, err = small(*arguments, "--init-adapter", tmp_path / "nope")
+    assert code == 2 and "no adapter at" in err and err.count("\n") == 1
+    code, _, err = small("compare", "--methods", "e2e", "--init-adapter", "x", "--out", tmp_path)
+    assert code == 2 and "its method is not run" in err
