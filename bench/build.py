@@ -87,6 +87,7 @@ def _bench_with(loaded, folder, source):
     trained, fresh = saes.cost_of(folder) or {}, source == "fresh"
     sae = {
         "source": source,
+        "kind": problem.saes[0].cfg.architecture(),
         "sha256": sha256,
         "cached": _within_cache(folder),
         "run": trained.get("run"),

@@ -66,7 +66,7 @@ LLAMA = replace(GEMMA2_TOPK, name="llama-3.2-1b", model="meta-llama/Llama-3.2-1B
 LLAMA_SPARSIFY = replace(
     LLAMA,
     name="llama-3.2-1b-sparsify",
-    site="blocks.12.hook_mlp_out",
+    site="blocks.12.mlp.hook_out",
     sae="sparsify:EleutherAI/sae-Llama-3.2-1B-131k:layers.12.mlp",
 )
 GEMMA3 = Spec(

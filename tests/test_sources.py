@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bench import agree, hub, models, streams, text
+from bench import agree, hub, models, sparsify, streams, text
 from bench.errors import Unavailable, Usage
 from bench.evaluate import predictions
 from bench.losses import cross_entropy
@@ -184,4 +184,6 @@ def test_centring_is_for_gpt2(small):
 def test_every_named_spec_agrees_with_itself(name):
     spec = SPECS[name]
     told = {"hook_name": spec.site, "prepend_bos": spec.prepend_bos}
+    if spec.sae.startswith("sparsify:"):
+        told["hook_name"] = sparsify.site(spec.sae.rpartition(":")[2])
     assert not agree.disagreements(spec, told)
