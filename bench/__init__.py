@@ -1,3 +1,13 @@
 """splicebench: what is the cheapest way to buy back the loss that a spliced SAE costs?"""
 
 __version__ = "0.1.0"
+
+
+def load(run):
+    """The `TransformerBridge` of a finished run with its SAE and adapters in place.
+
+    `run` is a record, or the folder beside it; see `bench.reload`.
+    """
+    from bench.reload import load
+
+    return load(run)

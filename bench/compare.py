@@ -132,11 +132,15 @@ def describe(bench):
     gap = measured["ce_spliced"] - measured["ce_clean"]
     cost = bench.sae_cost
     trained = f", trained on {cost['tokens']:,} tokens in {cost['seconds']:.0f} s" if cost else ""
-    return (
-        f"SAE {sae['source']} at {spec.site}{trained}: "
-        f"L0 {measured['l0_full']:.1f}, FVU {measured['fvu_full']:.3f}\n"
+    losses = (
         f"CE clean {measured['ce_clean']:.4f}, spliced {measured['ce_spliced']:.4f}, "
         f"gap {gap:.4f} nats on the curve set"
+    )
+    if spec.weights == "random":
+        losses = "random weights: no CE means anything"
+    return (
+        f"SAE {sae['source']} at {spec.site}{trained}: "
+        f"L0 {measured['l0_full']:.1f}, FVU {measured['fvu_full']:.3f}\n{losses}"
     )
 
 

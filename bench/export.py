@@ -23,6 +23,8 @@ def export(run, folder):
         raise Usage(f"{run.path}: the run ended as '{run.status}', expected a finished one")
     if folder.exists() and any(folder.iterdir()):
         raise Usage(f"--to {folder}: not empty, expected a new folder")
+    if run.end.get("trained_parameters") and not run.path.with_suffix("").is_dir():
+        raise Usage(f"{run.path}: no folder {run.name} beside it; a record alone has no weights")
     pairs, sae = pairs_of(run), trained_sae(run)
     if not pairs and sae is None:
         raise Usage(f"{run.path}: the run trained neither adapters nor an SAE, nothing to export")
@@ -32,6 +34,8 @@ def export(run, folder):
         lent = sae or lent_sae(run)
         if lent:
             copy_sae(lent, temporary / "sae" if pairs else temporary)
+        else:
+            say(f"the SAE '{run.header['sae']['source']}' is not copied: {SIDECAR} names it")
         write_sidecar(run, temporary, bool(pairs), lent)
         (temporary / "README.md").write_text(card(run, bool(pairs)), encoding="utf-8")
     say("written: " + ", ".join(str(path) for path in sorted(folder.rglob("*")) if path.is_file()))

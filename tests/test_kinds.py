@@ -21,13 +21,21 @@ from tests.test_methods import (
 )
 
 X = torch.randn(40, tiny.WIDTH, generator=torch.Generator().manual_seed(3))
+NORMALISED = "topk on layer-normed activations"
 UNTRAINED = {"gated": {"b_gate"}}
 """A gate is a step, and passes no gradient to what decides it alone."""
 
 
-@pytest.fixture(scope="module", params=tiny.KINDS)
+@pytest.fixture(scope="module", params=[*tiny.KINDS, NORMALISED])
 def problem(request):
-    return tiny.problem(kind=request.param)
+    if request.param != NORMALISED:
+        return tiny.problem(kind=request.param)
+    problem = tiny.problem()
+    settings = {**problem.saes[0].cfg.to_dict(), "normalize_activations": "layer_norm"}
+    sae = SAE.from_dict(settings)  # as OpenAI's for GPT-2
+    sae.load_state_dict(problem.saes[0].state_dict())
+    problem.saes = torch.nn.ModuleList([sae]).requires_grad_(False).eval()
+    return problem
 
 
 def last(problem, label, steps=6):

@@ -12,7 +12,13 @@ from bench.text import Windows
 from tests import tiny
 
 SPECIAL = (1, 2)
-SITES = ["blocks.1.hook_resid_post", "blocks.2.hook_resid_pre", "blocks.1.hook_mlp_out"]
+SITES = [
+    "blocks.1.hook_resid_post",
+    "blocks.2.hook_resid_pre",
+    "blocks.1.hook_mlp_out",
+    "blocks.1.mlp.hook_out",
+    "blocks.2.attn.hook_z",
+]
 
 
 def windows():

@@ -82,7 +82,7 @@ def test_a_document_without_a_scored_position_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("label", ["lora", "e2e"])
+@pytest.mark.parametrize("label", ["lora", "e2e", "e2e:loss=kl+mse", "mse"])
 def test_a_bfloat16_model_with_float32_adapters(family, label):
     losses = {}
     for dtype in (torch.float32, torch.bfloat16):

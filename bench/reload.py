@@ -1,0 +1,91 @@
+"""A finished run in Python again: the bridge with the SAE and the adapters in place."""
+
+import dataclasses
+
+import torch
+
+from bench import export, hooks, method, models, sae_sources, saes
+from bench.errors import Usage
+from bench.problem import Problem, splice
+from bench.record import read
+from bench.seen import reconstruction
+from bench.spec import Spec
+
+
+def load(run):
+    """The `TransformerBridge` of a finished run, adapted: what `bench.load(RUN)` gives.
+
+    `run` is the run's record or the folder beside it. A pass over whole windows of token ids
+    [batch, seq] (no key-value cache) is then that of the adapted model, positions as the run had
+    them; `bridge.reset_hooks()` makes it the clean model again. Raises `Usage` where the run or
+    its SAE is not there.
+    """
+    run = read(export.record_path(run))
+    if run.status != "finished":
+        raise Usage(f"{run.path}: the run ended as '{run.status}', expected a finished one")
+    problem = _problem(run)
+    adapted = _adapted(run, problem)
+    _attach(problem, adapted)
+    return problem.bridge
+
+
+def _problem(run):
+    known = {field.name for field in dataclasses.fields(Spec)}
+    spec = Spec(**{name: value for name, value in run.header["spec"].items() if name in known})
+    folder = models.locate(spec.model, spec.weights)
+    bridge = models.load(folder, spec)
+    own = export.trained_sae(run) or export.lent_sae(run)
+    if own is None and spec.sae in ("own", "fresh"):
+        raise Usage(
+            f"{run.path}: its SAE is no longer in the cache; the run's command makes it anew"
+        )
+    points = hooks.HookPoints(bridge)
+    folder_of_sae = own or sae_sources.locate(spec.sae, spec.model)
+    return Problem(
+        bridge,
+        saes.load(folder_of_sae, points.widths[spec.site], spec.device),
+        [spec.site],
+        torch.zeros(1, 1, dtype=torch.long, device=spec.device),
+        spliced=spec.spliced,
+        scored=spec.scored,
+        special=models.special_ids(models.load_tokenizer(folder)),
+    )
+
+
+def _adapted(run, problem):
+    """What the run's method yields first, with what it had trained at the end."""
+    from safetensors.torch import load_file
+
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in run.header["config"].items()}
+    module = method.entry(run.header["method"]).module
+    start = {"init": ""} if "init" in given else {}  # what it ended with is in its own folder
+    adapted = next(module.train(problem, [], module.Config(**{**given, **start})))
+    path = run.path.with_suffix("") / "state.safetensors"
+    state = load_file(path) if path.is_file() else {}
+    for name, part in adapted.state.items():
+        if isinstance(part, torch.nn.Module):
+            prefix = f"{name}."
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            part.load_state_dict(own)
+            part.eval().requires_grad_(False)
+    return adapted
+
+
+def _attach(problem, adapted):
+    """Put SAEs and adapters onto the hook points for good."""
+    seen = {}
+
+    def remember(value, hook):
+        seen["tokens"] = value
+
+    def spliced(sae):
+        def replace(value, hook):
+            rows = problem.rows(seen["tokens"], problem.spliced)
+            return splice(lambda tokens: reconstruction(sae, tokens), rows)(value, hook)
+
+        return replace
+
+    problem.points["embed.hook_in"].add_hook(remember)
+    splices = [(n, spliced(sae)) for n, sae in zip(problem.site_names, adapted.saes, strict=True)]
+    for name, function in [*splices, *adapted.hooks]:
+        problem.points[name].add_hook(function)
