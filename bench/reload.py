@@ -36,9 +36,7 @@ def _problem(run):
     bridge = models.load(folder, spec)
     own = export.trained_sae(run) or export.lent_sae(run)
     if own is None and spec.sae in ("own", "fresh"):
-        raise Usage(
-            f"{run.path}: its SAE is no longer in the cache; the run's command makes it anew"
-        )
+        raise Usage(f"{run.path}: its SAE is not in the cache any more; run its command again")
     points = hooks.HookPoints(bridge)
     folder_of_sae = own or sae_sources.locate(spec.sae, spec.model)
     return Problem(

@@ -1,6 +1,7 @@
 """`python -m bench export`: what a run trained loads elsewhere, and here again as a start."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -116,6 +117,11 @@ def test_what_cannot_be_exported(small, command, tmp_path):
         code, _, err = command("export", run, "--to", tmp_path / "x")
         assert code == 2 and message in err and err.count("\n") == 1
     assert not (tmp_path / "x").exists()
+    (tmp_path / "c").mkdir()
+    code, _, err = small("compare", "--methods", "lora", "--out", tmp_path / "d")
+    copied = shutil.copy(run_of(tmp_path / "d", "lora").path, tmp_path / "c")
+    code, _, err = command("export", copied, "--to", tmp_path / "x")
+    assert code == 2 and "a record alone has no weights" in err
     code, _, err = small("compare", "--methods", "e2e", "--out", tmp_path / "b")
     code, _, err = command("export", run_of(tmp_path / "b", "e2e").path, "--to", tmp_path)
     assert code == 2 and "not empty, expected a new folder" in err
