@@ -5,6 +5,8 @@ from the hub, or from sparsify, is converted once and cached.
 """
 
 import hashlib
+import importlib.util
+from functools import lru_cache
 from pathlib import Path
 
 from bench import cache, hub, sparsify
@@ -56,24 +58,30 @@ def split(sae):
         raise Usage(f"--sae '{sae}': {EXPECTED}")
     if which == "sparsify":
         return which, name, part
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-
-    releases = get_pretrained_saes_directory()
+    releases = _releases()
     if name not in releases:
         raise unknown("SAELens release", name, _near(name, releases))
-    if part not in releases[name].saes_map:
-        raise unknown(f"SAE of {name}", part, _near(part, releases[name].saes_map))
-    return which, releases[name].repo_id, part
+    known = [entry["id"] for entry in releases[name]["saes"]]
+    if part not in known:
+        raise unknown(f"SAE of {name}", part, _near(part, known))
+    return which, releases[name]["repo_id"], part
+
+
+@lru_cache
+def _releases():
+    """SAELens' list of releases, without importing SAELens, which takes seconds."""
+    import yaml
+
+    (folder,) = importlib.util.find_spec("sae_lens").submodule_search_locations
+    return yaml.safe_load((Path(folder) / "pretrained_saes.yaml").read_text(encoding="utf-8"))
 
 
 def expected_l0(sae):
     """The L0 that a SAELens release states for this SAE, or None."""
     if not sae.startswith("saelens:"):
         return None
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-
     _, release, part = sae.split(":", 2)
-    return get_pretrained_saes_directory()[release].expected_l0.get(part)
+    return next((e.get("l0") for e in _releases()[release]["saes"] if e["id"] == part), None)
 
 
 def _near(name, choices):

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bench import agree, hub, models, sparsify, streams, text
+from bench import agree, hub, models, sae_sources, sparsify, streams, text
 from bench.errors import Unavailable, Usage
 from bench.evaluate import predictions
 from bench.losses import cross_entropy
@@ -24,6 +24,7 @@ from bench.specs import SPECS, named
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
+JB = "gpt2-small-res-jb:blocks.8.hook_resid_pre"
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "", "HF_HUB_OFFLINE": "0"}
 
 
@@ -41,6 +42,7 @@ def online(monkeypatch, tmp_path):
         (["--spec", "gemma-2-2b"], {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set and"),
         (["--text", "pile-uncopyrighted"], {}, "cannot reach the hub for 'monology/pile"),
         (["--sae", "sparsify:a/b:layers.3"], {}, "cannot reach the hub for 'a/b'"),
+        (["--sae", f"saelens:{JB}"], {}, "cannot reach the hub for 'jbloom/GPT2-Small-SAEs"),
     ],
 )
 def test_no_hub_is_said_at_once(arguments, environment, message, tmp_path):
@@ -55,6 +57,11 @@ def test_no_hub_is_said_at_once(arguments, environment, message, tmp_path):
     assert done.returncode == 4, done.stderr
     assert message in done.stderr and done.stderr.count("\n") == 1
     assert time.perf_counter() - started < 5
+
+
+def test_the_l0_that_a_release_states():
+    assert sae_sources.expected_l0(f"saelens:{JB}") == 60
+    assert sae_sources.expected_l0("own") is None
 
 
 def test_gated_and_missing_repositories(online, monkeypatch):
