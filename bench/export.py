@@ -8,7 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
-from bench import cache, packages, peft_format
+from bench import cache, packages, peft_format, saes
 from bench.errors import Rejected, Usage
 from bench.progress import say
 from bench.record import read
@@ -21,24 +21,31 @@ def export(run, folder):
     run, folder = read(record_path(run)), Path(folder)
     if run.status != "finished":
         raise Usage(f"{run.path}: the run ended as '{run.status}', expected a finished one")
-    if folder.exists() and any(folder.iterdir()):
+    if "model" not in run.header:
+        raise Rejected(f"{run.path}: an older record, which does not name the family of its model")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise Usage(f"--to {folder}: not empty, expected a new folder")
     if run.end.get("trained_parameters") and not run.path.with_suffix("").is_dir():
         raise Usage(f"{run.path}: no folder {run.name} beside it; a record alone has no weights")
     pairs, sae = pairs_of(run), trained_sae(run)
     if not pairs and sae is None:
         raise Usage(f"{run.path}: the run trained neither adapters nor an SAE, nothing to export")
-    with cache.new_folder(folder, replace_empty=True) as temporary:
-        if pairs:
-            write_adapter(run, pairs, temporary)
-        lent = sae or lent_sae(run)
-        if lent:
-            copy_sae(lent, temporary / "sae" if pairs else temporary)
-        else:
-            say(f"the SAE '{run.header['sae']['source']}' is not copied: {SIDECAR} names it")
-        write_sidecar(run, temporary, bool(pairs), lent)
-        (temporary / "README.md").write_text(card(run, bool(pairs)), encoding="utf-8")
+    with cache.os_errors(folder), cache.new_folder(folder, replace_empty=True) as temporary:
+        write(run, pairs, sae, temporary)
     say("written: " + ", ".join(str(path) for path in sorted(folder.rglob("*")) if path.is_file()))
+
+
+def write(run, pairs, sae, folder):
+    """Everything that is exported, into a new folder."""
+    if pairs:
+        write_adapter(run, pairs, folder)
+    lent = sae or lent_sae(run)
+    if lent:
+        copy_sae(lent, folder / "sae" if pairs else folder)
+    else:
+        say(f"the SAE '{run.header['sae']['source']}' is not copied: {SIDECAR} names it")
+    write_sidecar(run, folder, bool(pairs), lent)
+    (folder / "README.md").write_text(card(run, bool(pairs)), encoding="utf-8")
 
 
 def record_path(run):
@@ -75,18 +82,19 @@ def trained_sae(run):
 
 
 def lent_sae(run):
-    """The folder of the frozen SAE of a run, where it is at hand and not on the hub anyway."""
-    kept = run.header["sae"].get("cached")
-    if kept is None or run.header["sae"]["source"].startswith(("saelens:", "sparsify:")):
+    """The folder of the frozen SAE of a run, if it is at hand as it was, and not on the hub."""
+    sae = run.header["sae"]
+    if sae["source"].startswith(("saelens:", "sparsify:")):
         return None
-    folder = cache.root() / kept
-    return folder if folder.is_dir() else None
+    places = [cache.root() / sae["cached"]] if sae.get("cached") else [Path(sae["source"])]
+    found = (place for place in places if (place / saes.WEIGHTS).is_file())
+    return next((place for place in found if saes.sha256(place) == sae["sha256"]), None)
 
 
 def copy_sae(source, target):
     """A SAELens folder without what the suite keeps beside it."""
     target.mkdir(exist_ok=True)
-    for name in ("cfg.json", "sae_weights.safetensors"):
+    for name in ("cfg.json", saes.WEIGHTS):
         shutil.copy(source / name, target / name)
 
 
@@ -100,8 +108,6 @@ def base_model(spec):
 def write_adapter(run, pairs, folder):
     """The PEFT adapter."""
     config = run.header["config"]
-    if "model" not in run.header:
-        raise Rejected(f"{run.path}: an older record, which does not name the family of its model")
     peft_format.save(
         folder,
         pairs,

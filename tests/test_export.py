@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from bench.evaluate import mean
 from bench.record import read
 from tests import tiny
 from tests.test_lora import spliced_logits
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module", params=tiny.FAMILIES)
@@ -125,6 +128,15 @@ def test_what_cannot_be_exported(small, command, tmp_path):
     code, _, err = small("compare", "--methods", "e2e", "--out", tmp_path / "b")
     code, _, err = command("export", run_of(tmp_path / "b", "e2e").path, "--to", tmp_path)
     assert code == 2 and "not empty, expected a new folder" in err
+
+
+def test_an_older_record_is_refused(command, tmp_path):
+    (old,) = (ROOT / "results" / "compare").glob("lora-e7c49a90.jsonl")
+    code, _, err = command("export", old, "--to", tmp_path / "x")
+    assert code == 3 and "an older record" in err and err.count("\n") == 1
+    (tmp_path / "file").write_text("")
+    code, _, err = command("export", old, "--to", tmp_path / "file")
+    assert code in (2, 3) and err.count("\n") == 1
 
 
 def test_an_adapter_to_start_from_is_checked_first(small, tmp_path):
