@@ -1,7 +1,5 @@
 """`python -m bench check`: does this SAE belong here, and if not, what is wrong."""
 
-import math
-
 from bench import method, sae_sources
 from bench.compare import check_inputs, check_model
 from bench.errors import Rejected
@@ -38,31 +36,24 @@ def statistics(problem, index, held_out):
     """What one SAE makes of its clean activations at the spliced positions of held-out windows."""
     import torch
 
-    from bench.evaluate import parts
+    from bench.evaluate import Gauge, parts
     from bench.seen import flat
 
-    sae, fired, n_tokens, l0 = problem.saes[index], 0, 0, 0
-    error, squares, total, cosines = 0.0, 0.0, 0.0, 0.0
-    for part in parts(held_out.tokens):
-        tokens = held_out.tokens[part]
-        clean = problem.sites(tokens, known=held_out.entry[part])
-        given = flat(clean.sites[index])[problem.rows(tokens, problem.spliced)].float()
-        latents = sae.encode(given)
-        made = sae.decode(latents)
-        fired = fired + (latents != 0).sum(0)
-        l0 += int(latents.count_nonzero())
-        cosines += torch.cosine_similarity(given, made, dim=-1).double().sum().item()
-        error += (given - made).double().square().sum().item()
-        squares += given.double().square().sum().item()
-        total = total + given.double().sum(0)
-        n_tokens += len(given)
-    variance = squares - total.square().sum().item() / n_tokens
+    sae, alive, cosines = problem.saes[index], 0, []
+    gauge = Gauge(sae)
+    with torch.no_grad():
+        for part in parts(held_out.tokens):
+            tokens = held_out.tokens[part]
+            clean = problem.sites(tokens, known=held_out.entry[part])
+            given = flat(clean.sites[index])[problem.rows(tokens, problem.spliced)].float()
+            cosines.append(torch.cosine_similarity(given, gauge(given), dim=-1))
+            alive = alive + sae.encode(given).count_nonzero(0)
     return {
-        "fvu": error / variance if variance else math.nan,
-        "cosine": cosines / n_tokens,
-        "l0": l0 / n_tokens,
-        "dead": (fired == 0).double().mean().item(),
-        "tokens": n_tokens,
+        "fvu": gauge.fvu,
+        "cosine": torch.cat(cosines).mean().item(),
+        "l0": gauge.l0,
+        "dead": (alive == 0).double().mean().item(),
+        "tokens": gauge.n,
     }
 
 
