@@ -8,7 +8,7 @@ from typing import get_type_hints
 
 from bench import __version__
 from bench.errors import Fault, Usage
-from bench.spec import Spec, flag
+from bench.spec import Spec, documentation, flag
 from bench.specs import SPECS, named
 
 
@@ -57,13 +57,19 @@ def add_spec(command):
     """`--spec` and the fields of the spec."""
     command.add_argument("--spec", default=Spec.name, help="a named setting (see `specs`)")
     fields = command.add_argument_group("fields of the spec (default: as the spec says)")
-    types = get_type_hints(Spec)
+    types, texts = get_type_hints(Spec), documentation()
     for field in dataclasses.fields(Spec):
         if field.name != "name":
             kind = {bool: boolean, float: finite}.get(types[field.name], types[field.name])
             # A switch may be given alone: --cache-clean is --cache-clean true.
             alone = {"nargs": "?", "const": True} if kind is boolean else {}
-            fields.add_argument(flag(field.name), type=kind, default=None, dest=field.name, **alone)
+            told = {"help": texts[field.name], "metavar": kind_name(kind)}
+            fields.add_argument(flag(field.name), type=kind, dest=field.name, **alone, **told)
+
+
+def kind_name(kind):
+    """What stands for a value in the help."""
+    return {boolean: "true|false", int: "N", finite: "X"}.get(kind, "NAME")
 
 
 def boolean(text):

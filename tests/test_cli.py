@@ -1,5 +1,6 @@
 """The command line: bad input in one line and an exit code; a whole comparison on a tiny model."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import methods
 from bench.__main__ import main
 from bench.record import read
+from bench.spec import Spec, documentation
 from tests import tiny
 
 PLANTED = str(Path(__file__).parent / "planted")
@@ -208,3 +210,9 @@ def test_lists(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bench", "specs"])
     assert main() == 0
     assert "smollm2-135m" in capsys.readouterr().out
+
+
+def test_the_help_explains_every_field():
+    texts = documentation()
+    assert list(texts) == [field.name for field in dataclasses.fields(Spec)]
+    assert all(text.endswith(".") for text in texts.values())
