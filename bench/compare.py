@@ -45,7 +45,7 @@ def check_model(spec, entries):
     """(folder, config) of the model, once spec and methods are seen to fit it."""
     quiet_libraries(online=asks_the_hub(spec))
     models.check_device(spec.device)
-    folder = models.locate(spec.model, spec.weights)
+    folder = fetch(spec)
     config = models.read_config(folder)
     if spec.center_writing_weights:
         models.check_centering(config)
@@ -55,6 +55,16 @@ def check_model(spec, entries):
     for entry in entries:
         method.check_fits(entry, [spec.site], n_blocks)
     return folder, config
+
+
+def fetch(spec):
+    """Bring what only the network has into the caches -> the model's folder."""
+    folder = models.locate(spec.model, spec.weights)
+    if sae_sources.from_hub(spec.sae):
+        sae_sources.locate(spec.sae, spec.model)
+    if spec.text in streams.STREAMS:
+        streams.file(spec.text, spec.stream_tokens)
+    return folder
 
 
 def asks_the_hub(spec):
