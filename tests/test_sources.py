@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from sae_lens import SAE
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench import agree, hub, models, sae_sources, sparsify, streams, text
@@ -22,6 +23,7 @@ from bench.record import read
 from bench.seen import flat
 from bench.specs import SPECS, named
 from tests import tiny
+from tests.test_sparsify import write as write_sparsify
 
 ROOT = Path(__file__).parent.parent
 JB = "gpt2-small-res-jb:blocks.8.hook_resid_pre"
@@ -80,6 +82,36 @@ def test_gated_and_missing_repositories(online, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", refusing(RepositoryNotFoundError))
     with pytest.raises(Usage, match="'a/b': neither a folder here nor a model that the hub shows"):
         hub.reach("a/b")
+
+
+@pytest.fixture
+def stand_in(online, monkeypatch, folder, tmp_path):
+    """A hub with a model, sparsify's SAEs and a SAELens release."""
+    write_sparsify(tmp_path / "layers.1")
+    repositories = {"org/model": folder / "model", "org/saes": tmp_path}
+    monkeypatch.setattr(hub, "reach", lambda name, kind="model": True)
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **settings: str(repositories[name])
+    )
+    releases = {"rel": {"repo_id": "org/rel", "saes": [{"id": "one/two", "l0": 5.0}]}}
+    monkeypatch.setattr(sae_sources, "_releases", lambda: releases)
+    sae = tiny.sae_of_kind("jumprelu")[0]
+    sae.cfg.metadata.hook_name, sae.cfg.metadata.prepend_bos = tiny.SITE, False
+    monkeypatch.setattr(SAE, "from_pretrained", lambda release, part, **settings: sae)
+
+
+def test_a_model_and_saes_from_the_hub(stand_in, small, tmp_path, monkeypatch):
+    arguments = ("compare", "--methods", "lora", "--model", "org/model", "--out", tmp_path)
+    code, out, err = small(*arguments, "--force", sae="sparsify:org/saes:layers.1")
+    assert code == 0, err
+    assert "fetching sparsify:org/saes:layers.1" in out
+    monkeypatch.delattr(huggingface_hub, "snapshot_download")  # the SAE is cached by now
+    code, out, err = small("check", sae="sparsify:org/saes:layers.1")
+    assert "fetching" not in out and "wrong BOS rule: the SAE was trained with a BOS" in out
+    code, out, err = small("check", sae="saelens:rel:one/two")
+    assert "jumprelu SAE saelens:rel:one/two" in out and "(its release says 5)" in out, err
+    headers = [read(path).header for path in tmp_path.glob("lora-*.jsonl")]
+    assert [header["sae"]["source"] for header in headers] == ["sparsify:org/saes:layers.1"]
 
 
 def test_what_may_be_a_repository(tmp_path, monkeypatch):
