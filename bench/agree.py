@@ -2,6 +2,8 @@
 
 import re
 
+from bench import hub
+
 ALIASES = {"gpt2": "gpt2-small", "gpt2small": "gpt2-small"}
 """Names that the field has for one model."""
 
@@ -13,7 +15,7 @@ def disagreements(spec, told):
     """
     lines = []
     hook, model = told.get("hook_name"), told.get("model_name")
-    if hook and not same_point(hook, spec.site):
+    if hook and _canonical(hook) != _canonical(spec.site):
         lines.append(f"wrong layer: the SAE was trained at {hook}, --site is {spec.site}")
     if model and not _same_model(model, spec.model):
         lines.append(f"wrong model: the SAE was trained on {model}, not {spec.model}")
@@ -37,12 +39,8 @@ def _flag(value):
     return str(bool(value)).lower()
 
 
-def same_point(a, b):
-    """Whether two names mean the same activation: the input of block L+1 is the output of L."""
-    return _canonical(a) == _canonical(b)
-
-
 def _canonical(name):
+    """The same for all names of one residual: the input of block L+1 is the output of L."""
     match = re.fullmatch(r"blocks\.(\d+)\.(hook_in|hook_resid_pre|hook_out|hook_resid_post)", name)
     if not match:
         return name
@@ -53,7 +51,7 @@ def _same_model(told, model):
     """Whether two names may mean one model; a folder or a package has none of the field's names."""
     if told.startswith("package:") != model.startswith("package:"):
         return True
-    if "package:" not in model and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+    if not (model.startswith("package:") or hub.is_id(model)):
         return True
     return _short(told) == _short(model)
 

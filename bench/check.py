@@ -88,7 +88,11 @@ def losses(bench):
 
 
 def fired(problem):
-    """Raise `Rejected` unless every hook point fires once in a pass; says how many did."""
+    """Raise `Rejected` where a hook point fires more than once in a pass; says how many fire.
+
+    Points that no pass reaches have no width and are not among them: an SAE or an adapter on one
+    is an error when it is attached.
+    """
     names = [name for name in problem.points.widths if name.startswith("blocks.")]
     counts = dict.fromkeys(names, 0)
 

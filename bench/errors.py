@@ -33,6 +33,11 @@ class RunFailed(Fault):
     code = 5
 
 
+def reason(error):
+    """What a library's error says, on one line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def unknown(kind, value, choices):
     """A `Usage` for a name that is not one of `choices`, with the nearest one."""
     choices = sorted(map(str, choices))

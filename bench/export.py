@@ -8,7 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
-from bench import cache, packages, peft_format, saes
+from bench import cache, hub, packages, peft_format, sae_sources, saes
 from bench.errors import Rejected, Usage
 from bench.progress import say
 from bench.record import read
@@ -18,9 +18,7 @@ SIDECAR = "splicebench.json"
 
 def export(run, folder):
     """Write what the run at `run` (its record, or the folder beside it) trained to `folder`."""
-    run, folder = read(record_path(run)), Path(folder)
-    if run.status != "finished":
-        raise Usage(f"{run.path}: the run ended as '{run.status}', expected a finished one")
+    run, folder = finished(run), Path(folder)
     if "model" not in run.header:
         raise Rejected(f"{run.path}: an older record, which does not name the family of its model")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -48,15 +46,17 @@ def write(run, pairs, sae, folder):
     (folder / "README.md").write_text(card(run, bool(pairs)), encoding="utf-8")
 
 
-def record_path(run):
-    """`RUN.jsonl`, or the folder RUN beside it -> the record."""
+def finished(run):
+    """`RUN.jsonl`, or the folder RUN beside it -> the record as read; `Usage` unless finished."""
     path = Path(run).expanduser()
-    if path.is_file():
-        return path
-    record = path.with_name(f"{path.name}.jsonl")
-    if not record.is_file():
+    if not path.is_file():
+        path = path.with_name(f"{path.name}.jsonl")
+    if not path.is_file():
         raise Usage(f"no run at '{run}': expected a record such as runs/lora-e7c49a90.jsonl")
-    return record
+    run = read(path)
+    if run.status != "finished":
+        raise Usage(f"{run.path}: the run ended as '{run.status}', expected a finished one")
+    return run
 
 
 def pairs_of(run):
@@ -69,10 +69,9 @@ def pairs_of(run):
     state, pairs = load_file(path), {}
     for name, a in state.items():
         if name.startswith("adapters.") and name.endswith(".a"):
-            linear = name.removeprefix("adapters.").removesuffix(".a").replace("-", ".")
-            pairs[linear] = (a, state[f"{name[:-1]}b"])
-    blocks = {name: (int(name.split(".")[1]), name) for name in pairs}
-    return {name: pairs[name] for name in sorted(pairs, key=blocks.get)}
+            module = name.removeprefix("adapters.").removesuffix(".a")
+            pairs[peft_format.linear_name(module)] = (a, state[f"{name[:-1]}b"])
+    return pairs
 
 
 def trained_sae(run):
@@ -84,7 +83,7 @@ def trained_sae(run):
 def lent_sae(run):
     """The folder of the frozen SAE of a run, if it is at hand as it was, and not on the hub."""
     sae = run.header["sae"]
-    if sae["source"].startswith(("saelens:", "sparsify:")):
+    if sae_sources.from_hub(sae["source"]):
         return None
     places = [cache.root() / sae["cached"]] if sae.get("cached") else [Path(sae["source"])]
     found = (place for place in places if (place / saes.WEIGHTS).is_file())
@@ -102,7 +101,7 @@ def base_model(spec):
     """What the hub calls the model, or the name of its folder."""
     if spec["model"].startswith("package:"):
         return packages.packaged(spec["model"], installed=False).origin
-    return spec["model"] if not Path(spec["model"]).exists() else Path(spec["model"]).name
+    return spec["model"] if hub.is_id(spec["model"]) else Path(spec["model"]).name
 
 
 def write_adapter(run, pairs, folder):

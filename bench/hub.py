@@ -4,12 +4,13 @@ HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN are honoured as its own client does.
 """
 
 import re
+from functools import cache
 from pathlib import Path
 
-from bench.errors import Unavailable, Usage
+from bench.errors import Unavailable, Usage, reason
 
 SECONDS = 3.0
-"""How long the one try may take before the hub counts as out of reach."""
+"""Limit on a connection to the hub; each of its addresses has its own."""
 
 
 def is_id(name):
@@ -18,11 +19,12 @@ def is_id(name):
     return bool(looks) and not name.startswith(".") and not Path(name).parent.exists()
 
 
+@cache
 def reach(repository, kind="model"):
-    """Ask the hub for `repository` once -> whether it answered; False: the hub's cache must do.
+    """Ask the hub for `repository` -> whether it answered; False: the hub's cache must do.
 
-    Raises `Unavailable` where it is out of reach and not in the cache, or gated, and `Usage`
-    where there is no such repository.
+    An answer holds for the rest of the process. Raises `Unavailable` where the hub is out of reach
+    and its cache has nothing, or where the repository is gated, and `Usage` where there is none.
     """
     from huggingface_hub import HfApi, constants, errors
 
@@ -51,9 +53,8 @@ def reach(repository, kind="model"):
     except Exception as error:  # whatever the client's transport raises
         if _in_cache(repository, kind):
             return False
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise Unavailable(
-            f"cannot reach the hub for '{repository}' ({reason}); give a folder instead"
+            f"cannot reach the hub for '{repository}' ({reason(error)}); give a folder instead"
         ) from None
 
 
@@ -65,8 +66,7 @@ def fetch(repository, patterns):
     try:
         folder = snapshot_download(repository, allow_patterns=patterns, local_files_only=local)
     except Exception as error:  # of any kind: network, disk, a file that is not there
-        reason = str(error).strip().partition("\n")[0]
-        raise Unavailable(f"cannot fetch '{repository}' from the hub ({reason})") from None
+        raise Unavailable(f"cannot fetch '{repository}' from the hub ({reason(error)})") from None
     return Path(folder)
 
 

@@ -63,10 +63,10 @@ def load(spec, folder):
     """Model and text of a spec -> `Loaded`; `folder` is the model's."""
     say(f"loading {spec.model} and the text '{spec.text}'")
     tokenizer = models.load_tokenizer(folder)
-    bridge = models.load(folder, spec)
+    special = tuple(sorted(models.special_ids(tokenizer)))  # before the bridge may add to them
+    bridge = models.load(folder, spec, tokenizer)
     parts = text.load(spec, tokenizer, len(bridge.unembed.weight))
     check_vocabulary(parts, bridge)
-    special = tuple(sorted(models.special_ids(tokenizer)))
     numbers = [spec.device, spec.dtype, spec.weights, spec.center_writing_weights]
     numbers += [clock(spec.device)["matmul"], special]
     about = {

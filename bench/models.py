@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench import cache, hub, packages
-from bench.errors import Rejected, Unavailable, Usage
+from bench.errors import Rejected, Unavailable, Usage, reason
 from bench.shapes import SHAPES
 
 FILES = ["*.json", "*.safetensors", "*.txt", "tokenizer*"]
@@ -133,10 +133,10 @@ def special_ids(tokenizer):
     return get_special_token_ids(tokenizer)
 
 
-def load(folder, spec):
+def load(folder, spec, tokenizer):
     """The frozen bridge over the model in `folder`, in eval mode, as the spec wants it.
 
-    The model is loaded by transformers and handed over with its tokenizer, so that no hub is
+    The model is loaded by transformers and handed over with its `tokenizer`, so that no hub is
     ever asked. Frozen after bridging, because the bridge adds parameters of its own.
     """
     import torch
@@ -145,7 +145,6 @@ def load(folder, spec):
 
     matmul.install()
     pages.keep()
-    tokenizer = load_tokenizer(folder)
     settings = {"dtype": getattr(torch, spec.dtype), "attn_implementation": "eager"}
     with _as_rejected(folder, "model"):
         build = _random if spec.weights == "random" else _pretrained
@@ -175,8 +174,7 @@ def _as_rejected(folder, what):
     try:
         yield
     except Exception as error:  # of any kind: it is their input that is refused
-        reason = str(error).strip().partition("\n")[0]
-        raise Rejected(f"{folder}: its {what} cannot be loaded ({reason})") from None
+        raise Rejected(f"{folder}: its {what} cannot be loaded ({reason(error)})") from None
 
 
 def bridge(hf_model, tokenizer, device="cpu", center_writing_weights=False):

@@ -25,6 +25,16 @@ FUSED, PARTS = "attn.c_attn", ("attn.q", "attn.k", "attn.v")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
+def module_name(linear):
+    """The linear map's name as the name of a torch module, which has no dots."""
+    return linear.replace(".", "-")
+
+
+def linear_name(module):
+    """`module_name`, undone."""
+    return module.replace("-", ".")
+
+
 def tensors(pairs, model_type):
     """The pairs as PEFT names and stores them."""
     prefix = "base_model.model." + ("transformer.h" if model_type == "gpt2" else "model.layers")

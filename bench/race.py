@@ -65,7 +65,7 @@ class Ours:
         )
         _, self.adapted = next(self.run)
         adapters = self.adapted.state.get("adapters", {})
-        pairs = {name.replace("-", "."): (pair.a, pair.b) for name, pair in adapters.items()}
+        pairs = {peft_format.linear_name(n): (one.a, one.b) for n, one in adapters.items()}
         named = peft_format.tensors(pairs, self.model_type)
         weights = {name: value.detach().numpy().copy() for name, value in named.items()}
         return {"sae": str(self.sae_folder), "weights": weights}

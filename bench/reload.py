@@ -7,7 +7,6 @@ import torch
 from bench import export, hooks, method, models, sae_sources, saes
 from bench.errors import Usage
 from bench.problem import Problem, splice
-from bench.record import read
 from bench.seen import reconstruction
 from bench.spec import Spec
 
@@ -20,9 +19,7 @@ def load(run):
     them; `bridge.reset_hooks()` makes it the clean model again. Raises `Usage` where the run or
     its SAE is not there.
     """
-    run = read(export.record_path(run))
-    if run.status != "finished":
-        raise Usage(f"{run.path}: the run ended as '{run.status}', expected a finished one")
+    run = export.finished(run)
     problem = _problem(run)
     adapted = _adapted(run, problem)
     _attach(problem, adapted)
@@ -33,7 +30,9 @@ def _problem(run):
     known = {field.name for field in dataclasses.fields(Spec)}
     spec = Spec(**{name: value for name, value in run.header["spec"].items() if name in known})
     folder = models.locate(spec.model, spec.weights)
-    bridge = models.load(folder, spec)
+    tokenizer = models.load_tokenizer(folder)
+    special = models.special_ids(tokenizer)
+    bridge = models.load(folder, spec, tokenizer)
     own = export.trained_sae(run) or export.lent_sae(run)
     if own is None and spec.sae in ("own", "fresh"):
         raise Usage(f"{run.path}: its SAE is not in the cache any more; run its command again")
@@ -46,7 +45,7 @@ def _problem(run):
         torch.zeros(1, 1, dtype=torch.long, device=spec.device),
         spliced=spec.spliced,
         scored=spec.scored,
-        special=models.special_ids(models.load_tokenizer(folder)),
+        special=special,
     )
 
 

@@ -20,7 +20,7 @@ def check_source(sae):
     """Raise what is wrong with `--sae`, without loading anything."""
     if sae in ("own", "fresh"):
         return
-    if sae.startswith(("saelens:", "sparsify:")):
+    if from_hub(sae):
         _, repository, _ = split(sae)
         if not _cached(sae).exists():
             hub.reach(repository)

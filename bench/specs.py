@@ -18,7 +18,6 @@ GPT2 = Spec(
     sae="saelens:gpt2-small-resid-post-v5-32k:blocks.8.hook_resid_post",  # OpenAI's TopK, k = 32
     spliced="all",
     scored="all",
-    text="sotu",
     seq_len=64,
     batch_size=8,
 )

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 
 from bench import cache, hub
-from bench.errors import Unavailable
+from bench.errors import Unavailable, reason
 from bench.progress import bar, say
 
 CHARACTERS = 4
@@ -75,5 +75,4 @@ def _write(stream, tokens, path):
     except OSError:
         raise
     except Exception as error:  # whatever the network or the dataset's format raises
-        reason = str(error).strip().partition("\n")[0]
-        raise Unavailable(f"cannot stream {stream.repository} ({reason})") from None
+        raise Unavailable(f"cannot stream {stream.repository} ({reason(error)})") from None

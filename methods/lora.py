@@ -133,7 +133,7 @@ def build(problem, config):
                 continue
             d_in, d_out = widths[f"{linear}.hook_in"], widths[f"{linear}.hook_out"]
             adapter = LowRank(d_in, d_out, config, problem.head.weight.device)
-            adapters[linear.replace(".", "-")] = adapter
+            adapters[peft_format.module_name(linear)] = adapter
             hooks += adapter.hooks(linear)
             if given is not None:
                 adapter.set(*given.pop(linear, (None, None)), linear)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from sae_lens import SAE
 
+from bench import models, text
 from bench.evaluate import mean
 from bench.record import read
+from bench.spec import Spec
 from tests import tiny
 from tests.test_lora import spliced_logits
 
@@ -32,18 +34,11 @@ def run_of(folder, method):
     return read(path)
 
 
-def validation_tokens(small_spec):
-    """The validation windows of the small setting."""
-    from bench import models, text
-
-    tokenizer = models.load_tokenizer(models.locate(small_spec.model))
-    return text.load(small_spec, tokenizer, tiny.VOCABULARY).validation
-
-
-def spec_of(run):
-    from bench.spec import Spec
-
-    return Spec(**run.header["spec"])
+def validation_tokens(run):
+    """The validation windows of a run."""
+    spec = Spec(**run.header["spec"])
+    tokenizer = models.load_tokenizer(models.locate(spec.model))
+    return text.load(spec, tokenizer, tiny.VOCABULARY).validation.tokens
 
 
 def test_an_adapter_goes_to_peft_and_comes_back(small, command, family, model, tmp_path):
@@ -58,13 +53,10 @@ def test_an_adapter_goes_to_peft_and_comes_back(small, command, family, model, t
 
     plain = peft.PeftModel.from_pretrained(tiny.hf_model(family), tmp_path / "lora")
     sae = SAE.load_from_disk(tmp_path / "lora" / "sae")
-    windows = validation_tokens(spec_of(run))
+    tokens = validation_tokens(run)
     with torch.no_grad():
-        logits = spliced_logits(plain.base_model.model, family, sae, windows.tokens)
-    losses = torch.nn.functional.cross_entropy(
-        logits[:, 1:-1].flatten(0, 1), windows.tokens[:, 2:].flatten(), reduction="none"
-    )
-    documents = losses.view(4, -1).double().mean(1).tolist()
+        logits = spliced_logits(plain.base_model.model, family, sae, tokens)
+    documents = tiny.ce_by_document(logits, tokens, 4)
     assert documents == pytest.approx(run.end["ce_full"], rel=1e-5)
 
     start = ("--init-adapter", tmp_path / "lora", "--set", "lora.rank=3", "--set", "lora.alpha=6")

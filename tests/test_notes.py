@@ -4,7 +4,7 @@ import pytest
 
 from analysis.load import load
 from analysis.notes import notes
-from tests.test_analysis import make, write
+from tests.records import make, write
 
 
 def noted(folder, **header):

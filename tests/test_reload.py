@@ -7,7 +7,7 @@ import bench
 from bench.errors import Usage
 from bench.record import read
 from tests import tiny
-from tests.test_export import run_of, spec_of, validation_tokens
+from tests.test_export import run_of, validation_tokens
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -17,23 +17,18 @@ def test_the_ce_of_the_record(small, family, tmp_path):
     arguments = ("--methods", "lora:lr=0.01,e2e,mse", "--out", tmp_path)
     code, _, err = small("compare", *arguments, model=tmp_path / "model", **rules)
     assert code == 0, err
-    windows = validation_tokens(spec_of(run_of(tmp_path, "lora")))
+    tokens = validation_tokens(run_of(tmp_path, "lora"))
     runs = [run for run in map(read, tmp_path.glob("*.jsonl")) if run.header["seed"] == 0]
     assert {run.header["method"] for run in runs} == {"none", "lora", "e2e", "mse"}
     for run in runs:
         bridge = bench.load(run.path)
         with torch.no_grad():
-            logits = bridge(windows.tokens, use_cache=False)
-        losses = torch.nn.functional.cross_entropy(
-            logits[:, 1:-1].flatten(0, 1), windows.tokens[:, 2:].flatten(), reduction="none"
-        )
-        documents = losses.view(4, -1).double().mean(1).tolist()
+            logits = bridge(tokens, use_cache=False)
+        documents = tiny.ce_by_document(logits, tokens, 4)
         assert documents == pytest.approx(run.end["ce_full"], rel=1e-5), run.name
         bridge.reset_hooks()
-        clean = torch.nn.functional.cross_entropy(
-            bridge(windows.tokens)[:, 1:-1].flatten(0, 1), windows.tokens[:, 2:].flatten()
-        )
-        assert clean.item() == pytest.approx(sum(run.header["ce_full_clean"]) / 4, rel=1e-5)
+        clean = tiny.ce_by_document(bridge(tokens), tokens, 4)
+        assert clean == pytest.approx(run.header["ce_full_clean"], rel=1e-5)
 
 
 def test_a_run_that_is_not_there(tmp_path):

@@ -137,6 +137,14 @@ def windows(n, seed=0):
     return torch.randint(3, VOCABULARY, (n, SEQ), generator=generator)
 
 
+def ce_by_document(logits, tokens, n_documents):
+    """CE of dense logits [windows, seq, vocab], first position left out; as many windows each."""
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, 1:-1].flatten(0, 1), tokens[:, 2:].flatten(), reduction="none"
+    )
+    return losses.view(n_documents, -1).double().mean(1).tolist()
+
+
 def problem(family="llama", kind="topk", dtype=torch.float32, **settings):
     """A whole tiny problem."""
     settings = {"batch_size": 2, **settings}
