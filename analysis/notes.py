@@ -103,11 +103,11 @@ DRIFT = 0.05
 def _drift(comparison):
     """L0 before and after, where training moved it: CE bought with more latents is not the same."""
     for label, runs in comparison.trained.items():
-        pairs = [_l0(run) for run in runs if all(_l0(run))]
+        pairs = [_l0(run) for run in runs if None not in _l0(run)]
         if not pairs:
             continue
         before, after = (fmean(values) for values in zip(*pairs, strict=True))
-        if abs(after / before - 1) > DRIFT:
+        if abs(after - before) > DRIFT * before:
             kind = comparison.all[0].header["sae"].get("kind", "")
             yield (
                 f"L0 under {label} went from {before:.1f} to {after:.1f}: nothing holds the "

@@ -7,7 +7,7 @@ import sys
 from typing import get_type_hints
 
 from bench import __version__
-from bench.errors import Fault, Usage
+from bench.errors import Fault, Unavailable, Usage, out_of_memory
 from bench.spec import Spec, documentation, flag
 from bench.specs import SPECS, named
 
@@ -171,6 +171,11 @@ def main():
     except Fault as fault:
         print(f"bench: {fault}", file=sys.stderr)
         return fault.code
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        print("bench: out of memory; lower --batch-size or --seq-len", file=sys.stderr)
+        return Unavailable.code
     except KeyboardInterrupt:
         print("bench: interrupted; the same command runs what is missing", file=sys.stderr)
         return 130

@@ -8,15 +8,21 @@ ALIASES = {"gpt2": "gpt2-small", "gpt2small": "gpt2-small"}
 """Names that the field has for one model."""
 
 
-def disagreements(spec, told):
+UNFOLDED = ("expected_average_only_in", "covariance_whitening")
+"""Scalings of SAELens' that an SAE cannot do by itself."""
+
+
+def disagreements(spec, told, family=""):
     """One line for everything in an SAE's metadata (a dict) that the spec says otherwise.
 
     What the metadata leaves out is not compared, and neither is the name of a model in a folder.
+    `family` is the model's type: outside Gemma two of the points have two names each.
     """
     lines = []
     hook, model = told.get("hook_name"), told.get("model_name")
-    if hook and _canonical(hook) != _canonical(spec.site):
-        lines.append(f"wrong layer: the SAE was trained at {hook}, --site is {spec.site}")
+    if hook and _canonical(hook, family) != _canonical(spec.site, family):
+        what = "site" if _block(hook) == _block(spec.site) else "layer"
+        lines.append(f"wrong {what}: the SAE was trained at {hook}, --site is {spec.site}")
     if model and not _same_model(model, spec.model):
         lines.append(f"wrong model: the SAE was trained on {model}, not {spec.model}")
     bos = told.get("prepend_bos")
@@ -27,6 +33,22 @@ def disagreements(spec, told):
     if positions not in (None, spec.spliced):
         lines.append(
             f"wrong positions: the SAE was trained on '{positions}', --spliced is '{spec.spliced}'"
+        )
+    if told.get("exclude_special_tokens") and spec.spliced != "not-special":
+        lines.append(
+            f"wrong positions: the SAE never saw special tokens, --spliced is '{spec.spliced}'; "
+            "try --spliced not-special"
+        )
+    start = (told.get("seqpos_slice") or [None])[0]
+    if start and spec.spliced == "all":
+        lines.append(
+            f"wrong positions: the SAE never saw the first {start} of a window, --spliced is 'all'"
+        )
+    scaled = told.get("normalize_activations")
+    if scaled in UNFOLDED:
+        lines.append(
+            f"wrong scale: the SAE wants activations scaled by the text it was trained on "
+            f"({scaled}); fold that into its weights first"
         )
     processing = told.get("model_from_pretrained_kwargs")
     centred = bool((processing or {}).get("center_writing_weights"))
@@ -39,8 +61,15 @@ def _flag(value):
     return str(bool(value)).lower()
 
 
-def _canonical(name):
-    """The same for all names of one residual: the input of block L+1 is the output of L."""
+def _block(hook):
+    match = re.match(r"blocks\.(\d+)\.", hook)
+    return match and match[1]
+
+
+def _canonical(name, family):
+    """The same for all names of one point: the input of block L+1 is the output of L."""
+    if not family.startswith("gemma"):  # which has a norm between the two
+        name = re.sub(r"hook_(mlp|attn)_out$", r"\1.hook_out", name)
     match = re.fullmatch(r"blocks\.(\d+)\.(hook_in|hook_resid_pre|hook_out|hook_resid_post)", name)
     if not match:
         return name

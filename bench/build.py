@@ -99,7 +99,11 @@ def _bench_with(loaded, folder, source):
     harness = Harness(
         problem, curve, validation, spliced["validation"], seconds_of, {} if fresh else cost
     )
-    doubts = () if source == "fresh" else doubts_of(loaded.spec, saes.metadata(folder), measured)
+    doubts = (
+        ()
+        if source == "fresh"
+        else doubts_of(loaded.spec, saes.metadata(folder), measured, loaded.model["type"])
+    )
     return Bench(loaded.spec, harness, loaded.model, sae, cost, record, measured, doubts)
 
 
@@ -109,9 +113,9 @@ def _within_cache(folder):
     return str(folder.resolve().relative_to(top)) if folder.resolve().is_relative_to(top) else None
 
 
-def doubts_of(spec, told, measured):
+def doubts_of(spec, told, measured, family=""):
     """What `check` finds wrong without running anything more; random weights lose nothing."""
-    doubts = agree.disagreements(spec, told)
+    doubts = agree.disagreements(spec, told, family)
     clean, spliced, ablated = (measured[f"ce_{name}"] for name in ("clean", "spliced", "ablated"))
     if spec.weights != "random" and clean < ablated <= spliced:
         doubts.append(
@@ -134,7 +138,7 @@ def sae_folder(loaded, mse):
     if spec.sae == "fresh":
         return fresh_folder(loaded)
     if spec.sae != "own":
-        return sae_sources.locate(spec.sae, spec.model)
+        return sae_sources.locate(spec.sae)
     own = own_folder(loaded, mse)
     if not own.exists():
         with cache.new_folder(own) as temporary:
@@ -170,7 +174,10 @@ def _train(loaded, mse, folder):
         cache_clean=False,  # each of its windows is read once, and only as far as the site
         steps=max(1, loaded.spec.sae_tokens // (loaded.spec.seq_len * loaded.spec.batch_size)),
     )
-    say(f"training the SAE on {spec.sae_tokens:,} tokens (once; then it is cached)")
+    have = loaded.text.train.tokens.numel()
+    times = f", its {have:,} training tokens {spec.sae_tokens / have:.1f} times"
+    again = times if spec.sae_tokens > have else ""
+    say(f"training the SAE on {spec.sae_tokens:,} tokens{again} (once; then it is cached)")
     bare = dataclasses.replace(loaded, spec=spec)
     fresh_bench = _bench_with(bare, fresh_folder(loaded), "fresh")
     header = fresh_bench.header(mse, spec.sae_seed)

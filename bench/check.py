@@ -1,6 +1,6 @@
 """`python -m bench check`: does this SAE belong here, and if not, what is wrong."""
 
-from bench import method, sae_sources
+from bench import method, peft_format, sae_sources
 from bench.compare import check_inputs, check_model
 from bench.errors import Rejected
 from bench.progress import say
@@ -57,6 +57,17 @@ def statistics(problem, index, held_out):
     }
 
 
+def expected_points(problem):
+    """The points that something may be put on: the sites, and both ends of every linear map."""
+    ends = [
+        f"blocks.{block}.{linear}.{end}"
+        for block in range(problem.n_blocks)
+        for linear in peft_format.NAMES
+        for end in ("hook_in", "hook_out")
+    ]
+    return [*problem.site_names, *(name for name in ends if name in problem.points)]
+
+
 def describe(spec, sae, found):
     """Two lines on an SAE."""
     told = sae_sources.expected_l0(spec.sae)
@@ -90,11 +101,11 @@ def losses(bench):
 def fired(problem):
     """Raise `Rejected` where a hook point fires more than once in a pass; says how many fire.
 
-    Points that no pass reaches have no width and are not among them: an SAE or an adapter on one
-    is an error when it is attached.
+    The points that adapters and SAEs go to must fire. Others need not: some that the bridge
+    names no pass ever reaches.
     """
     names = [name for name in problem.points.widths if name.startswith("blocks.")]
-    counts = dict.fromkeys(names, 0)
+    counts = dict.fromkeys([*names, *expected_points(problem)], 0)
 
     def counter(name):
         def count(value, hook):
@@ -102,9 +113,9 @@ def fired(problem):
 
         return count
 
-    with problem.points.attached([(name, counter(name)) for name in names]):
+    with problem.points.attached([(n, counter(n)) for n in counts], all_fire=False):
         problem.bridge(problem.train[:1], use_cache=False, logits_to_keep=1)
     for name, n in counts.items():
         if n != 1:
             raise Rejected(f"hook point '{name}' fired {n} times in one pass")
-    return f"       each of {len(names):,} hook points fired once in a pass"
+    return f"       each of {len(counts):,} hook points fired once in a pass"

@@ -47,6 +47,7 @@ def check_model(spec, entries):
     models.check_device(spec.device)
     folder = fetch(spec)
     config = models.read_config(folder)
+    models.check_family(config)
     if spec.center_writing_weights:
         models.check_centering(config)
     n_blocks = models.n_blocks(config)
@@ -61,7 +62,7 @@ def fetch(spec):
     """Bring what only the network has into the caches -> the model's folder."""
     folder = models.locate(spec.model, spec.weights)
     if sae_sources.from_hub(spec.sae):
-        sae_sources.locate(spec.sae, spec.model)
+        sae_sources.locate(spec.sae)
     if spec.text in streams.STREAMS:
         streams.file(spec.text, spec.stream_tokens)
     return folder

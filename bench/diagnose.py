@@ -12,6 +12,7 @@ BETTER = 0.8
 """Another layer, scale or sparsity must leave less than this times as much unexplained."""
 TOKENS = 8_192
 """Tokens that are looked at, at most."""
+LATENTS_AT_ONCE = 2**26
 KS = (8, 16, 32, 64, 128, 256)
 
 
@@ -20,9 +21,15 @@ def unexplained(sae, activations, reconstruct=reconstruction):
 
     Unlike FVU, which a few tokens of huge norm decide, it is about the usual token.
     """
-    error = (reconstruct(sae, activations) - activations).square().sum(-1)
+    error = _errors(sae, activations, reconstruct)
     variance = (activations - activations.mean(0)).square().sum(-1)
     return (error / variance).median().item()
+
+
+def _errors(sae, activations, reconstruct=reconstruction):
+    """Squared error a token, in parts: an SAE of 131k latents needs half a megabyte for each."""
+    parts = activations.split(max(64, LATENTS_AT_ONCE // sae.cfg.d_sae))
+    return torch.cat([(reconstruct(sae, part) - part).square().sum(-1) for part in parts])
 
 
 @torch.no_grad()
@@ -106,7 +113,8 @@ def _sparsity(sae, activations, share):
     shares = {k: unexplained(sae, activations, largest(k)) for k in ks}
     best = min(shares, key=shares.get, default=None)
     if best and shares[best] < BETTER * share:
-        l0 = (sae.encode(activations) != 0).sum(-1).float().mean().item()
+        few = activations[:512]
+        l0 = (sae.encode(few) != 0).sum(-1).float().mean().item()
         return (
             f"wrong kind: declared '{kind}', {l0:,.0f} latents fire and {share:.0%} of the usual "
             f"token is unexplained; with the {best} largest alone {shares[best]:.0%}: a TopK?"
@@ -117,7 +125,7 @@ def _first_position(sae, activations, first, seq_len):
     """Most of the error at a window's first position: the SAE was not trained on it."""
     if not first.any() or first.all():
         return None
-    error = (reconstruction(sae, activations) - activations).square().sum(-1)
+    error = _errors(sae, activations)
     share = (error[first].sum() / error.sum()).item()
     if share > max(POOR, 10 / seq_len):
         return (

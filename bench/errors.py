@@ -38,6 +38,18 @@ def reason(error):
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
+def out_of_memory(error):
+    """Whether an exception of Python's or torch's says that memory ran out."""
+    said = str(error).lower()
+    signs = (
+        "out of memory",
+        "not enough memory",
+        "can't allocate memory",
+        "cannot allocate memory",
+    )
+    return isinstance(error, MemoryError) or any(sign in said for sign in signs)
+
+
 def unknown(kind, value, choices):
     """A `Usage` for a name that is not one of `choices`, with the nearest one."""
     choices = sorted(map(str, choices))

@@ -39,7 +39,7 @@ def write(run, pairs, sae, folder):
         write_adapter(run, pairs, folder)
     lent = sae or lent_sae(run)
     if lent:
-        copy_sae(lent, folder / "sae" if pairs else folder)
+        copy_sae(lent, folder / "sae" if pairs else folder, base_model(run.header["spec"]))
     else:
         say(f"the SAE '{run.header['sae']['source']}' is not copied: {SIDECAR} names it")
     write_sidecar(run, folder, bool(pairs), lent)
@@ -90,11 +90,14 @@ def lent_sae(run):
     return next((place for place in found if saes.sha256(place) == sae["sha256"]), None)
 
 
-def copy_sae(source, target):
-    """A SAELens folder without what the suite keeps beside it."""
+def copy_sae(source, target, model_name):
+    """A SAELens folder without what the suite keeps beside it, the model by its public name."""
     target.mkdir(exist_ok=True)
-    for name in ("cfg.json", saes.WEIGHTS):
-        shutil.copy(source / name, target / name)
+    shutil.copy(source / saes.WEIGHTS, target / saes.WEIGHTS)
+    config = saes.read_config(source)
+    if (config.get("metadata") or {}).get("model_name"):
+        config["metadata"]["model_name"] = model_name
+    (target / "cfg.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 def base_model(spec):
@@ -149,11 +152,16 @@ def card(run, adapter):
     )
     what = "A LoRA adapter around an SAE" if adapter else "A sparse autoencoder"
     sae = header["sae"]
+    quantised = f" The weights were those of `{spec['model']}`, which are quantised."
+    centred = " What the blocks write was centred (`center_writing_weights`)."
+    weights = quantised * spec["model"].startswith("package:")
+    weights += centred * bool(spec.get("center_writing_weights"))
     use = (
         f"The SAE replaces `{spec['site']}` at positions `{spec['spliced']}`"
         f"{', with a BOS put first' if spec['prepend_bos'] else ''}. "
         f"{'Without it in place the adapter makes little sense. ' if adapter else ''}"
         f"SAE: `{sae['source']}`, sha256 `{sae['sha256'][:16]}`. All of it is in `{SIDECAR}`."
+        f"{weights}"
     )
     return f"""---
 {front.to_yaml()}

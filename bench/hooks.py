@@ -25,6 +25,9 @@ class HookPoints:
         self.widths = self._measure(bridge)
         """Width of the activation (heads flattened) at each name that fires in a plain pass."""
 
+    def __contains__(self, name):
+        return name in self._points
+
     def __getitem__(self, name):
         """The hook point called `name`; `Usage` with the nearest name if there is none."""
         if name not in self._points:
@@ -34,12 +37,13 @@ class HookPoints:
         return self._points[name]
 
     @contextmanager
-    def attached(self, pairs):
+    def attached(self, pairs, all_fire=True):
         """Attach (name, function) pairs for the passes inside the block, in this order.
 
         A function is called as `function(value, hook=point)`. When the block ends well, each one
         must have fired at least once; a name that is there but never fires (GPT-2's fused
-        `attn.qkv`) is a RuntimeError rather than an adapter that does nothing.
+        `attn.qkv`) is a RuntimeError rather than an adapter that does nothing. Without
+        `all_fire` that is not looked at.
         """
         pairs = [(name, self[name], function) for name, function in pairs]
         fired = set()
@@ -51,7 +55,7 @@ class HookPoints:
             for _, point, _ in pairs:
                 point.remove_hooks(level=LEVEL)
         silent = [name for index, (name, _, _) in enumerate(pairs) if index not in fired]
-        if silent:
+        if silent and all_fire:
             raise RuntimeError(f"hook points that never fired: {', '.join(silent)}")
 
     @torch.no_grad()

@@ -6,17 +6,19 @@ HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN are honoured as its own client does.
 import re
 from functools import cache
 from pathlib import Path
+from threading import Thread
 
-from bench.errors import Unavailable, Usage, reason
+from bench.errors import Rejected, Unavailable, Usage, reason
 
-SECONDS = 3.0
-"""Limit on a connection to the hub; each of its addresses has its own."""
+SECONDS = 3.5
+"""Whatever is asked before anything is fetched must be answered within this time."""
+TRANSPORTS = ("aiohttp", "fsspec", "httpcore", "httpx", "huggingface_hub", "requests", "urllib3")
 
 
 def is_id(name):
-    """Whether `OWNER/NAME` can only be meant as a repository: no such folder, nor its parent."""
+    """Whether `OWNER/NAME` is meant as a repository: it looks like one, and no such path exists."""
     looks = re.fullmatch(r"[\w.-]+/[\w.-]+", name)
-    return bool(looks) and not name.startswith(".") and not Path(name).parent.exists()
+    return bool(looks) and not name.startswith(".") and not Path(name).exists()
 
 
 @cache
@@ -26,7 +28,7 @@ def reach(repository, kind="model"):
     An answer holds for the rest of the process. Raises `Unavailable` where the hub is out of reach
     and its cache has nothing, or where the repository is gated, and `Usage` where there is none.
     """
-    from huggingface_hub import HfApi, constants, errors
+    from huggingface_hub import constants, errors
 
     if constants.is_offline_mode():
         if _in_cache(repository, kind):
@@ -36,9 +38,7 @@ def reach(repository, kind="model"):
             "unset it, or give a folder"
         )
     try:
-        found = HfApi().repo_info(repository, repo_type=kind, timeout=SECONDS)
-        if getattr(found, "gated", False):
-            HfApi().auth_check(repository, repo_type=kind)
+        in_time(lambda: _ask(repository, kind))
         return True
     except errors.GatedRepoError:
         raise Unavailable(
@@ -54,12 +54,59 @@ def reach(repository, kind="model"):
         if _in_cache(repository, kind):
             return False
         raise Unavailable(
-            f"cannot reach the hub for '{repository}' ({reason(error)}); give a folder instead"
+            f"cannot reach the hub for '{repository}' ({reason(error)}), and no such folder is here"
         ) from None
 
 
-def fetch(repository, patterns):
-    """The files of `repository` that match the patterns, in the hub's own cache -> their folder."""
+def reach_url(url):
+    """Ask another host for a file's header; `Unavailable` where it does not answer well."""
+    from urllib.request import Request, urlopen
+
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        raise Unavailable(f"HF_HUB_OFFLINE is set and {url} is on the network")
+    try:
+        in_time(lambda: urlopen(Request(url, method="HEAD"), timeout=SECONDS).close())
+    except Exception as error:  # whatever the transport raises
+        raise Unavailable(f"cannot reach {url} ({reason(error)})") from None
+
+
+def in_time(ask):
+    """What `ask()` gives, or its error; TimeoutError after SECONDS, however many tries it makes."""
+    found = []
+
+    def run():
+        try:
+            found.append((ask(), None))
+        except Exception as error:
+            found.append((None, error))
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    if not found:
+        raise TimeoutError(f"no answer in {SECONDS:g} seconds")
+    answer, error = found[0]
+    if error is not None:
+        raise error
+    return answer
+
+
+def _ask(repository, kind):
+    from huggingface_hub import HfApi
+
+    found = HfApi().repo_info(repository, repo_type=kind, timeout=SECONDS)
+    if getattr(found, "gated", False):
+        HfApi().auth_check(repository, repo_type=kind)
+
+
+def fetch(repository, patterns, needs=()):
+    """The files of `repository` that match the patterns, in the hub's own cache -> their folder.
+
+    Raises `Unavailable` where a file that matches one of `needs` cannot be had from here, and
+    `Rejected` where the repository has none.
+    """
     from huggingface_hub import snapshot_download
 
     local = not reach(repository)
@@ -67,7 +114,29 @@ def fetch(repository, patterns):
         folder = snapshot_download(repository, allow_patterns=patterns, local_files_only=local)
     except Exception as error:  # of any kind: network, disk, a file that is not there
         raise Unavailable(f"cannot fetch '{repository}' from the hub ({reason(error)})") from None
+    for need in needs:
+        if not any(Path(folder).glob(need)):
+            if local:  # a cache may hold a part of a repository
+                raise Unavailable(f"no {need} of '{repository}' in the hub's cache, and no hub")
+            raise Rejected(f"'{repository}' on the hub has no {need}")
     return Path(folder)
+
+
+def folders(repository):
+    """Every folder of a repository that holds a file, by path; [] where the hub does not say."""
+    from huggingface_hub import HfApi
+
+    try:
+        files = in_time(lambda: HfApi().list_repo_files(repository))
+    except Exception:  # it only helps with a message
+        return []
+    return sorted({str(Path(file).parent) for file in files} - {"."})
+
+
+def from_network(error):
+    """Whether an exception is the network's or the disk's, and not the input's."""
+    module = type(error).__module__.partition(".")[0].rstrip("2")
+    return isinstance(error, OSError) or module in TRANSPORTS
 
 
 def _in_cache(repository, kind):

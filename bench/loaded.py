@@ -63,6 +63,7 @@ def load(spec, folder):
     """Model and text of a spec -> `Loaded`; `folder` is the model's."""
     say(f"loading {spec.model} and the text '{spec.text}'")
     tokenizer = models.load_tokenizer(folder)
+    models.check_tokenizer(tokenizer, spec.text)
     special = tuple(sorted(models.special_ids(tokenizer)))  # before the bridge may add to them
     bridge = models.load(folder, spec, tokenizer)
     parts = text.load(spec, tokenizer, len(bridge.unembed.weight))

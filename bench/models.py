@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench import cache, hub, packages
-from bench.errors import Rejected, Unavailable, Usage, reason
+from bench.errors import Rejected, Unavailable, Usage, out_of_memory, reason
 from bench.shapes import SHAPES
 
 FILES = ["*.json", "*.safetensors", "*.txt", "tokenizer*"]
@@ -25,10 +25,10 @@ def locate(model, weights="pretrained"):
     if not hub.is_id(model):
         return _local_folder(model)
     if weights == "pretrained":
-        return hub.fetch(model, FILES)
+        return hub.fetch(model, FILES, needs=("config.json", "*.safetensors"))
     if model in SHAPES:
         return _shape_folder(model)
-    return hub.fetch(model, [name for name in FILES if "safetensors" not in name])
+    return hub.fetch(model, [name for name in FILES if "safetensors" not in name], ["config.json"])
 
 
 def check_source(model, weights="pretrained"):
@@ -78,6 +78,17 @@ def n_blocks(config):
     raise Rejected("the model's config names no number of layers (num_hidden_layers, n_layer)")
 
 
+FAMILIES = ("gpt2", "llama", "gemma2", "gemma3_text")
+"""The families that are held to Hugging Face and PEFT by the tests."""
+
+
+def check_family(config):
+    """Raise `Rejected` for a family whose hook points and linear maps nobody has checked."""
+    if config["model_type"] not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise Rejected(f"the model is a '{config['model_type']}', expected one of {known}")
+
+
 def check_centering(config):
     """Raise `Usage` where centring would change what the model says: it wants LayerNorm."""
     if config["model_type"] != "gpt2":
@@ -111,6 +122,15 @@ def load_tokenizer(folder):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
+STAND_IN = "stand-in"
+
+
+def check_tokenizer(tokenizer, text):
+    """Raise `Rejected` where a text is to be read and the model came without a tokenizer."""
+    if tokenizer.name_or_path == STAND_IN and text != "random":
+        raise Rejected(f"no tokenizer beside the model: the text '{text}' cannot be read")
+
+
 def _stand_in(config):
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -121,7 +141,7 @@ def _stand_in(config):
     vocabulary = {token: ids[name] for name, token in tokens.items()} or {"<0>": 0}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token=next(iter(vocabulary)))),
-        name_or_path="stand-in",
+        name_or_path=STAND_IN,
         **tokens,
     )
 
@@ -174,6 +194,8 @@ def _as_rejected(folder, what):
     try:
         yield
     except Exception as error:  # of any kind: it is their input that is refused
+        if out_of_memory(error):
+            raise Unavailable(f"{folder}: not enough memory for its {what}") from None
         raise Rejected(f"{folder}: its {what} cannot be loaded ({reason(error)})") from None
 
 

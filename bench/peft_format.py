@@ -4,6 +4,7 @@ A pair is `{"blocks.L.attn.q": (A [rank, d_in], B [d_out, rank])}`. GPT-2 has on
 and v, so there the three pairs go into one of three times the rank, B block-diagonal.
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -20,6 +21,8 @@ NAMES = {
     "mlp.out": "mlp.down_proj",
 }
 """TransformerLens' name of a linear map -> its name in Llama, Gemma and their like."""
+LIKE_LLAMA = ("llama", "gemma2", "gemma3_text")
+"""Families with the names above."""
 GPT2_NAMES = {"attn.o": "attn.c_proj", "mlp.in": "mlp.c_fc", "mlp.out": "mlp.c_proj"}
 FUSED, PARTS = "attn.c_attn", ("attn.q", "attn.k", "attn.v")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -47,6 +50,8 @@ def tensors(pairs, model_type):
 
 def _by_block(pairs, model_type):
     """(block, its linear map as the model calls it, (A, B)), GPT-2's q, k and v put together."""
+    if model_type not in ("gpt2", *LIKE_LLAMA):
+        raise Rejected(f"the names of a '{model_type}' model's linear maps are not known here")
     fused = {}
     for name, pair in pairs.items():
         _, block, linear = name.split(".", 2)
@@ -113,7 +118,22 @@ def read_config(folder):
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
         without = ", ".join(["biases", *odd])
         raise Rejected(f"{path}: expected plain LoRA, without {without}")
+    for field, usual in (("rank_pattern", config["r"]), ("alpha_pattern", config["lora_alpha"])):
+        if config.get(field) and config[field] != {FUSED: 3 * usual}:
+            raise Rejected(f"{path}: expected one rank and alpha for all, has {field}")
     return config
+
+
+def sha256(folder):
+    """The hash of an adapter's config and weights; `Usage` where it is none."""
+    read_config(folder)
+    found = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        path = Path(folder).expanduser() / name
+        if not path.is_file():
+            raise Usage(f"no adapter at '{folder}': no {name}")
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def load(folder):
@@ -135,7 +155,9 @@ def load(folder):
             raise Rejected(
                 f"{path}: '{name}' is no low-rank pair on a linear map that is known here"
             )
-        b = found[name.replace("lora_A", "lora_B")]
+        b = found.get(name.replace("lora_A", "lora_B"))
+        if b is None:
+            raise Rejected(f"{path}: '{name}' has no lora_B")
         whole = {linears[match[2]]: (a, b)} if match[2] != FUSED else _split(path, a, b)
         pairs |= {f"blocks.{match[1]}.{linear}": pair for linear, pair in whole.items()}
     return pairs

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from bench import export, hooks, method, models, sae_sources, saes
-from bench.errors import Usage
+from bench.errors import Rejected, Usage
 from bench.problem import Problem, splice
 from bench.seen import reconstruction
 from bench.spec import Spec
@@ -30,6 +30,9 @@ def _problem(run):
     known = {field.name for field in dataclasses.fields(Spec)}
     spec = Spec(**{name: value for name, value in run.header["spec"].items() if name in known})
     folder = models.locate(spec.model, spec.weights)
+    told = run.header.get("model", {}).get("sha256")
+    if told and told != models.fingerprint(folder):
+        raise Rejected(f"{run.path}: the model '{spec.model}' is not the one that it ran with")
     tokenizer = models.load_tokenizer(folder)
     special = models.special_ids(tokenizer)
     bridge = models.load(folder, spec, tokenizer)
@@ -37,7 +40,9 @@ def _problem(run):
     if own is None and spec.sae in ("own", "fresh"):
         raise Usage(f"{run.path}: its SAE is not in the cache any more; run its command again")
     points = hooks.HookPoints(bridge)
-    folder_of_sae = own or sae_sources.locate(spec.sae, spec.model)
+    folder_of_sae = own or sae_sources.locate(spec.sae)
+    if own is None and saes.sha256(folder_of_sae) != run.header["sae"]["sha256"]:
+        raise Rejected(f"{run.path}: the SAE '{spec.sae}' is not the one that it ran with")
     return Problem(
         bridge,
         saes.load(folder_of_sae, points.widths[spec.site], spec.device),

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from bench import cache, hub, sparsify
-from bench.errors import Rejected, Usage, unknown
+from bench.errors import Rejected, Unavailable, Usage, reason, unknown
 from bench.progress import say
 
 EXPECTED = "expected own, fresh, a folder with cfg.json, saelens:RELEASE:ID or sparsify:REPO:HOOK"
@@ -33,10 +33,10 @@ def from_hub(sae):
     return sae.startswith(("saelens:", "sparsify:"))
 
 
-def locate(sae, model):
+def locate(sae):
     """The SAELens folder of a `--sae` that is neither own nor fresh."""
     if from_hub(sae):
-        return _from_hub(sae, model)
+        return _from_hub(sae)
     folder = Path(sae).expanduser()
     if not sparsify.is_folder(folder):
         return folder
@@ -46,7 +46,7 @@ def locate(sae, model):
     target = cache.root() / "saes" / f"sparsify-{read.hexdigest()[:16]}" / folder.name
     if not target.exists():
         with cache.new_folder(target) as temporary:
-            sparsify.convert(folder, temporary, model, folder.name)
+            sparsify.convert(folder, temporary, folder.name)
     return target
 
 
@@ -97,7 +97,7 @@ def _cached(sae):
     return cache.root() / "saes" / "hub" / sae.replace(":", "--").replace("/", "--")
 
 
-def _from_hub(sae, model):
+def _from_hub(sae):
     target = _cached(sae)
     if target.exists():
         return target
@@ -105,11 +105,19 @@ def _from_hub(sae, model):
     say(f"fetching {sae} (once; then it is cached)")
     with cache.new_folder(target) as temporary:
         if which == "sparsify":
-            fetched = hub.fetch(repository, [f"{part}/*"]) / part
-            sparsify.convert(fetched, temporary, model, part)
+            sparsify.convert(_fetch_part(repository, part), temporary, part)
         else:
             _save_release(sae, temporary)
     return target
+
+
+def _fetch_part(repository, part):
+    fetched = hub.fetch(repository, [f"{part}/*"]) / part
+    if not fetched.is_dir():
+        if not hub.reach(repository):
+            raise Unavailable(f"no {part} of '{repository}' in the hub's cache, and no hub")
+        raise unknown(f"hook point of {repository}", part, hub.folders(repository))
+    return fetched
 
 
 def _save_release(sae, folder):
@@ -117,6 +125,11 @@ def _save_release(sae, folder):
 
     _, release, part = sae.split(":", 2)
     try:
-        SAE.from_pretrained(release, part, dtype="float32").save_model(folder)
+        loaded = SAE.from_pretrained(release, part, dtype="float32")
+        for parameter in loaded.parameters():  # some loaders transpose, and safetensors refuses
+            parameter.data = parameter.data.contiguous()
+        loaded.save_model(folder)
     except Exception as error:  # of any kind: the download, or a format that SAELens does not read
-        raise Rejected(f"{sae}: SAELens cannot load it ({error})") from None
+        if hub.from_network(error):
+            raise Unavailable(f"cannot fetch {sae} ({reason(error)})") from None
+        raise Rejected(f"{sae}: SAELens cannot load it ({reason(error)})") from None

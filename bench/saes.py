@@ -8,7 +8,7 @@ import hashlib
 import json
 from copy import deepcopy
 
-from bench.errors import Rejected
+from bench.errors import Rejected, reason
 from bench.record import digest
 
 WEIGHTS = "sae_weights.safetensors"
@@ -35,7 +35,11 @@ def save_fresh(spec, d_in, folder):
         spliced_positions=spec.spliced,
     )
     config = TopKTrainingSAEConfig(
-        d_in=d_in, d_sae=spec.sae_width * d_in, k=spec.sae_k, metadata=metadata
+        d_in=d_in,
+        d_sae=spec.sae_width * d_in,
+        k=spec.sae_k,
+        reshape_activations="hook_z" if spec.site.endswith("hook_z") else "none",
+        metadata=metadata,
     )
     with torch.random.fork_rng():
         torch.manual_seed(spec.sae_seed)
@@ -68,7 +72,7 @@ def load(folder, d_in, device="cpu"):
     try:
         sae = SAE.load_from_disk(folder, device=device, dtype="float32")
     except Exception as error:
-        raise Rejected(f"SAE {folder}: SAELens cannot load it ({error})") from None
+        raise Rejected(f"SAE {folder}: SAELens cannot load it ({reason(error)})") from None
     if sae.cfg.architecture() not in KINDS:
         kinds = ", ".join(KINDS)
         raise Rejected(f"SAE {folder}: kind '{sae.cfg.architecture()}', expected one of {kinds}")
@@ -93,12 +97,12 @@ def sha256(folder):
     """The hash of the SAE's weights and config: what makes it the same SAE.
 
     The config counts by content: SAELens writes its keys in an order of the moment. Where the
-    SAE was when it was saved does not count.
+    SAE was when it was saved, and what it says of its training, does not count.
     """
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise Rejected(f"SAE {folder}: no {WEIGHTS}")
-    config = {k: v for k, v in read_config(folder).items() if k != "device"}
+    config = {k: v for k, v in read_config(folder).items() if k not in ("device", "metadata")}
     return hashlib.sha256(weights.read_bytes() + digest(config).encode()).hexdigest()
 
 
@@ -123,6 +127,7 @@ def to_training(sae):
         raise Rejected(f"mse trains topk SAEs, this one is '{sae.cfg.architecture()}'")
     training = TopKTrainingSAE(TopKTrainingSAEConfig.from_dict(sae.cfg.to_dict()))
     training.load_state_dict(sae.state_dict())
+    training.turn_off_forward_pass_hook_z_reshaping()
     return training.to(sae.W_dec.device)
 
 
@@ -130,7 +135,8 @@ def metadata(folder):
     """What the SAE says of where it was trained, as its cfg.json has it, and no more."""
     config = read_config(folder)
     told = config.get("metadata", config)  # at the top, before SAELens 6
-    return told if isinstance(told, dict) else {}
+    scaled = {"normalize_activations": config.get("normalize_activations")}
+    return {**told, **scaled} if isinstance(told, dict) else scaled
 
 
 def trainable(sae):

@@ -17,12 +17,12 @@ def is_folder(folder):
     return (folder / WEIGHTS).is_file() and (folder / "cfg.json").is_file()
 
 
-def convert(source, target, model, hookpoint=None):
+def convert(source, target, hookpoint=None):
     """Write the sparsify checkpoint in folder `source` as a SAELens TopK SAE to folder `target`.
 
     `hookpoint` is sparsify's name of the site (`layers.12`, `layers.12.mlp`), by default the
-    folder's name; `model` goes into the metadata. Raises `Rejected` for what is not a plain
-    TopK autoencoder.
+    folder's name. The model is not named, as the checkpoint does not know it. Raises `Rejected`
+    for what is not a plain TopK autoencoder.
     """
     import torch
     from sae_lens import TopKSAE, TopKSAEConfig
@@ -42,7 +42,6 @@ def convert(source, target, model, hookpoint=None):
         raise Rejected(f"{source / WEIGHTS}: not a sparsify autoencoder ({error!r})") from None
     d_sae, d_in = weights["W_dec"].shape
     metadata = SAEMetadata(
-        model_name=model,
         hook_name=site(hookpoint or source.name),
         prepend_bos=True,  # its chunks start as the tokenizer starts a text
     )

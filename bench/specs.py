@@ -76,12 +76,21 @@ GEMMA3 = Spec(
     spliced="not-special",
     scored="not-special",
 )
+GEMMA3_SCOPE = replace(
+    GEMMA3,
+    name="gemma-3-270m-scope",
+    model="google/gemma-3-270m",
+    sae="saelens:gemma-scope-2-270m-pt-res:layer_9_width_16k_l0_medium",  # JumpReLU
+    seq_len=1_024,
+    batch_size=1,
+)
 
 SPECS = {
     spec.name: spec
     for spec in (
         Spec(),
         GEMMA3,
+        GEMMA3_SCOPE,
         GPT2,
         GPT2_JB,
         GEMMA2,

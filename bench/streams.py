@@ -23,25 +23,30 @@ class Stream:
     settings: dict = field(default_factory=dict)
 
 
-SAMPLE = "https://data.together.xyz/redpajama-data-v2/v1.0.0/sample/documents/2023-06/0000"
+SHARD = "https://data.together.xyz/redpajama-data-v2/v1.0.0/documents/2023-06/0000"
 STREAMS = {
     "pile-uncopyrighted": Stream(
         "monology/pile-uncopyrighted", "monology/pile-uncopyrighted", "text"
     ),
     # Loading by name would run a script that comes with the dataset; its files need none. This is
-    # the English head and middle of one shard of the sample, not the sample of 10B tokens.
+    # the English head and middle of one shard, where the dataset's card says that files lie.
     "redpajama-v2": Stream(
         "togethercomputer/RedPajama-Data-V2",
         "json",
         "raw_content",
-        {"data_files": [f"{SAMPLE}/en_head.json.gz", f"{SAMPLE}/en_middle.json.gz"]},
+        {"data_files": [f"{SHARD}/en_head.json.gz", f"{SHARD}/en_middle.json.gz"]},
     ),
 }
 
 
 def check_source(name, tokens):
     """Raise `Unavailable` where the text is neither in the cache nor in reach."""
-    if not _path(name, tokens).exists():
+    if _path(name, tokens).exists():
+        return
+    files = STREAMS[name].settings.get("data_files")
+    if files:
+        hub.reach_url(files[0])
+    else:
         hub.reach(STREAMS[name].repository, kind="dataset")
 
 
@@ -59,20 +64,23 @@ def _path(name, tokens):
 
 
 def _write(stream, tokens, path):
+    asked = left = CHARACTERS * tokens
+    with path.open("w", encoding="utf-8") as out, bar(total=asked, unit="char") as shown:
+        for text in _texts(stream):
+            out.write(json.dumps({"text": text}) + "\n")
+            shown.update(len(text))
+            left -= len(text)
+            if left <= 0:
+                return
+    say(f"{stream.repository} ended after {asked - left:,} characters, {asked:,} were asked for")
+
+
+def _texts(stream):
+    """The documents as they come; what goes wrong on the way is `Unavailable`."""
     from datasets import load_dataset
 
-    wanted = CHARACTERS * tokens
     try:
-        rows = load_dataset(stream.path, split="train", streaming=True, **stream.settings)
-        with path.open("w", encoding="utf-8") as out, bar(total=wanted, unit="char") as shown:
-            for row in rows:
-                text = row[stream.content]
-                out.write(json.dumps({"text": text}) + "\n")
-                shown.update(len(text))
-                wanted -= len(text)
-                if wanted <= 0:
-                    break
-    except OSError:
-        raise
+        for row in load_dataset(stream.path, split="train", streaming=True, **stream.settings):
+            yield row[stream.content]
     except Exception as error:  # whatever the network or the dataset's format raises
         raise Unavailable(f"cannot stream {stream.repository} ({reason(error)})") from None

@@ -44,6 +44,8 @@ class Config:
     """Linear maps to adapt; those that a family lacks (GPT-2 has no gate) are left out."""
     init: str = ""
     """Folder of a PEFT adapter to start from; without one A is random and B zero."""
+    init_sha256: str = ""
+    """Filled in: the hash of that adapter, so that another one is another run."""
     layers: str = "after"
     """`after` the SAE, `all`, `next` (the next block only), or a list such as `16,17`."""
 
@@ -59,6 +61,8 @@ class Config:
         for target in self.targets:
             if target not in LINEARS:
                 raise unknown("target of lora", target, LINEARS)
+        if self.init:
+            object.__setattr__(self, "init_sha256", peft_format.sha256(self.init))
         if self.layers not in ("after", "all", "next"):
             try:
                 parse_layers(self.layers)
@@ -129,7 +133,7 @@ def build(problem, config):
     for block in chosen_layers(config.layers, problem.site_names, problem.n_blocks):
         for target in config.targets:
             linear = f"blocks.{block}.{LINEARS[target]}"
-            if f"{linear}.hook_in" not in widths:
+            if f"{linear}.hook_in" not in problem.points:  # not of this family
                 continue
             d_in, d_out = widths[f"{linear}.hook_in"], widths[f"{linear}.hook_out"]
             adapter = LowRank(d_in, d_out, config, problem.head.weight.device)
@@ -163,8 +167,13 @@ def check_start(config, layers):
     if blocks != layers:
         found = "+".join(map(str, blocks))
         raise ValueError(f"{config.init} adapts other layers: --set lora.layers={found}")
-    for linear in {linear for *_, linear in names} - {LINEARS[t] for t in config.targets}:
-        raise ValueError(f"{config.init} adapts {linear} too, lora.targets does not")
+    found = {linear for *_, linear in names}
+    lacking = {"mlp.gate"} if given.get("fan_in_fan_out") else set()  # GPT-2's has none
+    if found != {LINEARS[target] for target in config.targets} - lacking:
+        targets = "+".join(target for target, linear in LINEARS.items() if linear in found)
+        raise ValueError(f"{config.init} adapts other maps: --set lora.targets={targets}")
+    if len(names) != len(blocks) * len(found):
+        raise ValueError(f"{config.init} does not adapt the same maps in each of its layers")
 
 
 def chosen_layers(layers, site_names, n_blocks):

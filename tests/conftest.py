@@ -2,6 +2,7 @@
 
 import sys
 
+import huggingface_hub
 import pytest
 
 from bench.__main__ import main
@@ -29,6 +30,13 @@ def folder(tmp_path_factory):
     tiny.write_model(folder / "model")
     tiny.write_text(folder / "text")
     return folder
+
+
+@pytest.fixture
+def online(monkeypatch, tmp_path):
+    """The hub's client is not told to stay offline, and has nothing in its cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 @pytest.fixture

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
+from transformer_lens.hook_points import HookPoint
 
-from bench import agree, build, diagnose, saes
+from bench import agree, build, check, diagnose, saes
+from bench.errors import Rejected
 from bench.problem import Adapted
 from bench.spec import Spec
 from bench.specs import SPECS
@@ -152,7 +155,12 @@ TOLD = {"hook_name": "blocks.15.hook_resid_post", "prepend_bos": False}
         (TOLD, None),
         ({"hook_name": "blocks.16.hook_resid_pre"}, None),
         ({"hook_name": "blocks.15.hook_out"}, None),
-        ({"hook_name": "blocks.15.hook_mlp_out"}, "wrong layer"),
+        ({"hook_name": "blocks.15.hook_mlp_out"}, "wrong site"),
+        ({"hook_name": "blocks.14.hook_mlp_out"}, "wrong layer"),
+        ({"exclude_special_tokens": True}, "wrong positions: the SAE never saw special tokens"),
+        ({"seqpos_slice": [5, None]}, None),  # the first one is left out here anyway
+        ({"normalize_activations": "expected_average_only_in"}, "wrong scale: the SAE wants"),
+        ({"normalize_activations": "layer_norm"}, None),
         ({"prepend_bos": True}, "wrong BOS rule: the SAE was trained with a BOS put first"),
         ({"model_name": "gpt2-small"}, None),  # a package has a name of its own
         ({"model_name": "package:gemma3-270m"}, "wrong model"),
@@ -163,6 +171,32 @@ TOLD = {"hook_name": "blocks.15.hook_resid_post", "prepend_bos": False}
 def test_metadata_against_the_spec(told, line):
     lines = agree.disagreements(Spec(), told)
     assert (not lines) if line is None else (len(lines) == 1 and line in lines[0])
+
+
+def test_one_point_has_two_names_outside_gemma():
+    spec = replace(Spec(), site="blocks.15.mlp.hook_out", spliced="all")
+    told = {"hook_name": "blocks.15.hook_mlp_out"}
+    assert not agree.disagreements(spec, told, "llama")
+    assert "wrong site" in agree.disagreements(spec, told, "gemma2")[0]
+    (line,) = agree.disagreements(spec, {"seqpos_slice": [5, None]}, "llama")
+    assert "never saw the first 5 of a window" in line
+
+
+def test_a_linear_map_that_never_fires_is_found(monkeypatch):
+    problem = tiny.problem()
+    assert "hook points fired once" in check.fired(problem)
+    monkeypatch.setattr(check, "expected_points", lambda problem: ["blocks.0.attn.dead"])
+    problem.points._points["blocks.0.attn.dead"] = HookPoint()
+    with pytest.raises(Rejected, match="'blocks.0.attn.dead' fired 0 times"):
+        check.fired(problem)
+
+
+def test_many_latents_are_looked_at_in_parts(monkeypatch):
+    problem = tiny.problem()
+    x, sae = activations(problem, tiny.SITE), problem.saes[0]
+    whole = diagnose.unexplained(sae, x)
+    monkeypatch.setattr(diagnose, "LATENTS_AT_ONCE", 64 * sae.cfg.d_sae)
+    assert len(x) > 64 and diagnose.unexplained(sae, x) == pytest.approx(whole, rel=1e-6)
 
 
 def test_names_of_models():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import methods
+from bench import __main__ as command_line
 from bench.__main__ import main
 from bench.record import read
 from bench.spec import Spec, documentation
@@ -216,3 +217,13 @@ def test_the_help_explains_every_field():
     texts = documentation()
     assert list(texts) == [field.name for field in dataclasses.fields(Spec)]
     assert all(text.endswith(".") for text in texts.values())
+
+
+def test_memory_that_runs_out_is_one_line(command, monkeypatch):
+    def full(arguments):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    full.__name__ = "specs"
+    monkeypatch.setattr(command_line, "specs", full)
+    code, _, err = command("specs")
+    assert code == 4 and "out of memory" in err and err.count("\n") == 1

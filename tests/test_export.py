@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from sae_lens import SAE
+from safetensors.torch import load_file, save_file
 
-from bench import models, text
+from bench import models, peft_format, text
+from bench.errors import Rejected
 from bench.evaluate import mean
 from bench.record import read
 from bench.spec import Spec
@@ -68,6 +70,8 @@ def test_an_adapter_goes_to_peft_and_comes_back(small, command, family, model, t
     assert again.rows[0]["ce"] == pytest.approx(run.rows[-1]["ce"], rel=1e-5)
 
     told = json.loads((tmp_path / "lora" / "splicebench.json").read_text())
+    config = json.loads((tmp_path / "lora" / "sae" / "cfg.json").read_text())
+    assert config["metadata"]["model_name"] == "model"  # not a path of this machine
     assert (told["site"], told["spliced"], told["prepend_bos"]) == (tiny.SITE, "not-first", False)
     assert told["sae"]["sha256"] == run.header["sae"]["sha256"] and told["sae"]["folder"] == "sae"
     card = (tmp_path / "lora" / "README.md").read_text()
@@ -137,3 +141,72 @@ def test_an_adapter_to_start_from_is_checked_first(small, tmp_path):
     assert code == 2 and "no adapter at" in err and err.count("\n") == 1
     code, _, err = small("compare", "--methods", "e2e", "--init-adapter", "x", "--out", tmp_path)
     assert code == 2 and "its method is not run" in err
+
+
+def an_adapter(folder, linears=("attn.q", "attn.v"), blocks=(2, 3), seed=0, **changes):
+    """A PEFT adapter of rank 2 for the tiny Llama."""
+    generator = torch.Generator().manual_seed(seed)
+    width = {"attn.q": 32, "attn.v": 16}
+    pairs = {
+        f"blocks.{block}.{linear}": (
+            torch.randn(2, 32, generator=generator),
+            torch.randn(width[linear], 2, generator=generator),
+        )
+        for block in blocks
+        for linear in linears
+    }
+    folder.mkdir()
+    fields = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "base_model": "model"}
+    peft_format.save(folder, pairs, "llama", **fields)
+    config = json.loads((folder / peft_format.CONFIG).read_text())
+    (folder / peft_format.CONFIG).write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+STARTS = ("--set", "lora.rank=2", "--set", "lora.alpha=4")
+
+
+def test_an_adapter_that_does_not_fit_is_told_what_would(small, tmp_path):
+    arguments = ("compare", "--methods", "lora", "--out", tmp_path / "o", *STARTS)
+    fewer = an_adapter(tmp_path / "fewer")
+    code, _, err = small(*arguments, "--init-adapter", fewer)
+    assert code == 2 and "adapts other maps: --set lora.targets=q+v" in err
+    code, _, err = small(*arguments, "--set", "lora.targets=q+v", "--init-adapter", fewer)
+    assert code == 0, err
+    odd = an_adapter(tmp_path / "odd", rank_pattern={"q_proj": 8})
+    code, _, err = small(*arguments, "--set", "lora.targets=q+v", "--init-adapter", odd)
+    assert code == 2 and "expected one rank and alpha for all, has rank_pattern" in err
+    torn = an_adapter(tmp_path / "torn")
+    weights = load_file(torn / peft_format.WEIGHTS)
+    kept = {name: w for name, w in weights.items() if "3.self_attn.q_proj.lora_B" not in name}
+    save_file(kept, torn / peft_format.WEIGHTS)
+    code, _, err = small(*arguments, "--set", "lora.targets=q+v", "--init-adapter", torn)
+    assert code in (2, 3) and "has no lora_B" in err and err.count("\n") == 1
+
+
+def test_another_adapter_in_the_same_folder_is_another_run(small, tmp_path):
+    arguments = ("compare", "--methods", "lora", "--out", tmp_path / "o", *STARTS)
+    arguments += ("--set", "lora.targets=q+v", "--init-adapter", tmp_path / "start")
+    for seed in (0, 1):
+        shutil.rmtree(tmp_path / "start", ignore_errors=True)
+        an_adapter(tmp_path / "start", seed=seed)
+        assert small(*arguments)[0] == 0
+    assert len(list((tmp_path / "o").glob("lora-*.jsonl"))) == 2
+
+
+def test_an_unknown_family_is_refused():
+    pairs = {"blocks.0.attn.q": (torch.zeros(1, 2), torch.zeros(2, 1))}
+    with pytest.raises(Rejected, match="'mamba' model's linear maps"):
+        peft_format.tensors(pairs, "mamba")
+    with pytest.raises(Rejected, match="the model is a 'mamba', expected one of gpt2, llama"):
+        models.check_family({"model_type": "mamba"})
+
+
+def test_an_own_sae_inside_the_attention_works_in_saelens(small, command, tmp_path):
+    site = "blocks.1.attn.hook_z"
+    code, _, err = small("compare", "--methods", "e2e", "--out", tmp_path / "a", site=site)
+    assert code == 0, err
+    code, _, err = command("export", run_of(tmp_path / "a", "e2e").path, "--to", tmp_path / "sae")
+    assert code == 0, err
+    sae, heads = SAE.load_from_disk(tmp_path / "sae"), torch.randn(2, 5, 4, 8)
+    assert sae(heads).shape == heads.shape  # SAELens takes the heads together by itself

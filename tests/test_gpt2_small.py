@@ -8,10 +8,12 @@ import torch
 from sae_lens import SAE
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import bench
 from bench import hub
 from bench.errors import Fault
 from bench.record import read
 from tests import tiny
+from tests.test_lora import spliced_logits
 
 SHORT = {
     "--seq-len": 32,
@@ -55,7 +57,18 @@ def test_from_a_folder_to_the_export(command, folder, gpt2, tmp_path):
         code, _, err = command("export", runs[method].path, "--to", tmp_path / f"{method}-export")
         assert code == 0, err
     assert SAE.load_from_disk(tmp_path / "e2e-export").cfg.d_in == 768
-    assert (tmp_path / "lora-export" / "adapter_config.json").is_file()
+    check_the_adapter_in_peft(runs["lora"].path, tmp_path / "lora-export", gpt2)
+
+
+def check_the_adapter_in_peft(record, exported, gpt2):
+    """PEFT's logits with the exported SAE in a hook are those of the run, loaded again here."""
+    peft = pytest.importorskip("peft", reason="pip install 'splicebench[speed]'")
+    ours, tokens = bench.load(record), torch.randint(3, 40, (2, 32))
+    plain = peft.PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(gpt2), exported)
+    sae = SAE.load_from_disk(exported / "sae")
+    with torch.no_grad():
+        theirs = spliced_logits(plain.base_model.model, "gpt2", sae, tokens, block=8)
+        torch.testing.assert_close(ours(tokens), theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.hub

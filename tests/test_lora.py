@@ -27,8 +27,8 @@ def dense_weight(model, family, block, target):
     return linear.weight, lambda tensor: tensor.T
 
 
-def spliced_logits(model, family, sae, tokens=TOKENS):
-    """Logits of the plain model with the SAE after block 1, first position left out."""
+def spliced_logits(model, family, sae, tokens=TOKENS, block=1):
+    """Logits of the plain model with the SAE after a block, first position left out."""
 
     def splice(module, inputs, output):
         value = output[0] if isinstance(output, tuple) else output
@@ -36,7 +36,7 @@ def spliced_logits(model, family, sae, tokens=TOKENS):
         return (out, *output[1:]) if isinstance(output, tuple) else out
 
     layers = model.transformer.h if family == "gpt2" else model.model.layers
-    handle = layers[1].register_forward_hook(splice)
+    handle = layers[block].register_forward_hook(splice)
     try:
         return model(tokens).logits
     finally:

@@ -7,10 +7,10 @@ from analysis.notes import notes
 from tests.records import make, write
 
 
-def noted(folder, **header):
+def noted(folder, after=48.0, **header):
     """The notes on a run of e2e whose L0 ended at 48."""
     run = make("e2e", **header)
-    run.end["l0_full"] = 48.0
+    run.end["l0_full"] = after
     write(folder, run)
     (comparison,) = load(folder)
     return " ".join(notes(comparison))
@@ -24,6 +24,14 @@ def test_a_drift_of_l0_is_told(tmp_path, before, told):
     text = noted(tmp_path, sae=SAE, l0_full=before)
     assert (f"L0 under e2e went from {before:.1f} to 48.0: nothing holds the" in text) == told
     assert ("of a jumprelu SAE" in text) == told
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"), [(0.0, 9.0, True), (9.0, 0.0, True), (0.0, 0.0, False)]
+)
+def test_an_sae_in_which_nothing_fires_counts_too(tmp_path, before, after, told):
+    text = noted(tmp_path, after, sae=SAE, l0_full=before)
+    assert (f"L0 under e2e went from {before:.1f} to {after:.1f}" in text) == told
 
 
 def test_records_without_l0_say_nothing(tmp_path):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import bench
-from bench.errors import Usage
+from bench import saes
+from bench.errors import Rejected, Usage
 from bench.record import read
 from tests import tiny
 from tests.test_export import run_of, validation_tokens
@@ -29,6 +30,22 @@ def test_the_ce_of_the_record(small, family, tmp_path):
         bridge.reset_hooks()
         clean = tiny.ce_by_document(bridge(tokens), tokens, 4)
         assert clean == pytest.approx(run.header["ce_full_clean"], rel=1e-5)
+
+
+def test_another_sae_or_model_in_the_same_place_is_refused(small, tmp_path):
+    tiny.write_model(tmp_path / "model")
+    saes.save(tiny.sae()[0], tmp_path / "sae")
+    arguments = ("compare", "--methods", "lora", "--out", tmp_path / "o", "--force")
+    code, _, err = small(*arguments, model=tmp_path / "model", sae=tmp_path / "sae")
+    assert code == 0, err
+    run = run_of(tmp_path / "o", "lora")
+    bench.load(run.path)
+    saes.save(tiny.sae(seed=1)[0], tmp_path / "sae")
+    with pytest.raises(Rejected, match="the SAE '.*' is not the one that it ran with"):
+        bench.load(run.path)
+    tiny.write_model(tmp_path / "model", "gpt2")
+    with pytest.raises(Rejected, match="the model '.*' is not the one that it ran with"):
+        bench.load(run.path)
 
 
 def test_a_run_that_is_not_there(tmp_path):

@@ -59,14 +59,14 @@ def by_formula(folder, x):
 
 
 def test_it_is_what_sparsify_computes(folder):
-    converted = sae_sources.locate(str(folder), "EleutherAI/tiny")
+    converted = sae_sources.locate(str(folder))
     (sae,) = saes.load(converted, tiny.WIDTH)
     latents, made = by_formula(folder, X)
     torch.testing.assert_close(sae.encode(X), latents, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sae.decode(sae.encode(X)), made, rtol=1e-5, atol=1e-5)
     told = saes.metadata(converted)
     assert told["hook_name"] == "blocks.1.hook_resid_post" and told["prepend_bos"] is True
-    assert sae_sources.locate(str(folder), "EleutherAI/tiny") == converted
+    assert sae_sources.locate(str(folder)) == converted
 
 
 def test_names_of_sites():
@@ -90,14 +90,14 @@ def test_names_of_sites():
 )
 def test_what_is_no_topk_autoencoder_is_refused(tmp_path, changes, message):
     with pytest.raises(Rejected, match=message):
-        sae_sources.locate(str(write(tmp_path / "layers.2", **changes)), "x")
+        sae_sources.locate(str(write(tmp_path / "layers.2", **changes)))
 
 
 def test_a_torn_checkpoint_is_refused(folder):
     path = folder / "sae.safetensors"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(Rejected, match="not a sparsify autoencoder"):
-        sae_sources.locate(str(folder), "x")
+        sae_sources.locate(str(folder))
 
 
 def test_sources_that_are_not_there():
