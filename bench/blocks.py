@@ -1,5 +1,8 @@
 """The bridge's blocks run by hand, so that a pass can start and stop where it likes."""
 
+from collections import OrderedDict
+from copy import deepcopy
+
 import torch
 
 
@@ -25,17 +28,32 @@ class Blocks:
         """A residual put in before `block`: the output of the block before is a hook point too."""
         return self._bridge.blocks[block - 1].hook_out(residual) if block else residual
 
-    def run(self, first, end, residual, tokens):
-        """The residual after the blocks first .. end - 1: [batch, seq, d_model]."""
+    def run(self, first, end, residual, tokens, copies=None):
+        """The residual after the blocks first .. end - 1: [batch, seq, d_model].
+
+        `copies` (block number -> block) run in the place of the bridge's own.
+        """
         arguments = self._arguments_for(tokens) if first < end else None
         for index in range(first, end):
-            out = self._bridge.blocks[index](residual, **arguments[index])
+            block = (copies or {}).get(index, self._bridge.blocks[index])
+            out = block(residual, **arguments[index])
             residual = out[0] if isinstance(out, tuple) else out
         return residual
 
-    def to_final(self, first, residual, tokens):
+    def to_final(self, first, residual, tokens, copies=None):
         """Through the blocks from `first` on and the final norm: [batch, seq, d_model]."""
-        return self._bridge.ln_final(self.run(first, len(self), residual, tokens))
+        return self._bridge.ln_final(self.run(first, len(self), residual, tokens, copies))
+
+    def copies(self, numbers):
+        """Trainable copies of these blocks, by number, and a `ParameterDict` of their weights."""
+        copies = {number: _copy(self._bridge.blocks[number]) for number in numbers}
+        weights = torch.nn.ParameterDict()
+        for number, block in copies.items():
+            for name, weight in block.named_parameters():
+                if ".qkv." not in name:  # GPT-2's: its three parts are what runs
+                    key = f"{number}.{name}".replace("_original_component.", "")
+                    weights[key.replace(".", "-")] = weight.requires_grad_(True)
+        return copies, weights
 
     def prepare(self, tokens):
         """Catch the arguments for windows of this shape, as long as no hook is attached."""
@@ -77,3 +95,23 @@ def _only_causal(mask):
     seq_len = mask.shape[-1]
     causal = torch.ones(seq_len, seq_len, dtype=torch.bool, device=mask.device).tril()
     return mask.shape[-2] == seq_len and bool(((mask == 0) == causal).all())
+
+
+def _copy(block):
+    """A copy of a block that shares nothing with it but the hooks that sit on its output.
+
+    Those are the meter's: it counts the passes of the copy too, and lets go of both at once.
+    """
+    hooks, block._forward_hooks = block._forward_hooks, OrderedDict()
+    try:
+        # TransformerLens' attention holds on to a part of the last pass, which cannot be copied.
+        held = [v for part in block.modules() for v in vars(part).values() if _of_a_pass(v)]
+        copied = deepcopy(block, {id(value): None for value in held})
+    finally:
+        block._forward_hooks = hooks
+    copied._forward_hooks = hooks
+    return copied
+
+
+def _of_a_pass(value):
+    return isinstance(value, torch.Tensor) and value.grad_fn is not None

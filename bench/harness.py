@@ -201,7 +201,7 @@ class Harness:
 
     def _final(self, adapted):
         score = self.spliced
-        if adapted.hooks or adapted.saes is not self.problem.saes:
+        if adapted.hooks or adapted.blocks or adapted.saes is not self.problem.saes:
             with evaluating(adapted):
                 score = measure(self.problem, self.validation, adapted)
         return {
@@ -230,7 +230,8 @@ def save_state(adapted, folder):
     from safetensors.torch import save_file
 
     modules = {k: v for k, v in adapted.state.items() if isinstance(v, torch.nn.Module)}
-    tensors = {f"{k}.{n}": t for k, m in modules.items() for n, t in m.state_dict().items()}
+    states = {f"{k}.{n}": t for k, m in modules.items() for n, t in m.state_dict().items()}
+    tensors = {name: tensor.contiguous() for name, tensor in states.items()}
     if tensors:
         folder.mkdir(exist_ok=True)
         save_file(tensors, folder / "state.safetensors")

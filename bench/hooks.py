@@ -21,6 +21,7 @@ class HookPoints:
 
     def __init__(self, bridge):
         self._points = dict(bridge.hook_dict)
+        self._blocks = bridge.blocks
         self._distinct = list({id(point): point for point in self._points.values()}.values())
         self.widths = self._measure(bridge)
         """Width of the activation (heads flattened) at each name that fires in a plain pass."""
@@ -37,15 +38,16 @@ class HookPoints:
         return self._points[name]
 
     @contextmanager
-    def attached(self, pairs, all_fire=True):
+    def attached(self, pairs, copies=None, all_fire=True):
         """Attach (name, function) pairs for the passes inside the block, in this order.
 
         A function is called as `function(value, hook=point)`. When the block ends well, each one
         must have fired at least once; a name that is there but never fires (GPT-2's fused
         `attn.qkv`) is a RuntimeError rather than an adapter that does nothing. Without
-        `all_fire` that is not looked at.
+        `all_fire` that is not looked at. Inside a block of which `copies` (block number -> block)
+        has a copy, the copy's hook point is meant.
         """
-        pairs = [(name, self[name], function) for name, function in pairs]
+        pairs = [(name, self._resolve(name, copies or {}), function) for name, function in pairs]
         fired = set()
         try:
             for index, (_, point, function) in enumerate(pairs):
@@ -57,6 +59,15 @@ class HookPoints:
         silent = [name for index, (name, _, _) in enumerate(pairs) if index not in fired]
         if silent and all_fire:
             raise RuntimeError(f"hook points that never fired: {', '.join(silent)}")
+
+    def _resolve(self, name, copies):
+        point = self[name]
+        match = re.match(r"blocks\.(\d+)\.", name)
+        if not match or int(match[1]) not in copies:
+            return point
+        original = self._blocks[int(match[1])]
+        path = next(path for path, module in original.named_modules() if module is point)
+        return copies[int(match[1])].get_submodule(path)
 
     @torch.no_grad()
     def _measure(self, bridge):

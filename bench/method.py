@@ -69,7 +69,7 @@ def entry(label, sets=()):
         types = get_type_hints(module.Config)
     except (ImportError, AttributeError, SyntaxError, NameError) as error:
         raise Usage(f"methods/{name}.py does not load: {type(error).__name__}: {error}") from None
-    source = Path(module.__file__).read_text(encoding="utf-8")
+    source = _source(module)
     values = {}
     for item in items:
         field, equals, text = item.partition("=")
@@ -84,6 +84,15 @@ def entry(label, sets=()):
         raise Usage(f"{name}: {error}") from None
     except Fault as error:
         raise Usage(str(error)) from None
+
+
+def _source(module):
+    """The text of a method's file, and of those of other methods that it imports."""
+    found = Path(module.__file__).read_text(encoding="utf-8")
+    for part in vars(module).values():
+        if isinstance(part, ModuleType) and part.__name__.startswith("methods."):
+            found += _source(part)
+    return found
 
 
 def parse(text, kind, what):

@@ -15,7 +15,7 @@ import torch
 from torch.profiler import record_function
 
 from bench.blocks import Blocks
-from bench.hooks import HookPoints, end_block, start_block
+from bench.hooks import HookPoints, block_after, end_block, start_block
 from bench.losses import Head
 from bench.saes import trainable
 from bench.seen import Seen, flat, kl_to_clean, reconstruction
@@ -29,6 +29,8 @@ class Adapted:
     """The SAEs in site order."""
     hooks: list = field(default_factory=list)
     """(hook point, function) pairs around them; `function(value, hook=point)`."""
+    blocks: dict = field(default_factory=dict)
+    """Block number -> the copy that runs in its place (`Problem.copy_of_blocks`)."""
     state: dict = field(default_factory=dict)
     """All that the next step depends on, by name: whatever has a `state_dict`."""
 
@@ -123,6 +125,19 @@ class Problem:
         self.last_loss = total
         return total
 
+    def look(self, tokens, adapted):
+        """What a training pass sees of each micro-batch (`Seen`), for a method without a loss."""
+        return [Seen(self, part, adapted) for part in tokens.split(self.micro_batch)]
+
+    def copy_of_blocks(self):
+        """Own, trainable copies of the blocks after the first site, and a module of their weights.
+
+        The first goes to `Adapted.blocks`; the module holds each weight once, for the optimizer
+        and for `Adapted.state`.
+        """
+        first = min(map(block_after, self.site_names))
+        return self._blocks.copies(range(first, self.n_blocks))
+
     def clean(self, tokens, adapted):
         """One full clean pass -> `Clean`, ready for `final(clean, adapted)`."""
         return self.finish(self.sites(tokens, self.start_of(adapted)))
@@ -178,9 +193,9 @@ class Problem:
         splices = [splice(function, rows) for function in reconstruct]
         pairs = [*zip(self.site_names, splices, strict=True), *adapted.hooks]
         self._blocks.prepare(clean.tokens)
-        with self.points.attached(pairs), record_function("student"):
+        with self.points.attached(pairs, adapted.blocks), record_function("student"):
             residual = self._blocks.arrive(clean.start, clean.entry)
-            return self._blocks.to_final(clean.start, residual, clean.tokens)
+            return self._blocks.to_final(clean.start, residual, clean.tokens, adapted.blocks)
 
     def start_of(self, adapted):
         """The block that the adapted model must restart at."""

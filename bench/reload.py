@@ -16,7 +16,8 @@ def load(run):
 
     `run` is the run's record or the folder beside it. A pass over whole windows of token ids
     [batch, seq] (no key-value cache) is then that of the adapted model, positions as the run had
-    them; `bridge.reset_hooks()` makes it the clean model again. Raises `Usage` where the run or
+    them; `bridge.reset_hooks()` makes it the clean model again, unless the method trained the
+    model's own weights (`full`). Raises `Usage` where the run or
     its SAE is not there.
     """
     run = export.finished(run)
@@ -70,6 +71,10 @@ def _adapted(run, problem):
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             part.load_state_dict(own)
             part.eval().requires_grad_(False)
+    if export.trained_sae(run):  # the problem's own by now, what was trained folded in
+        adapted.saes = problem.saes
+    for number, block in adapted.blocks.items():  # weights that were trained, for good
+        problem.bridge.blocks[number].load_state_dict(block.state_dict())
     return adapted
 
 

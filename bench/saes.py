@@ -49,6 +49,8 @@ def save_fresh(spec, d_in, folder):
 def save(sae, folder, **cost):
     """Write an SAE as a SAELens folder (in its inference form); `cost` goes beside it."""
     folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(sae, "folded"):  # a correction of its output
+        sae = sae.folded()
     if hasattr(sae, "save_inference_model"):
         sae.save_inference_model(folder)
     else:

@@ -2,12 +2,30 @@
 
 from functools import cached_property
 
+import torch
+
 from bench.losses import kl, kl_to
 
 
 def kl_to_clean(seen):
     """KL(clean || adapted) in nats per scored token: what methods train on by default."""
     return seen.kl
+
+
+def kl_and_mse(seen):
+    """0.5 * (alpha * KL + MSE), alpha = MSE / KL held constant in each step.
+
+    Karvonen 2503.17272, `train_model`: the KL takes the MSE's size, so that a step size found
+    for reconstruction carries over.
+    """
+    pairs = zip(seen.reconstructions, seen.sites, strict=True)
+    mse = sum(torch.nn.functional.mse_loss(made, given) for made, given in pairs)
+    alpha = (mse / (seen.kl + 1e-8)).detach()
+    return 0.5 * (alpha * seen.kl + mse)
+
+
+LOSSES = {"kl": kl_to_clean, "kl+mse": kl_and_mse}
+"""What a method's field `loss` may say."""
 
 
 class Seen:

@@ -7,9 +7,9 @@ linear map's input, one adds to its output. No weight is touched and no module r
 from dataclasses import dataclass
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 from bench import peft_format
+from bench.descent import descend, require_positive
 from bench.errors import unknown
 from bench.hooks import block_after
 from bench.problem import Adapted
@@ -54,8 +54,7 @@ class Config:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if not (self.lr > 0 and self.clip > 0):
-            raise ValueError(f"lr and clip must be above 0, got {self.lr} and {self.clip}")
+        require_positive(self, "lr", "clip")
         if not self.targets:
             raise ValueError(f"targets is empty, expected some of {', '.join(LINEARS)}")
         for target in self.targets:
@@ -116,13 +115,7 @@ def train(problem, batches, config):
     adam = torch.optim.Adam(adapters.parameters(), lr=config.lr)
     state = {"adapters": adapters, "adam": adam}
     adapted = Adapted(saes=problem.saes, hooks=hooks, state=state)
-    yield adapted
-    for tokens in batches:
-        problem.backward(tokens, adapted)
-        clip_grad_norm_(adapters.parameters(), config.clip)
-        adam.step()
-        adam.zero_grad()
-        yield adapted
+    yield from descend(problem, batches, adapted, adam, config.clip)
 
 
 def build(problem, config):

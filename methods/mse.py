@@ -7,8 +7,8 @@ trained, and how the suite trains its own.
 from dataclasses import dataclass
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
+from bench.descent import descend, require_positive
 from bench.problem import Adapted
 from bench.saes import to_training
 
@@ -30,8 +30,7 @@ class Config:
     """Steps without firing after which a latent counts as dead (SAELens' auxiliary loss)."""
 
     def __post_init__(self):
-        if not (self.lr > 0 and self.clip > 0):
-            raise ValueError(f"lr and clip must be above 0, got {self.lr} and {self.clip}")
+        require_positive(self, "lr", "clip")
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay must be in [0, 1], got {self.decay}")
 
@@ -49,14 +48,7 @@ def train(problem, batches, config):
         trained = zip(saes, seen.sites, idle.steps(), strict=True)
         return sum(sae_loss(sae, site, steps, config) for sae, site, steps in trained)
 
-    yield adapted
-    for tokens in batches:
-        problem.backward(tokens, adapted, loss)
-        clip_grad_norm_(saes.parameters(), config.clip)
-        adam.step()
-        adam.zero_grad()
-        schedule.step()
-        yield adapted
+    yield from descend(problem, batches, adapted, adam, config.clip, loss, schedule.step)
 
 
 class Idle(torch.nn.Module):

@@ -164,7 +164,7 @@ WRONG = [  # arguments, what the one line must say, whether torch may be importe
     (["--set", "lora.rank=x"], "lora.rank: 'x' is not a whole number", True),
     (["--set", "lora.lr=nan"], "lora.lr: 'nan' is not a finite number", True),
     (["--set", "lora.alpha=inf"], "lora.alpha: 'inf' is not a finite number", True),
-    (["--set", "lora.lr=-1"], "lr and clip must be above 0, got -1.0", True),
+    (["--set", "lora.lr=-1"], "lr must be above 0, got -1.0", True),
     (["--set", "lora.targets="], "targets is empty", True),
     (["--site", "blocks.1.hook_resid_mid"], "unknown --site 'blocks.1.hook_resid_mid'", False),
     (["--methods", ""], "--methods is empty", False),

@@ -20,7 +20,13 @@ from bench.seen import flat
 from tests import tiny
 
 STEPS = 8
-VARIANTS = ["lora:dropout=0.2", "lora:layers=all", "lora:layers=0,3", "e2e:loss=kl+mse"]
+VARIANTS = [
+    "linear:loss=kl+mse",
+    "lora:dropout=0.2",
+    "lora:layers=all",
+    "lora:layers=0,3",
+    "e2e:loss=kl+mse",
+]
 LABELS = [*method.names(), *VARIANTS]
 
 
@@ -155,6 +161,11 @@ PASSES = {
     "e2e": (2, 1, 6, 2),
     "e2e:loss=kl+mse": (2, 1, 6, 2),
     "mse": (0, 0, 2, 0),
+    "linear": (2, 1, 6, 2),
+    "affine": (2, 1, 6, 2),
+    "ridge": (0, 0, 2, 0),
+    "joint": (2, 1, 6, 2),
+    "full": (2, 1, 6, 2),
 }
 
 
@@ -169,7 +180,10 @@ def test_passes_are_counted(problem, held_out, label):
         assert row["backward_tokens"] == row["backwards"] * problem.batch_size * tiny.SEQ
 
 
-@pytest.mark.parametrize("label", ["lora:lr=0.01", "e2e:lr=0.003"])
+@pytest.mark.parametrize(
+    "label",
+    ["lora:lr=0.01", "e2e:lr=0.003", "linear:lr=0.03", "affine:lr=0.03", "joint", "full:lr=0.003"],
+)
 def test_training_lowers_the_kl(problem, held_out, label):
     rows, _ = curve(problem, held_out, method.entry(label))
     assert rows[-1]["kl"] < 0.9 * rows[0]["kl"]

@@ -1,0 +1,62 @@
+"""SAEs whose output goes through an affine map: what `linear`, `affine` and `ridge` train.
+
+The map is folded into W_dec and b_dec when the SAE is saved, so what is left is a plain SAE.
+"""
+
+from copy import deepcopy
+
+import torch
+
+from bench.errors import Rejected
+
+
+def correct(saes, make):
+    """Put `make(d_in)`, an affine map, behind every SAE -> (the maps, the corrected SAEs)."""
+    maps = torch.nn.ModuleList(make(sae.cfg.d_in).to(sae.W_dec.device) for sae in saes)
+    pairs = zip(saes, maps, strict=True)
+    return maps, torch.nn.ModuleList(Corrected(sae, correction) for sae, correction in pairs)
+
+
+class Corrected(torch.nn.Module):
+    """A frozen SAE with a correction, [tokens, d_in] -> [tokens, d_in], of what it decodes.
+
+    Raises `Rejected` for an SAE that normalises each token: no affine map can be folded into it.
+    """
+
+    def __init__(self, sae, correction):
+        super().__init__()
+        if sae.cfg.normalize_activations == "layer_norm":
+            raise Rejected("an SAE that normalises each token takes no correction of its output")
+        self.sae, self.correction, self.cfg = sae, correction, sae.cfg
+
+    def encode(self, activations):
+        """[tokens, d_in] -> [tokens, d_sae], as the SAE itself does."""
+        return self.sae.encode(activations)
+
+    def decode(self, latents):
+        """[tokens, d_sae] -> [tokens, d_in], corrected."""
+        return self.correction(self.sae.decode(latents))
+
+    @torch.no_grad()
+    def folded(self):
+        """A plain SAE with the same latents and outputs."""
+        sae = deepcopy(self.sae)
+        if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
+            sae.fold_W_dec_norm()  # else a new W_dec would change which latents are the largest
+            sae.cfg.rescale_acts_by_decoder_norm = False
+        bias = self.correction(torch.zeros_like(sae.b_dec)[None])[0]
+        sae.W_dec.copy_(self.correction(sae.W_dec) - bias)
+        moved = self.correction(sae.b_dec[None])[0] - sae.b_dec
+        sae.b_dec.add_(moved)
+        if sae.cfg.apply_b_dec_to_input:  # b_dec is taken off the input too: give it back
+            _shift_input(sae, moved)
+        return sae
+
+
+def _shift_input(sae, moved):
+    """Change the encoder's biases as if its input were larger by `moved`."""
+    if hasattr(sae, "b_gate"):
+        sae.b_gate.add_(moved @ sae.W_enc)
+        sae.b_mag.add_(moved @ (sae.W_enc * sae.r_mag.exp()))
+    else:
+        sae.b_enc.add_(moved @ sae.W_enc)

@@ -1,0 +1,30 @@
+"""The loop that gradient methods share: backward, clip, step."""
+
+from torch.nn.utils import clip_grad_norm_
+
+from bench.seen import kl_to_clean
+
+
+def descend(problem, batches, adapted, adam, clip, loss=kl_to_clean, after_step=None):
+    """Yield `adapted` before training and after every step of the optimizer `adam`.
+
+    The norm of all gradients together is at most `clip`; `after_step()` puts right what a step
+    may have broken.
+    """
+    parameters = [p for group in adam.param_groups for p in group["params"]]
+    yield adapted
+    for tokens in batches:
+        problem.backward(tokens, adapted, loss)
+        clip_grad_norm_(parameters, clip)
+        adam.step()
+        adam.zero_grad()
+        if after_step:
+            after_step()
+        yield adapted
+
+
+def require_positive(config, *fields):
+    """ValueError where a field of a config is not above 0."""
+    for field in fields:
+        if not getattr(config, field) > 0:
+            raise ValueError(f"{field} must be above 0, got {getattr(config, field)}")

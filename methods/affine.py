@@ -1,0 +1,46 @@
+"""Scale and shift what the SAE gives, dimension by dimension, on the model's predictions.
+
+The smallest correction there is: 2 x d_in numbers, folded into the SAE's decoder when saved.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from bench.corrected import correct
+from bench.descent import descend, require_positive
+from bench.problem import Adapted
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fields of `--set affine.FIELD=VALUE`."""
+
+    lr: float = 1e-2
+    """Adam's step size."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+
+    def __post_init__(self):
+        require_positive(self, "lr", "clip")
+
+
+class Affine(torch.nn.Module):
+    """y * scale + shift, at first the identity."""
+
+    def __init__(self, d_in):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(d_in))
+        self.shift = torch.nn.Parameter(torch.zeros(d_in))
+
+    def forward(self, y):
+        """[..., d_in] -> [..., d_in]."""
+        return y * self.scale + self.shift
+
+
+def train(problem, batches, config):
+    """Yield the adapted model before training and after every step."""
+    maps, saes = correct(problem.saes, Affine)
+    adam = torch.optim.Adam(maps.parameters(), lr=config.lr)
+    adapted = Adapted(saes=saes, state={"maps": maps, "adam": adam})
+    yield from descend(problem, batches, adapted, adam, config.clip)

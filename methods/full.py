@@ -1,0 +1,40 @@
+"""Finetune every weight of the blocks after the SAE: the upper bound of what adapting can give.
+
+The blocks are an own copy; embedding, final norm and unembedding stay as they are.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from bench.descent import descend, require_positive
+from bench.hooks import block_after
+from bench.problem import Adapted
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fields of `--set full.FIELD=VALUE`."""
+
+    lr: float = 1e-4
+    """Adam's step size."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+
+    def __post_init__(self):
+        require_positive(self, "lr", "clip")
+
+
+def train(problem, batches, config):
+    """Yield the adapted model before training and after every step."""
+    blocks, weights = problem.copy_of_blocks()
+    adam = torch.optim.Adam(weights.parameters(), lr=config.lr)
+    state = {"weights": weights, "adam": adam}
+    adapted = Adapted(saes=problem.saes, blocks=blocks, state=state)
+    yield from descend(problem, batches, adapted, adam, config.clip)
+
+
+def check(config, site_names, n_blocks):
+    """Raise ValueError where no block comes after the SAE."""
+    if min(map(block_after, site_names)) == n_blocks:
+        raise ValueError(f"no block comes after {site_names[0]}")

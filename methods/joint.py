@@ -1,0 +1,57 @@
+"""LoRA on the model after the SAE and the SAE itself, trained together on the same loss."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from bench.descent import descend, require_positive
+from bench.problem import Adapted, copy_of
+from bench.saes import clamp_thresholds
+from methods import lora
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fields of `--set joint.FIELD=VALUE`."""
+
+    rank: int = 16
+    """Rank of each adapter."""
+    alpha: float = 16.0
+    """Scale of the update: it is multiplied by alpha / rank."""
+    layers: str = "after"
+    """As `lora` has it."""
+    lr: float = 2.5e-3
+    """Adam's step size for the adapters."""
+    sae_lr: float = 6e-4
+    """Adam's step size for the SAE."""
+    clip: float = 1.0
+    """Largest gradient norm, of both together."""
+
+    def __post_init__(self):
+        require_positive(self, "sae_lr", "clip")
+        self.adapters()  # which checks the rest
+
+    def adapters(self):
+        """The config of `lora` that these adapters are built from."""
+        return lora.Config(rank=self.rank, alpha=self.alpha, layers=self.layers, lr=self.lr)
+
+
+def train(problem, batches, config):
+    """Yield the adapted model before training and after every step."""
+    adapters, hooks = lora.build(problem, config.adapters())
+    saes = copy_of(problem.saes)
+    groups = [
+        {"params": list(adapters.parameters()), "lr": config.lr},
+        {"params": list(saes.parameters()), "lr": config.sae_lr},
+    ]
+    adam = torch.optim.Adam(groups)
+    state = {"adapters": adapters, "saes": saes, "adam": adam}
+    adapted = Adapted(saes=saes, hooks=hooks, state=state)
+    put_right = partial(clamp_thresholds, saes)
+    yield from descend(problem, batches, adapted, adam, config.clip, after_step=put_right)
+
+
+def check(config, site_names, n_blocks):
+    """Raise ValueError if the model has no such layer."""
+    lora.check(config.adapters(), site_names, n_blocks)

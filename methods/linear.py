@@ -1,0 +1,54 @@
+"""A low-rank linear adapter on what the SAE gives (Karvonen 2503.17272): y + B A y.
+
+Nothing in the LM is adapted, and the adapter is folded into the SAE's decoder when saved.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+
+from bench.corrected import correct
+from bench.descent import descend, require_positive
+from bench.problem import Adapted
+from bench.seen import LOSSES
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fields of `--set linear.FIELD=VALUE`."""
+
+    rank: int = 16
+    """Rank of the adapter."""
+    loss: Literal["kl", "kl+mse"] = "kl"
+    """KL alone, or balanced with the reconstruction's MSE, as Karvonen trains it."""
+    lr: float = 1e-3
+    """Adam's step size."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+
+    def __post_init__(self):
+        require_positive(self, "rank", "lr", "clip")
+
+
+class LowRankResidual(torch.nn.Module):
+    """y + B A y, with B = 0 at first."""
+
+    def __init__(self, d_in, rank):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.empty(rank, d_in))
+        self.b = torch.nn.Parameter(torch.zeros(d_in, rank))
+        torch.nn.init.kaiming_uniform_(self.a, a=5**0.5)
+
+    def forward(self, y):
+        """[..., d_in] -> [..., d_in]."""
+        return y + y @ self.a.T @ self.b.T
+
+
+def train(problem, batches, config):
+    """Yield the adapted model before training and after every step."""
+    maps, saes = correct(problem.saes, partial(LowRankResidual, rank=config.rank))
+    adam = torch.optim.Adam(maps.parameters(), lr=config.lr)
+    adapted = Adapted(saes=saes, state={"maps": maps, "adam": adam})
+    yield from descend(problem, batches, adapted, adam, config.clip, LOSSES[config.loss])

@@ -1,0 +1,59 @@
+"""Ridge regression from what the SAE gives to the clean activation, without a backward pass."""
+
+from dataclasses import dataclass
+
+import torch
+
+from bench.corrected import correct
+from bench.descent import require_positive
+from bench.problem import Adapted
+from bench.seen import reconstruction
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fields of `--set ridge.FIELD=VALUE`."""
+
+    shrink: float = 0.1
+    """Pull towards the identity, in multiples of the mean variance of a dimension."""
+
+    def __post_init__(self):
+        require_positive(self, "shrink")
+
+
+class Ridge(torch.nn.Module):
+    """[y, 1] W, with the sums that W is computed from: y is what the SAE made of the clean x."""
+
+    def __init__(self, d):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.eye(d + 1, d), requires_grad=False)
+        self.register_buffer("gram", torch.zeros(d + 1, d + 1, dtype=torch.float64))
+        self.register_buffer("cross", torch.zeros(d + 1, d, dtype=torch.float64))
+
+    def forward(self, y):
+        return y @ self.w[:-1] + self.w[-1]
+
+    def add(self, y, x):
+        y = torch.nn.functional.pad(y, (0, 1), value=1.0).double()
+        self.gram += y.T @ y
+        self.cross += y.T @ x.double()
+
+    def solve(self, shrink):
+        """The W with the least |x - [y, 1] W|^2 + pull |W - I|^2; the shift is not pulled."""
+        gram, cross = self.gram / self.gram[-1, -1], self.cross / self.gram[-1, -1]
+        start = torch.eye(*self.w.shape, dtype=gram.dtype, device=gram.device)
+        pull = shrink * (gram.diagonal() - gram[-1].square())[:-1].mean() * start @ start.T
+        self.w.copy_(start + torch.linalg.solve(gram + pull, cross - gram @ start))
+
+
+def train(problem, batches, config):
+    """Yield the adapted model before training and after every batch."""
+    maps, saes = correct(problem.saes, Ridge)
+    adapted = Adapted(saes=saes, state={"maps": maps})
+    yield adapted
+    for tokens in batches:
+        for seen in problem.look(tokens, adapted):
+            for ridge, sae, site in zip(maps, problem.saes, seen.sites, strict=True):
+                ridge.add(reconstruction(sae, site), site)
+                ridge.solve(config.shrink)
+        yield adapted
