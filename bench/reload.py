@@ -74,7 +74,9 @@ def _adapted(run, problem):
     if export.trained_sae(run):  # the problem's own by now, what was trained folded in
         adapted.saes = problem.saes
     for number, block in adapted.blocks.items():  # weights that were trained, for good
-        problem.bridge.blocks[number].load_state_dict(block.state_dict())
+        pairs = zip(problem.bridge.blocks[number].parameters(), block.parameters(), strict=True)
+        for own, trained in pairs:  # TransformerLens has a `load_state_dict` of its own
+            own.data.copy_(trained)
     return adapted
 
 
