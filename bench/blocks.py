@@ -49,10 +49,9 @@ class Blocks:
         copies = {number: _copy(self._bridge.blocks[number]) for number in numbers}
         weights = torch.nn.ParameterDict()
         for number, block in copies.items():
-            for name, weight in block.named_parameters():
-                if ".qkv." not in name:  # GPT-2's: its three parts are what runs
-                    key = f"{number}.{name}".replace("_original_component.", "")
-                    weights[key.replace(".", "-")] = weight.requires_grad_(True)
+            for name, weight in named_weights(block).items():
+                key = f"{number}.{name}".replace("_original_component.", "")
+                weights[key.replace(".", "-")] = weight.requires_grad_(True)
         return copies, weights
 
     def prepare(self, tokens):
@@ -95,6 +94,11 @@ def _only_causal(mask):
     seq_len = mask.shape[-1]
     causal = torch.ones(seq_len, seq_len, dtype=torch.bool, device=mask.device).tril()
     return mask.shape[-2] == seq_len and bool(((mask == 0) == causal).all())
+
+
+def named_weights(block):
+    """Name -> each weight that a block runs on: of GPT-2's q, k and v the parts, not the whole."""
+    return {name: weight for name, weight in block.named_parameters() if ".qkv." not in name}
 
 
 def _copy(block):

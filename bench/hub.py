@@ -122,15 +122,15 @@ def fetch(repository, patterns, needs=()):
     return Path(folder)
 
 
-def folders(repository):
-    """Every folder of a repository that holds a file, by path; [] where the hub does not say."""
+def folders(repository, name):
+    """Every folder of a repository that holds a file `name`; [] where the hub does not say."""
     from huggingface_hub import HfApi
 
     try:
         files = in_time(lambda: HfApi().list_repo_files(repository))
     except Exception:  # it only helps with a message
         return []
-    return sorted({str(Path(file).parent) for file in files} - {"."})
+    return sorted({str(Path(file).parent) for file in files if Path(file).name == name} - {"."})
 
 
 def from_network(error):

@@ -5,6 +5,7 @@ import dataclasses
 import torch
 
 from bench import export, hooks, method, models, sae_sources, saes
+from bench.blocks import named_weights
 from bench.errors import Rejected, Usage
 from bench.problem import Problem, splice
 from bench.seen import reconstruction
@@ -74,9 +75,9 @@ def _adapted(run, problem):
     if export.trained_sae(run):  # the problem's own by now, what was trained folded in
         adapted.saes = problem.saes
     for number, block in adapted.blocks.items():  # weights that were trained, for good
-        pairs = zip(problem.bridge.blocks[number].parameters(), block.parameters(), strict=True)
-        for own, trained in pairs:  # TransformerLens has a `load_state_dict` of its own
-            own.data.copy_(trained)
+        own = named_weights(problem.bridge.blocks[number])
+        for name, trained in named_weights(block).items():
+            own[name].data.copy_(trained)
     return adapted
 
 

@@ -113,11 +113,14 @@ def _from_hub(sae):
 
 def _fetch_part(repository, part):
     fetched = hub.fetch(repository, [f"{part}/*"]) / part
-    if not fetched.is_dir():
-        if not hub.reach(repository):
-            raise Unavailable(f"no {part} of '{repository}' in the hub's cache, and no hub")
-        raise unknown(f"hook point of {repository}", part, hub.folders(repository))
-    return fetched
+    if sparsify.is_folder(fetched):
+        return fetched
+    if not hub.reach(repository):  # its cache may hold a part of a folder
+        raise Unavailable(f"no whole {part} of '{repository}' in the hub's cache, and no hub")
+    known = hub.folders(repository, sparsify.WEIGHTS)
+    if not known:
+        raise Usage(f"'{repository}' on the hub shows no sparsify hook point, '{part}' or other")
+    raise unknown(f"hook point of {repository}", part, _near(part, known))
 
 
 def _save_release(sae, folder):

@@ -23,30 +23,31 @@ class Stream:
     settings: dict = field(default_factory=dict)
 
 
-SHARD = "https://data.together.xyz/redpajama-data-v2/v1.0.0/documents/2023-06/0000"
+SAMPLE = "hf://datasets/togethercomputer/RedPajama-Data-V2/sample/documents/2023-06"
 STREAMS = {
     "pile-uncopyrighted": Stream(
         "monology/pile-uncopyrighted", "monology/pile-uncopyrighted", "text"
     ),
-    # Loading by name would run a script that comes with the dataset; its files need none. This is
-    # the English head and middle of one shard, where the dataset's card says that files lie.
+    # Loading by name would run a script that comes with the dataset; its files need none. These
+    # are the English head and middle of two of the ten shards in its repository's own sample.
     "redpajama-v2": Stream(
         "togethercomputer/RedPajama-Data-V2",
         "json",
         "raw_content",
-        {"data_files": [f"{SHARD}/en_head.json.gz", f"{SHARD}/en_middle.json.gz"]},
+        {
+            "data_files": [
+                f"{SAMPLE}/{shard}/en_{part}.json.gz"
+                for shard in ("0000", "0001")
+                for part in ("head", "middle")
+            ]
+        },
     ),
 }
 
 
 def check_source(name, tokens):
     """Raise `Unavailable` where the text is neither in the cache nor in reach."""
-    if _path(name, tokens).exists():
-        return
-    files = STREAMS[name].settings.get("data_files")
-    if files:
-        hub.reach_url(files[0])
-    else:
+    if not _path(name, tokens).exists():
         hub.reach(STREAMS[name].repository, kind="dataset")
 
 

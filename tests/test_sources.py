@@ -2,6 +2,7 @@
 
 import json
 import re
+from fnmatch import fnmatch
 
 import huggingface_hub
 import pytest
@@ -9,7 +10,8 @@ import torch
 from sae_lens import SAE
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bench import agree, hub, models, sae_sources, sparsify
+from bench import agree, hub, models, sae_sources, sparsify, streams
+from bench.errors import Unavailable
 from bench.evaluate import predictions
 from bench.losses import cross_entropy
 from bench.problem import Adapted, Problem
@@ -36,7 +38,9 @@ def stand_in(online, monkeypatch, folder, tmp_path):
     monkeypatch.setattr(hub, "reach", lambda name, kind="model": True)
 
     def download(name, allow_patterns, **settings):
-        assert allow_patterns and not {"*", "*.py", "*.bin", "*.pt", "*.pkl"} & set(allow_patterns)
+        assert allow_patterns
+        for unsafe in ("modeling.py", "pytorch_model.bin", "model.pt", "model.pkl"):
+            assert not any(fnmatch(unsafe, pattern) for pattern in allow_patterns)
         return str(repositories[name])
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
@@ -65,11 +69,35 @@ def test_a_model_and_saes_from_the_hub(stand_in, small, tmp_path, monkeypatch):
 
 
 def test_a_hook_point_that_sparsify_does_not_have(stand_in, small, monkeypatch):
-    files = ["layers.1/cfg.json", "layers.1.mlp/cfg.json", "README.md"]
+    files = ["layers.1/sae.safetensors", "layers.1.mlp/sae.safetensors", "plots/cfg.json", "a.md"]
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, name: files)
     code, _, err = small("check", sae="sparsify:org/saes:layers.9")
     assert code == 2 and err.count("\n") == 1
-    assert "unknown hook point of org/saes 'layers.9'" in err and "layers.1, layers.1.mlp" in err
+    assert "unknown hook point of org/saes 'layers.9'" in err
+    assert err.endswith("expected one of layers.1, layers.1.mlp\n")
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, name: ["a.md"])
+    code, _, err = small("check", sae="sparsify:org/saes:layers.9")
+    assert code == 2 and "'org/saes' on the hub shows no sparsify hook point, 'layers.9'" in err
+
+
+def test_half_a_hook_point_in_the_cache_and_no_hub(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPLICEBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub, "reach", lambda name, kind="model": False)
+    (tmp_path / "layers.1" / "sae.safetensors").unlink()
+    with pytest.raises(Unavailable, match=r"no whole layers.1 of 'org/saes' in the hub's cache"):
+        sae_sources.locate("sparsify:org/saes:layers.1")
+
+
+@pytest.mark.parametrize("name", streams.STREAMS)
+def test_a_stream_comes_from_the_repository_that_is_asked(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("SPLICEBENCH_CACHE", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(hub, "reach", lambda *name, **kind: asked.append((*name, kind)))
+    streams.check_source(name, 10)
+    stream = streams.STREAMS[name]
+    assert asked == [(stream.repository, {"kind": "dataset"})]
+    for file in stream.settings.get("data_files", []):
+        assert file.startswith(f"hf://datasets/{stream.repository}/")
 
 
 def test_a_release_that_does_not_arrive_and_one_that_does_not_load(stand_in, small, monkeypatch):
