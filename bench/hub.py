@@ -54,22 +54,8 @@ def reach(repository, kind="model"):
         if _in_cache(repository, kind):
             return False
         raise Unavailable(
-            f"cannot reach the hub for '{repository}' ({reason(error)}), and no such folder is here"
+            f"cannot reach the hub for '{repository}' ({reason(error)}); is it meant as a folder? there is none"
         ) from None
-
-
-def reach_url(url):
-    """Ask another host for a file's header; `Unavailable` where it does not answer well."""
-    from urllib.request import Request, urlopen
-
-    from huggingface_hub import constants
-
-    if constants.is_offline_mode():
-        raise Unavailable(f"HF_HUB_OFFLINE is set and {url} is on the network")
-    try:
-        in_time(lambda: urlopen(Request(url, method="HEAD"), timeout=SECONDS).close())
-    except Exception as error:  # whatever the transport raises
-        raise Unavailable(f"cannot reach {url} ({reason(error)})") from None
 
 
 def in_time(ask):

@@ -9,7 +9,7 @@ from bench import cache, hub, packages
 from bench.errors import Rejected, Unavailable, Usage, out_of_memory, reason
 from bench.shapes import SHAPES
 
-FILES = ["*.json", "*.safetensors", "*.txt", "tokenizer*"]
+FILES = ["*.json", "*.safetensors", "*.txt", "tokenizer.model"]
 """What is fetched of a model on the hub; nothing that could run code."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 

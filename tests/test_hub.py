@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-from bench import hub, streams
+from bench import hub
 from bench.errors import Rejected, Unavailable, Usage
 from tests import tiny
 
@@ -87,14 +87,6 @@ def test_a_hub_that_takes_the_call_and_never_answers(tmp_path):
         )
         assert time.perf_counter() - started < 6  # the import of its client included
     assert "Unavailable: cannot reach the hub for 'a/b' (" in done.stderr
-
-
-def test_another_host_is_asked_for_its_file(online, monkeypatch):
-    with pytest.raises(Unavailable, match="cannot reach http://127.0.0.1:9/a.json"):
-        hub.reach_url("http://127.0.0.1:9/a.json")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(Unavailable, match="HF_HUB_OFFLINE is set"):
-        streams.check_source("redpajama-v2", 10)
 
 
 def test_what_may_be_a_repository(tmp_path, monkeypatch):
