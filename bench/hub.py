@@ -54,7 +54,8 @@ def reach(repository, kind="model"):
         if _in_cache(repository, kind):
             return False
         raise Unavailable(
-            f"cannot reach the hub for '{repository}' ({reason(error)}); is it meant as a folder? there is none"
+            f"cannot reach the hub for '{repository}' ({reason(error)}); "
+            "if it is meant as a folder here, there is none"
         ) from None
 
 
