@@ -12,17 +12,18 @@ UNFOLDED = ("expected_average_only_in", "covariance_whitening")
 """Scalings of SAELens' that an SAE cannot do by itself."""
 
 
-def disagreements(spec, told, family=""):
+def disagreements(spec, told, family="", site=None):
     """One line for everything in an SAE's metadata (a dict) that the spec says otherwise.
 
     What the metadata leaves out is not compared, and neither is the name of a model in a folder.
-    `family` is the model's type: outside Gemma two of the points have two names each.
+    `family` is the model's type: outside Gemma two of the points have two names each. `site` is
+    the SAE's, where the spec has several.
     """
-    lines = []
+    lines, site = [], site or spec.site
     hook, model = told.get("hook_name"), told.get("model_name")
-    if hook and _canonical(hook, family) != _canonical(spec.site, family):
-        what = "site" if _block(hook) == _block(spec.site) else "layer"
-        lines.append(f"wrong {what}: the SAE was trained at {hook}, --site is {spec.site}")
+    if hook and _canonical(hook, family) != _canonical(site, family):
+        what = "site" if _block(hook) == _block(site) else "layer"
+        lines.append(f"wrong {what}: the SAE was trained at {hook}, --site is {site}")
     if model and not _same_model(model, spec.model):
         lines.append(f"wrong model: the SAE was trained on {model}, not {spec.model}")
     bos = told.get("prepend_bos")

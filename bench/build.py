@@ -57,13 +57,14 @@ class Bench:
 
 def bench(loaded, mse):
     """`Loaded` and the entry of the method that trains SAEs -> `Bench`."""
-    return _bench_with(loaded, sae_folder(loaded, mse), loaded.spec.sae)
+    return _bench_with(loaded, sae_folders(loaded, mse), loaded.spec.sae)
 
 
-def _bench_with(loaded, folder, source):
-    """The `Bench` of the SAE in `folder`; whatever is cached of it is not measured again."""
-    problem = loaded.problem(saes.load(folder, loaded.d_in, loaded.spec.device))
-    sha256 = saes.sha256(folder)
+def _bench_with(loaded, folders, source):
+    """The `Bench` of the SAEs in `folders`; whatever is cached of them is not measured again."""
+    spec = loaded.spec
+    problem = loaded.problem(saes.load_all(folders, loaded.widths, spec.device))
+    sha256 = saes.sha256_of(folders)
     stem = str(cache.root() / "held-out" / loaded.key)
     curve_file, validation_file = Path(f"{stem}-curve.safetensors"), Path(f"{stem}.safetensors")
     curve = evaluate.clean_side(problem, loaded.text.curve, curve_file, with_kl=True)
@@ -83,28 +84,42 @@ def _bench_with(loaded, folder, source):
         "train_tokens": loaded.text.train.tokens.numel(),
         "l0_full": evaluate.mean(spliced["validation"].l0),
         "fvu_full": evaluate.mean(spliced["validation"].fvu),
+        **evaluate.by_site(spliced["validation"], "_full"),
     }
-    trained, fresh = saes.cost_of(folder) or {}, source == "fresh"
+    trained, fresh = training_of(folders), source == "fresh"
     sae = {
         "source": source,
-        "kind": problem.saes[0].cfg.architecture(),
+        "kind": "+".join(dict.fromkeys(sae.cfg.architecture() for sae in problem.saes)),
         "sha256": sha256,
-        "cached": _within_cache(folder),
+        "cached": [_within_cache(folder) for folder in folders],
         "run": trained.get("run"),
         "share": trained.get("share"),
     }
-    record = folder.parent.with_suffix(".jsonl") if trained else None
-    seconds_of = clock(loaded.spec.device)
+    record = folders[0].parent.with_suffix(".jsonl") if trained.get("run") else None
+    seconds_of = clock(spec.device)
     cost = trained.get("cost")
     harness = Harness(
         problem, curve, validation, spliced["validation"], seconds_of, {} if fresh else cost
     )
-    doubts = (
-        ()
-        if source == "fresh"
-        else doubts_of(loaded.spec, saes.metadata(folder), measured, loaded.model["type"])
-    )
-    return Bench(loaded.spec, harness, loaded.model, sae, cost, record, measured, doubts)
+    told = [saes.metadata(folder) for folder in folders]
+    doubts = () if fresh else doubts_of(spec, told, measured, loaded.model["type"])
+    return Bench(spec, harness, loaded.model, sae, cost, record, measured, doubts)
+
+
+def training_of(folders):
+    """What is known of the training of these SAEs: `run`, `share`, `cost`; {} where nothing is.
+
+    SAEs of one run have cost what the run has; of several runs, what these have together.
+    """
+    known = [saes.cost_of(folder) or {} for folder in folders]
+    if len({(one.get("run"), one.get("share")) for one in known}) == 1:
+        return known[0]
+    costs = [one.get("cost") for one in known]
+    clocks = {(c.get("machine"), c.get("device"), c.get("threads")) for c in costs if c}
+    if None in costs or len(clocks) > 1:
+        return {}
+    numbers = [k for k, v in costs[0].items() if k != "threads" and isinstance(v, int | float)]
+    return {"cost": costs[0] | {k: sum(cost[k] for cost in costs) for k in numbers}}
 
 
 def _within_cache(folder):
@@ -114,8 +129,12 @@ def _within_cache(folder):
 
 
 def doubts_of(spec, told, measured, family=""):
-    """What `check` finds wrong without running anything more; random weights lose nothing."""
-    doubts = agree.disagreements(spec, told, family)
+    """What `check` finds wrong without running anything more; random weights lose nothing.
+
+    `told` is what each SAE says of itself, in order of the sites.
+    """
+    pairs = zip(told, spec.sites, strict=True)
+    doubts = [line for one, site in pairs for line in agree.disagreements(spec, one, family, site)]
     clean, spliced, ablated = (measured[f"ce_{name}"] for name in ("clean", "spliced", "ablated"))
     if spec.weights != "random" and clean < ablated <= spliced:
         doubts.append(
@@ -132,31 +151,38 @@ def _spliced(problem, curve, validation):
     return {**scores, "ablated": evaluate.ablated(problem, curve)}
 
 
-def sae_folder(loaded, mse):
-    """The folder of the spec's SAE; an own one is trained on first use, a fresh one made."""
+def sae_folders(loaded, mse):
+    """The folders of the spec's SAEs; own ones are trained on first use, fresh ones made."""
     spec = loaded.spec
     if spec.sae == "fresh":
-        return fresh_folder(loaded)
+        return fresh_folders(loaded)
     if spec.sae != "own":
-        return sae_sources.locate(spec.sae)
+        return [sae_sources.locate(sae) for sae in spec.saes]
     own = own_folder(loaded, mse)
     if not own.exists():
         with cache.new_folder(own) as temporary:
             _train(loaded, mse, temporary)
     (record,) = own.glob("*.jsonl")
-    return own / record.stem / "sae-100"
+    return saes.checkpoint(own / record.stem, 1.0)
 
 
-def fresh_folder(loaded):
-    """The folder of the spec's random SAE, made on first use."""
+def fresh_folders(loaded):
+    """The folders of the spec's random SAEs, made on first use."""
     spec = loaded.spec
-    if spec.sae_k > spec.sae_width * loaded.d_in:
-        latents = f"{spec.sae_width} x {loaded.d_in} latents"
+    return [fresh_folder(loaded, index) for index in range(len(spec.sites))]
+
+
+def fresh_folder(loaded, index):
+    """The folder of the random SAE of site number `index`."""
+    spec, width = loaded.spec, loaded.widths[index]
+    if spec.sae_k > spec.sae_width * width:
+        latents = f"{spec.sae_width} x {width} latents"
         raise Usage(f"--sae-k {spec.sae_k}: the SAE has only {latents}")
-    folder = cache.root() / "saes" / f"fresh-{digest([loaded.key, loaded.recipe])[:16]}"
+    made = [loaded.key, loaded.recipe, spec.sites[index]]
+    folder = cache.root() / "saes" / f"fresh-{digest(made)[:16]}"
     if not folder.exists():
         with cache.new_folder(folder) as temporary:
-            saes.save_fresh(loaded.spec, loaded.d_in, temporary)
+            saes.save_fresh(spec, index, width, temporary)
     return folder
 
 
@@ -179,7 +205,7 @@ def _train(loaded, mse, folder):
     again = times if spec.sae_tokens > have else ""
     say(f"training the SAE on {spec.sae_tokens:,} tokens{again} (once; then it is cached)")
     bare = dataclasses.replace(loaded, spec=spec)
-    fresh_bench = _bench_with(bare, fresh_folder(loaded), "fresh")
+    fresh_bench = _bench_with(bare, fresh_folders(loaded), "fresh")
     header = fresh_bench.header(mse, spec.sae_seed)
     path = folder / f"{fresh_bench.name(mse, spec.sae_seed)}.jsonl"
     end = fresh_bench.harness.run(mse.module, mse.config, header, spec.steps, path)

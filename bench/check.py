@@ -21,7 +21,7 @@ def check(spec):
     problem, held_out = bench.harness.problem, bench.harness.validation
     wrong = list(bench.doubts)
     for index, sae in enumerate(problem.saes):
-        say(describe(spec, sae, statistics(problem, index, held_out)))
+        say(describe(spec, index, sae, statistics(problem, index, held_out)))
         wrong += diagnose.findings(problem, index, held_out.tokens)
     say(losses(bench))
     say(fired(problem))
@@ -68,13 +68,13 @@ def expected_points(problem):
     return [*problem.site_names, *(name for name in ends if name in problem.points)]
 
 
-def describe(spec, sae, found):
-    """Two lines on an SAE."""
-    told = sae_sources.expected_l0(spec.sae)
+def describe(spec, index, sae, found):
+    """Two lines on the SAE of site number `index`."""
+    told = sae_sources.expected_l0(spec.saes[index])
     against = f" (its release says {told:.0f})" if told else ""
     return (
-        f"{sae.cfg.architecture()} SAE {spec.sae} at {spec.site}: {sae.cfg.d_in:,} -> "
-        f"{sae.cfg.d_sae:,}; spliced {spec.spliced}, scored {spec.scored}, "
+        f"{sae.cfg.architecture()} SAE {spec.saes[index]} at {spec.sites[index]}: "
+        f"{sae.cfg.d_in:,} -> {sae.cfg.d_sae:,}; spliced {spec.spliced}, scored {spec.scored}, "
         f"{'BOS put first' if spec.prepend_bos else 'no BOS put first'}\n"
         f"       FVU {found['fvu']:.3f}, cosine {found['cosine']:.3f}, "
         f"L0 {found['l0']:.1f}{against}, {found['dead']:.1%} of latents never fire "

@@ -35,7 +35,8 @@ def compare(spec, labels, sets=(), seeds=(0,), out="runs", fresh=False, force=Fa
 def check_inputs(spec, out=None):
     """Raise what is wrong with the sources of the spec or the folder to write to."""
     models.check_source(spec.model, spec.weights)
-    sae_sources.check_source(spec.sae)
+    for sae in spec.saes:
+        sae_sources.check_source(sae)
     text.check_source(spec)
     if out:
         check_writable(out)
@@ -54,15 +55,15 @@ def check_model(spec, entries):
     check_site(spec, n_blocks)
     models.check_context(config, spec.seq_len)
     for entry in entries:
-        method.check_fits(entry, [spec.site], n_blocks)
+        method.check_fits(entry, spec.sites, n_blocks)
     return folder, config
 
 
 def fetch(spec):
     """Bring what only the network has into the caches -> the model's folder."""
     folder = models.locate(spec.model, spec.weights)
-    if sae_sources.from_hub(spec.sae):
-        sae_sources.locate(spec.sae)
+    for sae in filter(sae_sources.from_hub, spec.saes):
+        sae_sources.locate(sae)
     if spec.text in streams.STREAMS:
         streams.file(spec.text, spec.stream_tokens)
     return folder
@@ -71,7 +72,8 @@ def fetch(spec):
 def asks_the_hub(spec):
     """Whether a source of the spec is one that only the network has."""
     model = hub.is_id(spec.model) and spec.weights == "pretrained"
-    return model or sae_sources.from_hub(spec.sae) or spec.text in streams.STREAMS
+    saes = any(map(sae_sources.from_hub, spec.saes))
+    return model or saes or spec.text in streams.STREAMS
 
 
 def run_all(spec, folder, entries, mse, seeds, out, fresh, force):

@@ -48,6 +48,13 @@ class Score:
     """Fraction of variance unexplained, by site."""
 
 
+def by_site(score, part=""):
+    """L0 and FVU of each SAE as fields of a record, where there are several; `part` is `_full`
+    for the validation set."""
+    several = len(score.l0) > 1
+    return {f"l0{part}_by_site": score.l0, f"fvu{part}_by_site": score.fvu} if several else {}
+
+
 class Gauge:
     """An SAE's reconstruction that also sums up L0 and FVU as activations pass through."""
 

@@ -12,6 +12,7 @@ from bench import cache, hub, packages, peft_format, sae_sources, saes
 from bench.errors import Rejected, Usage
 from bench.progress import say
 from bench.record import read
+from bench.spec import MADE_HERE
 
 SIDECAR = "splicebench.json"
 
@@ -25,24 +26,26 @@ def export(run, folder):
         raise Usage(f"--to {folder}: not empty, expected a new folder")
     if run.end.get("trained_parameters") and not run.path.with_suffix("").is_dir():
         raise Usage(f"{run.path}: no folder {run.name} beside it; a record alone has no weights")
-    pairs, sae = pairs_of(run), trained_sae(run)
-    if not pairs and sae is None:
+    pairs, trained = pairs_of(run), trained_saes(run)
+    if not pairs and not trained:
         raise Usage(f"{run.path}: the run trained neither adapters nor an SAE, nothing to export")
     with cache.os_errors(folder), cache.new_folder(folder, replace_empty=True) as temporary:
-        write(run, pairs, sae, temporary)
+        write(run, pairs, trained or lent_saes(run), temporary)
     say("written: " + ", ".join(str(path) for path in sorted(folder.rglob("*")) if path.is_file()))
 
 
-def write(run, pairs, sae, folder):
+def write(run, pairs, lent, folder):
     """Everything that is exported, into a new folder."""
     if pairs:
         write_adapter(run, pairs, folder)
-    lent = sae or lent_sae(run)
-    if lent:
-        copy_sae(lent, folder / "sae" if pairs else folder, base_model(run.header["spec"]))
-    else:
+    places = [f"sae-{index}" for index in range(len(lent))]
+    if len(lent) == 1:
+        places = ["sae" if pairs else "."]
+    for sae, place in zip(lent, places, strict=True):
+        copy_sae(sae, folder / place, base_model(run.header["spec"]))
+    if not lent:
         say(f"the SAE '{run.header['sae']['source']}' is not copied: {SIDECAR} names it")
-    write_sidecar(run, folder, bool(pairs), lent)
+    write_sidecar(run, folder, places)
     (folder / "README.md").write_text(card(run, bool(pairs)), encoding="utf-8")
 
 
@@ -74,20 +77,24 @@ def pairs_of(run):
     return pairs
 
 
-def trained_sae(run):
-    """The folder of the SAE that a run trained, or None."""
-    folder = run.path.with_suffix("") / "sae-100"
-    return folder if folder.is_dir() else None
+def trained_saes(run):
+    """The folders of the SAEs that a run trained, or []."""
+    return saes.checkpoint(run.path.with_suffix(""), 1.0)
 
 
-def lent_sae(run):
-    """The folder of the frozen SAE of a run, if it is at hand as it was, and not on the hub."""
+def lent_saes(run):
+    """The folders of the frozen SAEs of a run, if all are at hand as they were, and not on the hub;
+    else []."""
     sae = run.header["sae"]
-    if sae_sources.from_hub(sae["source"]):
-        return None
-    places = [cache.root() / sae["cached"]] if sae.get("cached") else [Path(sae["source"])]
-    found = (place for place in places if (place / saes.WEIGHTS).is_file())
-    return next((place for place in found if saes.sha256(place) == sae["sha256"]), None)
+    sources = [sae["source"]] if sae["source"] in MADE_HERE else sae["source"].split("+")
+    cached = sae.get("cached") or []
+    cached = [cached] if isinstance(cached, str) else cached  # in older records
+    if any(map(sae_sources.from_hub, sources)):
+        return []
+    places = [cache.root() / path for path in cached if path]
+    places = places if len(places) == len(cached) > 0 else [Path(source) for source in sources]
+    whole = all((place / saes.WEIGHTS).is_file() for place in places)
+    return places if whole and saes.sha256_of(places) == sae["sha256"] else []
 
 
 def copy_sae(source, target, model_name):
@@ -121,11 +128,11 @@ def write_adapter(run, pairs, folder):
     )
 
 
-def write_sidecar(run, folder, adapter, sae):
-    """What belongs together, and where it comes from."""
+def write_sidecar(run, folder, places):
+    """What belongs together, and where it comes from; `places` are the folders of the SAEs."""
     header = run.header
     rule = ("site", "spliced", "scored", "prepend_bos", "seq_len", "center_writing_weights")
-    inside = None if sae is None else "sae" if adapter else "."
+    inside = places[0] if len(places) == 1 else places or None
     told = {
         "model": header["spec"]["model"],
         "weights": header["weights"],

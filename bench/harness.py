@@ -8,7 +8,7 @@ import torch
 
 from bench import progress, saes
 from bench.batches import Batches, noise
-from bench.evaluate import mean, measure
+from bench.evaluate import by_site, mean, measure
 from bench.meter import Meter
 from bench.record import Writer
 
@@ -191,10 +191,9 @@ class Harness:
             "kl": score.kl,
             "l0": mean(score.l0),
             "fvu": mean(score.fvu),
+            **by_site(score),
             **meter.reading(),
         }
-        if len(score.l0) > 1:
-            row |= {"l0_by_site": score.l0, "fvu_by_site": score.fvu}
         if self.problem.clean_cache:
             row["cache_filled_tokens"] = self.problem.clean_cache.filled - self._filled_before
         return row
@@ -208,6 +207,7 @@ class Harness:
             "ce_full": score.ce,
             "l0_full": mean(score.l0),
             "fvu_full": mean(score.fvu),
+            **by_site(score, "_full"),
             "trained_parameters": sum(p.numel() for p in trained(adapted)),
         }
 
@@ -216,7 +216,7 @@ class Harness:
         if adapted.saes is self.problem.saes:
             return
         for index, sae in enumerate(adapted.saes):
-            name = f"sae-{round(100 * share):03d}" + (f"-{index}" if len(adapted.saes) > 1 else "")
+            name = saes.checkpoint_name(share, index, len(adapted.saes))
             cost = self.sae_cost
             if cost is not None:
                 spent = {k: v + cost.get(k, 0) for k, v in meter.reading().items()}

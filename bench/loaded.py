@@ -20,8 +20,8 @@ class Loaded:
     spec: object
     bridge: object
     text: text.Text
-    d_in: int
-    """Width of the site."""
+    widths: tuple
+    """Width of each site."""
     key: str
     """What model and text depend on, hashed: names the caches."""
     model_key: str
@@ -42,7 +42,7 @@ class Loaded:
         return Problem(
             self.bridge,
             saes,
-            [spec.site],
+            spec.sites,
             self.text.train.tokens,
             spliced=spec.spliced,
             scored=spec.scored,
@@ -78,12 +78,13 @@ def load(spec, folder):
     written = text.fingerprint(parts)
     parts = text.moved(parts, spec.device)
     points = HookPoints(bridge)
-    points[spec.site]  # raises where there is no such hook point
+    for site in spec.sites:
+        points[site]  # raises where there is no such hook point
     others = ("name", "sae", "steps", "cache_clean")
     fields = {k: v for k, v in asdict(spec).items() if not k.startswith(others)}
     key = digest([model, fields, written])[:16]
-    width = points.widths[spec.site]
-    return Loaded(spec, bridge, parts, width, key, digest(model), special, about)
+    widths = tuple(points.widths[site] for site in spec.sites)
+    return Loaded(spec, bridge, parts, widths, key, digest(model), special, about)
 
 
 def code():

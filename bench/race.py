@@ -24,8 +24,9 @@ class Ours:
         loaded = load(spec, Path(folder))
         self.model_type = loaded.model["type"]
         self.entry = method.entry(label, sets)
-        self.sae_folder = build.sae_folder(loaded, method.entry(f"mse:lr={spec.sae_lr}"))
-        self.problem = loaded.problem(saes.load(self.sae_folder, loaded.d_in, spec.device))
+        folders = build.sae_folders(loaded, method.entry(f"mse:lr={spec.sae_lr}"))
+        (self.sae_folder,) = folders
+        self.problem = loaded.problem(saes.load_all(folders, loaded.widths, spec.device))
         self.meter, self.memory, self.steps = Meter(self.problem.bridge), Memory(), steps
         train = self.problem.train
         self.batches = Batches(train, spec.batch_size, steps, 0, self._fetched)

@@ -9,7 +9,7 @@ from bench.blocks import named_weights
 from bench.errors import Rejected, Usage
 from bench.problem import Problem, splice
 from bench.seen import reconstruction
-from bench.spec import Spec
+from bench.spec import MADE_HERE, Spec
 
 
 def load(run):
@@ -38,17 +38,17 @@ def _problem(run):
     tokenizer = models.load_tokenizer(folder)
     special = models.special_ids(tokenizer)
     bridge = models.load(folder, spec, tokenizer)
-    own = export.trained_sae(run) or export.lent_sae(run)
-    if own is None and spec.sae in ("own", "fresh"):
+    own = export.trained_saes(run) or export.lent_saes(run)
+    if not own and spec.sae in MADE_HERE:
         raise Usage(f"{run.path}: its SAE is not in the cache any more; run its command again")
     points = hooks.HookPoints(bridge)
-    folder_of_sae = own or sae_sources.locate(spec.sae)
-    if own is None and saes.sha256(folder_of_sae) != run.header["sae"]["sha256"]:
+    folders = own or [sae_sources.locate(sae) for sae in spec.saes]
+    if not own and saes.sha256_of(folders) != run.header["sae"]["sha256"]:
         raise Rejected(f"{run.path}: the SAE '{spec.sae}' is not the one that it ran with")
     return Problem(
         bridge,
-        saes.load(folder_of_sae, points.widths[spec.site], spec.device),
-        [spec.site],
+        saes.load_all(folders, [points.widths[site] for site in spec.sites], spec.device),
+        spec.sites,
         torch.zeros(1, 1, dtype=torch.long, device=spec.device),
         spliced=spec.spliced,
         scored=spec.scored,
@@ -72,7 +72,7 @@ def _adapted(run, problem):
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             part.load_state_dict(own)
             part.eval().requires_grad_(False)
-    if export.trained_sae(run):  # the problem's own by now, what was trained folded in
+    if export.trained_saes(run):  # the problem's own by now, what was trained folded in
         adapted.saes = problem.saes
     for number, block in adapted.blocks.items():  # weights that were trained, for good
         own = named_weights(problem.bridge.blocks[number])

@@ -12,13 +12,14 @@ from pathlib import Path
 from bench import cache, hub, sparsify
 from bench.errors import Rejected, Unavailable, Usage, reason, unknown
 from bench.progress import say
+from bench.spec import MADE_HERE
 
 EXPECTED = "expected own, fresh, a folder with cfg.json, saelens:RELEASE:ID or sparsify:REPO:HOOK"
 
 
 def check_source(sae):
     """Raise what is wrong with `--sae`, without loading anything."""
-    if sae in ("own", "fresh"):
+    if sae in MADE_HERE:
         return
     if from_hub(sae):
         _, repository, _ = split(sae)

@@ -21,15 +21,15 @@ COST = "cost.json"
 """Beside a saved SAE: what its training had cost by then, and the record that tells it."""
 
 
-def save_fresh(spec, d_in, folder):
-    """Write a random TopK SAE, started as SAELens starts its training class, to `folder`."""
+def save_fresh(spec, index, d_in, folder):
+    """Write a random TopK SAE for site number `index`, started as SAELens does, to `folder`."""
     import torch
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.saes.sae import SAEMetadata
 
     metadata = SAEMetadata(
         model_name=spec.model,
-        hook_name=spec.site,
+        hook_name=spec.sites[index],
         context_size=spec.seq_len,
         prepend_bos=spec.prepend_bos,
         spliced_positions=spec.spliced,
@@ -38,11 +38,11 @@ def save_fresh(spec, d_in, folder):
         d_in=d_in,
         d_sae=spec.sae_width * d_in,
         k=spec.sae_k,
-        reshape_activations="hook_z" if spec.site.endswith("hook_z") else "none",
+        reshape_activations="hook_z" if spec.sites[index].endswith("hook_z") else "none",
         metadata=metadata,
     )
     with torch.random.fork_rng():
-        torch.manual_seed(spec.sae_seed)
+        torch.manual_seed(spec.sae_seed + index)
         save(TopKTrainingSAE(config), folder)
 
 
@@ -57,6 +57,14 @@ def save(sae, folder, **cost):
         sae.save_model(folder)
     if cost:
         (folder / COST).write_text(json.dumps(cost, indent=1) + "\n", encoding="utf-8")
+
+
+def load_all(folders, widths, device="cpu"):
+    """The SAEs in these folders, for sites of these widths, as a ModuleList."""
+    import torch
+
+    pairs = zip(folders, widths, strict=True)
+    return torch.nn.ModuleList(load(folder, width, device) for folder, width in pairs)
 
 
 def load(folder, d_in, device="cpu"):
@@ -83,7 +91,21 @@ def load(folder, d_in, device="cpu"):
         raise Rejected(f"SAE {folder}: it has thresholds below 0")
     if not all(value.isfinite().all() for value in sae.state_dict().values()):
         raise Rejected(f"SAE {folder}: its weights are not all finite")
-    return torch.nn.ModuleList([sae])
+    return sae
+
+
+def checkpoint_name(share, index, n_saes):
+    """The folder that SAE number `index` of a run is kept in at `share` of it."""
+    return f"sae-{round(100 * share):03d}" + (f"-{index}" if n_saes > 1 else "")
+
+
+def checkpoint(run, share):
+    """The folders of the SAEs that a run, at the folder `run`, kept at `share` of it; or []."""
+    one = run / checkpoint_name(share, 0, 1)
+    if one.is_dir():
+        return [one]
+    several = run.glob(f"{one.name}-*")
+    return sorted(several, key=lambda folder: int(folder.name.rpartition("-")[2]))
 
 
 def cost_of(folder):
@@ -106,6 +128,12 @@ def sha256(folder):
         raise Rejected(f"SAE {folder}: no {WEIGHTS}")
     config = {k: v for k, v in read_config(folder).items() if k not in ("device", "metadata")}
     return hashlib.sha256(weights.read_bytes() + digest(config).encode()).hexdigest()
+
+
+def sha256_of(folders):
+    """`sha256` of one SAE, or one hash for the SAEs of several sites."""
+    hashes = [sha256(folder) for folder in folders]
+    return hashes[0] if len(hashes) == 1 else digest(hashes)
 
 
 def read_config(folder):

@@ -30,14 +30,15 @@ class Spec:
     dtype: str = "float32"
     """Number format of the LM's weights."""
     site: str = "blocks.15.hook_resid_post"
-    """The hook point that the SAE replaces."""
+    """The hook point that the SAE replaces; several, with an SAE each, joined by `+`."""
     spliced: str = "not-first"
     """Positions that go through the SAE: `not-first`, `not-special` (no BOS, EOS, PAD) or `all`."""
     scored: str = "not-first"
     """Positions whose prediction counts in CE and KL: `not-first`, `not-special` or `all`."""
     sae: str = "own"
     """`own` (trained on first use, then cached), `fresh` (random), a folder of SAELens' or
-    sparsify's, `saelens:RELEASE:ID` or `sparsify:OWNER/NAME:HOOKPOINT`."""
+    sparsify's, `saelens:RELEASE:ID` or `sparsify:OWNER/NAME:HOOKPOINT`. For several sites `own` and
+    `fresh` mean all of them; of the others one each, joined by `+`."""
     sae_width: int = 8
     """Latents of an own or fresh SAE, in multiples of the site's width."""
     sae_k: int = 32
@@ -88,18 +89,32 @@ class Spec:
             raise Usage(
                 "--text random: only with --weights random, as no loss on it means anything"
             )
-        place = re.fullmatch(r"(blocks\.\d+)\.(.+)", self.site)
-        if not place:
-            raise Usage(f"--site '{self.site}': expected a hook point such as {Spec.site}")
-        if place[2] not in POINTS:
-            raise unknown("--site", self.site, [f"{place[1]}.{name}" for name in POINTS])
+        for site in self.sites:
+            place = re.fullmatch(r"(blocks\.\d+)\.(.+)", site)
+            if not place:
+                raise Usage(f"--site '{site}': expected a hook point such as {Spec.site}")
+            if place[2] not in POINTS:
+                raise unknown("--site", site, [f"{place[1]}.{name}" for name in POINTS])
+        if len(set(self.sites)) < len(self.sites):
+            raise Usage(f"--site '{self.site}': a site is named twice")
+        if len(self.saes) != len(self.sites):
+            raise Usage(f"--sae names {len(self.saes)} SAEs, --site {len(self.sites)} sites")
 
     @property
-    def block(self):
-        """The block that the site is in."""
-        return int(self.site.split(".")[1])
+    def sites(self):
+        """The hook points that SAEs replace, one each."""
+        return tuple(self.site.split("+"))
+
+    @property
+    def saes(self):
+        """Where the SAE of each site comes from."""
+        if self.sae in MADE_HERE:
+            return (self.sae,) * len(self.sites)
+        return tuple(self.sae.split("+"))
 
 
+MADE_HERE = ("own", "fresh")
+"""SAEs that the suite makes itself, for all sites of a spec together."""
 RESIDUAL = ("hook_resid_pre", "hook_resid_post", "hook_in", "hook_out")
 WRITTEN = ("hook_mlp_out", "hook_attn_out", "mlp.hook_out", "attn.hook_out", "attn.hook_z")
 POINTS = (*RESIDUAL, *WRITTEN)
@@ -136,9 +151,16 @@ def flag(field):
 
 def check_site(spec, n_blocks):
     """Raise `Usage` if the model has no such block."""
-    if spec.block >= n_blocks:
-        nearest = spec.site.replace(f"blocks.{spec.block}.", f"blocks.{n_blocks - 1}.")
-        raise Usage(
-            f"site '{spec.site}': the model has blocks 0 to {n_blocks - 1}; "
-            f"did you mean '{nearest}'?"
-        )
+    for site in spec.sites:
+        block = block_of(site)
+        if block >= n_blocks:
+            nearest = site.replace(f"blocks.{block}.", f"blocks.{n_blocks - 1}.")
+            raise Usage(
+                f"site '{site}': the model has blocks 0 to {n_blocks - 1}; "
+                f"did you mean '{nearest}'?"
+            )
+
+
+def block_of(site):
+    """The block that a site is in."""
+    return int(site.split(".")[1])

@@ -15,6 +15,7 @@ from bench.errors import Rejected, RunFailed, Unavailable, Usage
 from bench.progress import say
 from bench.provenance import provenance
 from bench.record import digest
+from bench.spec import block_of
 
 TOLERANCE = 1e-4
 """How far the two losses may be apart, relative to the loss."""
@@ -64,9 +65,10 @@ def check_reference(spec, entry):
         raise Usage(f"speed: '{entry.label}': dropout and losses other than kl cannot be compared")
     if spec.weights == "random" or (spec.scored == "not-special" and not spec.prepend_bos):
         raise Usage("speed: expected pretrained weights, and not-special only with a BOS put first")
-    if not spec.site.endswith(("hook_resid_post", "hook_out")) or spec.spliced != spec.scored:
+    after_block = spec.site.endswith(("hook_resid_post", "hook_out")) and "+" not in spec.site
+    if not after_block or spec.spliced != spec.scored:
         raise Usage(
-            "speed: expected a site after a block, and the same positions spliced and scored"
+            "speed: expected one site after a block, and the same positions spliced and scored"
         )
     if entry.name == "lora" and importlib.util.find_spec("peft") is None:
         raise Unavailable("speed compares with PEFT: pip install 'splicebench[speed]'")
@@ -98,7 +100,8 @@ def race(spec, folder, entry, sets, pairs):
     taken = WARM_UP + pairs
     ours = Side(Ours, spec, str(folder), entry.label, sets, taken + 3)
     begun = ours.call("start")
-    plain = Side(Plain, str(folder), begun["sae"], spec.block, plain_settings(spec, entry, begun))
+    settings = plain_settings(spec, entry, begun)
+    plain = Side(Plain, str(folder), begun["sae"], block_of(spec.site), settings)
     plain.call("start", begun["weights"])
     say(f"{'pair':>7} {'loss ours':>11} {'plain':>11}   differ   s ours    plain  ratio")
     rows = []

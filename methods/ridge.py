@@ -14,7 +14,7 @@ from bench.seen import reconstruction
 class Config:
     """Fields of `--set ridge.FIELD=VALUE`."""
 
-    shrink: float = 0.1
+    shrink: float = 10.0
     """Pull towards the identity, in multiples of the mean variance of a dimension."""
 
     def __post_init__(self):

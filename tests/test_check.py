@@ -126,11 +126,11 @@ def test_compare_refuses_what_check_would(small, folders, tmp_path):
 
 def test_an_sae_worse_than_nothing_is_refused():
     measured = {"ce_clean": 3.0, "ce_spliced": 9.5, "ce_ablated": 9.4}
-    (line,) = build.doubts_of(Spec(), {}, measured)
+    (line,) = build.doubts_of(Spec(), [{}], measured)
     assert line == "the SAE explains nothing: CE spliced 9.5000, with the site set to 0 9.4000"
-    assert not build.doubts_of(Spec(), {}, {**measured, "ce_spliced": 9.3})
+    assert not build.doubts_of(Spec(), [{}], {**measured, "ce_spliced": 9.3})
     # A model that is better off without the site has nothing to say about its SAE.
-    assert not build.doubts_of(Spec(), {}, {**measured, "ce_clean": 9.45})
+    assert not build.doubts_of(Spec(), [{}], {**measured, "ce_clean": 9.45})
 
 
 def test_the_first_position_is_found_out():

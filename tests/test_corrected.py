@@ -66,7 +66,7 @@ def test_ridge_is_least_squares_with_rows_for_the_pull(shrink):
 def test_what_was_trained_is_what_is_saved(label, tmp_path):
     adapted = last(tiny.problem(), label)
     saes.save(adapted.saes[0], tmp_path)
-    (loaded,) = saes.load(tmp_path, tiny.WIDTH)
+    loaded = saes.load(tmp_path, tiny.WIDTH)
     made = reconstruction(adapted.saes[0], X)
     torch.testing.assert_close(loaded(X), made, rtol=1e-4, atol=1e-4)
     assert (made - reconstruction(tiny.sae()[0], X)).abs().max() > 0.01

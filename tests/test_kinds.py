@@ -114,7 +114,7 @@ def test_batchtopk_comes_in_its_threshold_form(tmp_path):
     training = BatchTopKTrainingSAE(config)
     training.topk_threshold.fill_(0.7)
     saes.save(training, tmp_path)
-    (loaded,) = saes.load(tmp_path, tiny.WIDTH)
+    loaded = saes.load(tmp_path, tiny.WIDTH)
     assert loaded.cfg.architecture() == "jumprelu"
     assert loaded.threshold.unique().tolist() == pytest.approx([0.7])
     latents = loaded.encode(X)

@@ -26,7 +26,7 @@ def test_training_form_and_disk_keep_the_outputs(tmp_path):
     training = saes.to_training(lent)
     torch.testing.assert_close(training(x), lent(x))
     saes.save(training, tmp_path, share=1.0, run="mse-1", cost=None)
-    (loaded,) = saes.load(tmp_path, tiny.WIDTH)
+    loaded = saes.load(tmp_path, tiny.WIDTH)
     torch.testing.assert_close(loaded(x), lent(x), rtol=1e-4, atol=1e-4)
     assert saes.cost_of(tmp_path) == {"share": 1.0, "run": "mse-1", "cost": None}
 

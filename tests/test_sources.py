@@ -17,6 +17,7 @@ from bench.losses import cross_entropy
 from bench.problem import Adapted, Problem
 from bench.record import read
 from bench.seen import flat
+from bench.spec import block_of
 from bench.specs import SPECS, named
 from tests import tiny
 from tests.test_sparsify import write as write_sparsify
@@ -182,7 +183,7 @@ def test_every_named_spec_agrees_with_itself(name):
     if sae_sources.from_hub(spec.sae):
         which, _, part = sae_sources.split(spec.sae)  # of SAELens' own list of releases
         block = re.search(r"(?:blocks|layers?)[._](\d+)", part)
-        assert int(block[1]) == spec.block
+        assert int(block[1]) == block_of(spec.site)
         if which == "sparsify":
             told["hook_name"] = sparsify.site(part)
         elif part.startswith("blocks."):

@@ -60,7 +60,7 @@ def by_formula(folder, x):
 
 def test_it_is_what_sparsify_computes(folder):
     converted = sae_sources.locate(str(folder))
-    (sae,) = saes.load(converted, tiny.WIDTH)
+    sae = saes.load(converted, tiny.WIDTH)
     latents, made = by_formula(folder, X)
     torch.testing.assert_close(sae.encode(X), latents, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sae.decode(sae.encode(X)), made, rtol=1e-5, atol=1e-5)

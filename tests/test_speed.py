@@ -10,6 +10,7 @@ pytest.importorskip("peft", reason="pip install 'splicebench[speed]'")
 from bench import speed as speed_module
 from bench.method import entry
 from bench.race import RANGES, Ours, Plain
+from bench.spec import block_of
 from bench.specs import named
 from bench.speed import plain_settings
 from tests import tiny
@@ -33,7 +34,7 @@ def test_both_sides_take_the_same_steps(label, cached, folder, monkeypatch):
     assert cached or ours.prepare() is None
     begun = ours.start()
     settings = plain_settings(spec, entry(label, SETS), begun)
-    plain = Plain(spec.model, begun["sae"], spec.block, settings)
+    plain = Plain(spec.model, begun["sae"], block_of(spec.site), settings)
     plain.start(begun["weights"])
     for _ in range(3):
         mine = ours.step()
