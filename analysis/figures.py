@@ -23,10 +23,6 @@ LABELS = {
 }
 
 
-LEGEND_WIDTH = 110
-"""Characters that fit side by side under the panels, at about 7 for a line and its marker."""
-
-
 def draw(comparison):
     """Comparison -> Figure of four panels; CE on the left axis in nats per scored token."""
     with rc_context(LOOK):
@@ -46,7 +42,7 @@ def draw(comparison):
         figure.suptitle(f"{setting(comparison)}\n{budget(comparison)}", fontsize=11.5)
         handles = _handles(comparison, styles)
         longest = max(len(handle.get_label()) for handle in handles)
-        columns = max(1, min(len(handles), 5, LEGEND_WIDTH // (longest + 7)))
+        columns = min(len(handles), 5, max(1, 110 // (longest + 7)))  # 110 characters fit
         by_row = [handle for i in range(columns) for handle in handles[i::columns]]
         figure.legend(handles=by_row, loc="outside lower center", ncols=columns)
     return figure

@@ -16,7 +16,7 @@ from bench.problem import Adapted
 class Config:
     """Fields of `--set affine.FIELD=VALUE`."""
 
-    lr: float = 1e-2
+    lr: float = 4e-2
     """Adam's step size."""
     clip: float = 1.0
     """Largest gradient norm."""

@@ -16,7 +16,7 @@ from bench.problem import Adapted
 class Config:
     """Fields of `--set full.FIELD=VALUE`."""
 
-    lr: float = 1e-4
+    lr: float = 1.5e-4
     """Adam's step size."""
     clip: float = 1.0
     """Largest gradient norm."""

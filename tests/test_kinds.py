@@ -101,7 +101,7 @@ def test_what_e2e_trained_is_the_same_after_export(problem, tmp_path):
     reloaded = SAE.load_from_disk(tmp_path)
     assert type(reloaded) is type(problem.saes[0])
     torch.testing.assert_close(reloaded(X), adapted.saes[0](X), rtol=1e-5, atol=1e-6)
-    loaded = saes.load(tmp_path, tiny.WIDTH)
+    loaded = saes.load_all([tmp_path], [tiny.WIDTH])
     ours = measure(problem, held_out, adapted)
     theirs = measure(problem, held_out, Adapted(saes=loaded))
     assert theirs.ce == pytest.approx(ours.ce, abs=1e-5)

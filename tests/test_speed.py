@@ -74,7 +74,7 @@ def test_losses_that_differ_end_with_5(small, tmp_path, monkeypatch):
         (("--methods", "lora:dropout=0.1"), 2, "dropout and losses other than kl"),
         (("--methods", "e2e:loss=kl+mse"), 2, "dropout and losses other than kl"),
         (("--pairs", "0"), 2, "--pairs must be at least 1"),
-        (("--site", "blocks.1.hook_mlp_out"), 2, "expected a site after a block"),
+        (("--site", "blocks.1.hook_mlp_out"), 2, "expected one site after a block"),
         (("--spliced", "all"), 2, "the same positions spliced and scored"),
         (("--model", "package:gemma"), 2, "did you mean 'gemma3-270m'"),
         (("--site", "blocks.9.hook_resid_post"), 2, "the model has blocks 0 to 3"),
