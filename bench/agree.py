@@ -6,8 +6,6 @@ from bench import hub
 
 ALIASES = {"gpt2": "gpt2-small", "gpt2small": "gpt2-small"}
 """Names that the field has for one model."""
-
-
 UNFOLDED = ("expected_average_only_in", "covariance_whitening")
 """Scalings of SAELens' that an SAE cannot do by itself."""
 

@@ -21,10 +21,3 @@ def descend(problem, batches, adapted, adam, clip, loss=kl_to_clean, after_step=
         if after_step:
             after_step()
         yield adapted
-
-
-def require_positive(config, *fields):
-    """ValueError where a field of a config is not above 0."""
-    for field in fields:
-        if not getattr(config, field) > 0:
-            raise ValueError(f"{field} must be above 0, got {getattr(config, field)}")

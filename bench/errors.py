@@ -56,3 +56,10 @@ def unknown(kind, value, choices):
     near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return Usage(f"unknown {kind} '{value}': {hint}expected one of {', '.join(choices)}")
+
+
+def require_positive(config, *fields):
+    """ValueError where a field of a config is not above 0."""
+    for field in fields:
+        if not getattr(config, field) > 0:
+            raise ValueError(f"{field} must be above 0, got {getattr(config, field)}")

@@ -12,7 +12,7 @@ from bench import cache, hub, packages, peft_format, sae_sources, saes
 from bench.errors import Rejected, Usage
 from bench.progress import say
 from bench.record import read
-from bench.spec import MADE_HERE
+from bench.spec import sources
 
 SIDECAR = "splicebench.json"
 
@@ -83,16 +83,15 @@ def trained_saes(run):
 
 
 def lent_saes(run):
-    """The folders of the frozen SAEs of a run, if all are at hand as they were, and not on the hub;
-    else []."""
-    sae = run.header["sae"]
-    sources = [sae["source"]] if sae["source"] in MADE_HERE else sae["source"].split("+")
+    """The folders of a run's frozen SAEs, or [] where one is on the hub or not as it was."""
+    sae, n_sites = run.header["sae"], len(run.header["spec"]["site"].split("+"))
+    given = sources(sae["source"], n_sites)
     cached = sae.get("cached") or []
     cached = [cached] if isinstance(cached, str) else cached  # in older records
-    if any(map(sae_sources.from_hub, sources)):
+    if any(map(sae_sources.from_hub, given)):
         return []
     places = [cache.root() / path for path in cached if path]
-    places = places if len(places) == len(cached) > 0 else [Path(source) for source in sources]
+    places = places if len(places) == len(cached) > 0 else [Path(source) for source in given]
     whole = all((place / saes.WEIGHTS).is_file() for place in places)
     return places if whole and saes.sha256_of(places) == sae["sha256"] else []
 

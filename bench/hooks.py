@@ -62,7 +62,7 @@ class HookPoints:
 
     def _resolve(self, name, copies):
         point = self[name]
-        match = re.match(r"blocks\.(\d+)\.", name)
+        match = re.match(r"blocks\.(\d+)\.", name) if copies else None
         if not match or int(match[1]) not in copies:
             return point
         original = self._blocks[int(match[1])]

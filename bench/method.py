@@ -87,7 +87,7 @@ def entry(label, sets=()):
 
 
 def _source(module):
-    """The text of a method's file, and of those of other methods that it imports."""
+    """The text of a method's file, and of other methods' that it has imported as modules."""
     found = Path(module.__file__).read_text(encoding="utf-8")
     for part in vars(module).values():
         if isinstance(part, ModuleType) and part.__name__.startswith("methods."):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench import cache, hub, packages
 from bench.errors import Rejected, Unavailable, Usage, out_of_memory, reason
+from bench.peft_format import FAMILIES
 from bench.shapes import SHAPES
 
 FILES = ["*.json", "*.safetensors", "*.txt", "tokenizer.model"]
@@ -76,10 +77,6 @@ def n_blocks(config):
         if isinstance(config.get(field), int):
             return config[field]
     raise Rejected("the model's config names no number of layers (num_hidden_layers, n_layer)")
-
-
-FAMILIES = ("gpt2", "llama", "gemma2", "gemma3_text")
-"""The families that are held to Hugging Face and PEFT by the tests."""
 
 
 def check_family(config):

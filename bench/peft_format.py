@@ -21,8 +21,8 @@ NAMES = {
     "mlp.out": "mlp.down_proj",
 }
 """TransformerLens' name of a linear map -> its name in Llama, Gemma and their like."""
-LIKE_LLAMA = ("llama", "gemma2", "gemma3_text")
-"""Families with the names above."""
+FAMILIES = ("gpt2", "llama", "gemma2", "gemma3_text")
+"""Types of the models that are held to Hugging Face and PEFT by the tests."""
 GPT2_NAMES = {"attn.o": "attn.c_proj", "mlp.in": "mlp.c_fc", "mlp.out": "mlp.c_proj"}
 FUSED, PARTS = "attn.c_attn", ("attn.q", "attn.k", "attn.v")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -50,7 +50,7 @@ def tensors(pairs, model_type):
 
 def _by_block(pairs, model_type):
     """(block, its linear map as the model calls it, (A, B)), GPT-2's q, k and v put together."""
-    if model_type not in ("gpt2", *LIKE_LLAMA):
+    if model_type not in FAMILIES:
         raise Rejected(f"the names of a '{model_type}' model's linear maps are not known here")
     fused = {}
     for name, pair in pairs.items():

@@ -18,8 +18,8 @@ def load(run):
     `run` is the run's record or the folder beside it. A pass over whole windows of token ids
     [batch, seq] (no key-value cache) is then that of the adapted model, positions as the run had
     them; `bridge.reset_hooks()` makes it the clean model again, unless the method trained the
-    model's own weights (`full`). Raises `Usage` where the run or
-    its SAE is not there.
+    model's own weights (`full`). Raises `Usage` where the run or its SAE is not there, `Rejected`
+    where model or SAE are not those that it ran with.
     """
     run = export.finished(run)
     problem = _problem(run)

@@ -108,13 +108,20 @@ class Spec:
     @property
     def saes(self):
         """Where the SAE of each site comes from."""
-        if self.sae in MADE_HERE:
-            return (self.sae,) * len(self.sites)
-        return tuple(self.sae.split("+"))
+        return sources(self.sae, len(self.sites))
 
 
 MADE_HERE = ("own", "fresh")
 """SAEs that the suite makes itself, for all sites of a spec together."""
+
+
+def sources(sae, n_sites):
+    """Where the SAE of each site comes from; for one site the name is taken whole."""
+    if sae in MADE_HERE or n_sites == 1:
+        return (sae,) * n_sites
+    return tuple(sae.split("+"))
+
+
 RESIDUAL = ("hook_resid_pre", "hook_resid_post", "hook_in", "hook_out")
 WRITTEN = ("hook_mlp_out", "hook_attn_out", "mlp.hook_out", "attn.hook_out", "attn.hook_z")
 POINTS = (*RESIDUAL, *WRITTEN)

@@ -10,7 +10,8 @@ from typing import Literal
 
 import torch
 
-from bench.descent import descend, require_positive
+from bench.descent import descend
+from bench.errors import require_positive
 from bench.problem import Adapted, copy_of
 from bench.saes import clamp_thresholds
 from bench.seen import LOSSES

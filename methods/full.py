@@ -1,4 +1,4 @@
-"""Finetune every weight of the blocks after the SAE: the upper bound of what adapting can give.
+"""Finetune every weight of the blocks after the SAE, which LoRA changes by low-rank updates only.
 
 The blocks are an own copy; embedding, final norm and unembedding stay as they are.
 """
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.descent import descend, require_positive
+from bench.descent import descend
+from bench.errors import require_positive
 from bench.hooks import block_after
 from bench.problem import Adapted
 

@@ -5,7 +5,8 @@ from functools import partial
 
 import torch
 
-from bench.descent import descend, require_positive
+from bench.descent import descend
+from bench.errors import require_positive
 from bench.problem import Adapted, copy_of
 from bench.saes import clamp_thresholds
 from methods import lora

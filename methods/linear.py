@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 
 from bench.corrected import correct
-from bench.descent import descend, require_positive
+from bench.descent import descend
+from bench.errors import require_positive
 from bench.problem import Adapted
 from bench.seen import LOSSES
 

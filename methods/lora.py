@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from bench import peft_format
-from bench.descent import descend, require_positive
-from bench.errors import unknown
+from bench.descent import descend
+from bench.errors import require_positive, unknown
 from bench.hooks import block_after
 from bench.problem import Adapted
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.descent import descend, require_positive
+from bench.descent import descend
+from bench.errors import require_positive
 from bench.problem import Adapted
 from bench.saes import to_training
 

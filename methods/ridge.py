@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from bench.corrected import correct
-from bench.descent import require_positive
+from bench.errors import require_positive
 from bench.problem import Adapted
 from bench.seen import reconstruction
 

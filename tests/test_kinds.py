@@ -12,13 +12,7 @@ from bench.harness import drive
 from bench.meter import Meter
 from bench.problem import Adapted, copy_of
 from tests import tiny
-from tests.test_methods import (
-    check_leaves_the_problem,
-    check_same_seed_same_curve,
-    check_starts_from_the_bare_sae,
-    check_survives_a_kill,
-    hold_out,
-)
+from tests.test_methods import check_promises, hold_out
 
 X = torch.randn(40, tiny.WIDTH, generator=torch.Generator().manual_seed(3))
 NORMALISED = "topk on layer-normed activations"
@@ -61,11 +55,7 @@ def test_an_own_copy_has_the_same_outputs(kind):
 
 @pytest.mark.parametrize("label", ["e2e", "e2e:loss=kl+mse", "lora"])
 def test_every_method_keeps_its_promises(problem, label):
-    entry, held_out = method.entry(label), hold_out(problem)
-    check_starts_from_the_bare_sae(problem, held_out, entry)
-    check_leaves_the_problem(problem, held_out, entry)
-    check_same_seed_same_curve(problem, held_out, entry)
-    check_survives_a_kill(problem, held_out, entry, kill_at=2)
+    check_promises(problem, hold_out(problem), method.entry(label))
 
 
 @pytest.mark.parametrize("lr", [6e-3, 0.3])

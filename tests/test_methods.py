@@ -127,6 +127,15 @@ def check_survives_a_kill(problem, held_out, entry, kill_at):
     assert measured(resumed) == measured(whole)[kill_at:]
 
 
+def check_promises(problem, held_out, entry):
+    """All of it at once, for other problems than the usual one."""
+    check_starts_from_the_bare_sae(problem, held_out, entry)
+    check_leaves_the_problem(problem, held_out, entry)
+    check_same_seed_same_curve(problem, held_out, entry)
+    check_costs_only_grow(problem, held_out, entry)
+    check_survives_a_kill(problem, held_out, entry, kill_at=2)
+
+
 @pytest.mark.parametrize("label", LABELS)
 def test_starts_from_the_bare_sae(problem, held_out, label):
     check_starts_from_the_bare_sae(problem, held_out, method.entry(label))

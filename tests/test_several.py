@@ -12,14 +12,7 @@ from bench.problem import Problem
 from bench.record import read
 from tests import tiny
 from tests.test_export import run_of, validation_tokens
-from tests.test_methods import (
-    check_costs_only_grow,
-    check_leaves_the_problem,
-    check_same_seed_same_curve,
-    check_starts_from_the_bare_sae,
-    check_survives_a_kill,
-    hold_out,
-)
+from tests.test_methods import check_promises, hold_out
 
 SITES = ("blocks.0.hook_resid_post", "blocks.2.hook_resid_post")
 BOTH = "+".join(SITES)
@@ -33,13 +26,7 @@ def problem():
 
 @pytest.mark.parametrize("label", [*method.names(), "lora:layers=all"])
 def test_every_method_keeps_its_promises(problem, label):
-    entry, held_out = method.entry(label), hold_out(problem)
-    check_starts_from_the_bare_sae(problem, held_out, entry)
-    check_leaves_the_problem(problem, held_out, entry)
-    check_same_seed_same_curve(problem, held_out, entry)
-    check_survives_a_kill(problem, held_out, entry, kill_at=2)
-    if label != "none":
-        check_costs_only_grow(problem, held_out, entry)
+    check_promises(problem, hold_out(problem), method.entry(label))
 
 
 def spliced_ce(model, saes, tokens):
