@@ -163,7 +163,7 @@ def sae_folders(loaded, mse):
         with cache.new_folder(own) as temporary:
             _train(loaded, mse, temporary)
     (record,) = own.glob("*.jsonl")
-    return saes.checkpoint(own / record.stem, 1.0)
+    return saes.checkpoint(own / record.stem, spec.sae_share)
 
 
 def fresh_folders(loaded):
@@ -197,6 +197,7 @@ def _train(loaded, mse, folder):
     spec = dataclasses.replace(
         loaded.spec,
         sae="fresh",
+        sae_share=1.0,
         cache_clean=False,  # each of its windows is read once, and only as far as the site
         steps=max(1, loaded.spec.sae_tokens // (loaded.spec.seq_len * loaded.spec.batch_size)),
     )

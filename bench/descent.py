@@ -5,6 +5,12 @@ from torch.nn.utils import clip_grad_norm_
 from bench.seen import kl_to_clean
 
 
+def falling(n_steps, share):
+    """Step -> factor of the step size: 1, then linearly to 0 over the last `share` of the run."""
+    length = max(1, round(share * n_steps))
+    return lambda step: min(1.0, max(0.0, (n_steps - step) / length))
+
+
 def descend(problem, batches, adapted, adam, clip, loss=kl_to_clean, after_step=None):
     """Yield `adapted` before training and after every step of the optimizer `adam`.
 

@@ -33,8 +33,9 @@ class Loaded:
 
     @property
     def recipe(self):
-        """The fields of the spec that make an own or fresh SAE what it is."""
-        return {k: v for k, v in asdict(self.spec).items() if k.startswith("sae_")}
+        """The fields of the spec that make an own or fresh SAE what it is, at any share."""
+        fields = asdict(self.spec).items()
+        return {k: v for k, v in fields if k.startswith("sae_") and k != "sae_share"}
 
     def problem(self, saes):
         """A `Problem` with these SAEs."""

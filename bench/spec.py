@@ -47,6 +47,8 @@ class Spec:
     """Tokens an own SAE is trained on."""
     sae_lr: float = 2e-3
     """Step size that an own SAE is trained with, by the method `mse`."""
+    sae_share: float = 1.0
+    """How much of an own SAE's training is done: 0.1, 0.2, ... or 1, of which each is kept."""
     sae_seed: int = 1_000
     """Seed of an own or fresh SAE; away from the runs' seeds, so no run repeats its batches."""
     text: str = "sotu"
@@ -80,6 +82,10 @@ class Spec:
                 raise Usage(f"{flag(field.name)} must be at least 1, got {value}")
         if not self.sae_lr > 0:
             raise Usage(f"--sae-lr must be above 0, got {self.sae_lr}")
+        if round(10 * self.sae_share, 6) not in range(1, 11):
+            raise Usage(f"--sae-share {self.sae_share}: expected 0.1, 0.2, ... or 1")
+        if self.sae_share != 1 and self.sae != "own":
+            raise Usage(f"--sae-share {self.sae_share}: only with --sae own")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise unknown(flag(name), getattr(self, name), choices)

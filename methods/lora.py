@@ -151,22 +151,39 @@ def check(config, site_names, n_blocks):
 
 def check_start(config, layers):
     """Raise ValueError if the adapter to start from is not of the shape that is asked for."""
-    given = peft_format.read_config(config.init)
-    for field, found in (("rank", given["r"]), ("alpha", given["lora_alpha"])):
+    rank, alpha, blocks, targets = shape_of(config.init)
+    for field, found in (("rank", rank), ("alpha", alpha)):
         if found != getattr(config, field):
             raise ValueError(f"{config.init} has {field} {found:g}: --set lora.{field}={found:g}")
-    names = [name.split(".", 2) for name in peft_format.load(config.init)]
-    blocks = sorted({int(block) for _, block, _ in names})
     if blocks != layers:
         found = "+".join(map(str, blocks))
         raise ValueError(f"{config.init} adapts other layers: --set lora.layers={found}")
-    found = {linear for *_, linear in names}
-    lacking = {"mlp.gate"} if given.get("fan_in_fan_out") else set()  # GPT-2's has none
-    if found != {LINEARS[target] for target in config.targets} - lacking:
-        targets = "+".join(target for target, linear in LINEARS.items() if linear in found)
-        raise ValueError(f"{config.init} adapts other maps: --set lora.targets={targets}")
-    if len(names) != len(blocks) * len(found):
-        raise ValueError(f"{config.init} does not adapt the same maps in each of its layers")
+    lacking = {"gate"} if peft_format.read_config(config.init).get("fan_in_fan_out") else set()
+    if set(targets) != set(config.targets) - lacking:  # GPT-2 has no gate
+        found = "+".join(targets)
+        raise ValueError(f"{config.init} adapts other maps: --set lora.targets={found}")
+
+
+def shape_of(folder):
+    """(rank, alpha, blocks, targets) of a PEFT adapter; ValueError if its layers are not alike."""
+    given = peft_format.read_config(folder)
+    names = [name.split(".", 2) for name in peft_format.load(folder)]
+    blocks = sorted({int(block) for _, block, _ in names})
+    linears = {linear for *_, linear in names}
+    if len(names) != len(blocks) * len(linears):
+        raise ValueError(f"{folder} does not adapt the same maps in each of its layers")
+    targets = tuple(target for target, linear in LINEARS.items() if linear in linears)
+    return given["r"], given["lora_alpha"], blocks, targets
+
+
+def frozen(problem, folder):
+    """The hooks of a PEFT adapter that takes part as it is and is not trained."""
+    rank, alpha, blocks, targets = shape_of(folder)
+    layers = ",".join(map(str, blocks))
+    config = Config(rank=rank, alpha=alpha, targets=targets, init=str(folder), layers=layers)
+    adapters, hooks = build(problem, config)
+    adapters.requires_grad_(False)
+    return hooks
 
 
 def chosen_layers(layers, site_names, n_blocks):

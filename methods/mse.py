@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.descent import descend
+from bench.descent import descend, falling
 from bench.errors import require_positive
 from bench.problem import Adapted
 from bench.saes import to_training
@@ -86,9 +86,3 @@ def sae_loss(sae, activations, idle_steps, config):
     fired = (output.feature_acts > 0).any(0)
     idle_steps.add_(1).masked_fill_(fired, 0)
     return output.loss
-
-
-def falling(n_steps, share):
-    """Step -> factor of the step size: 1, then linearly to 0 over the last `share` of the run."""
-    length = max(1, round(share * n_steps))
-    return lambda step: min(1.0, max(0.0, (n_steps - step) / length))
