@@ -1,4 +1,4 @@
-"""python -m analysis FOLDER [--out DIR]: figures and tables of every folder of records."""
+"""python -m analysis FOLDER [--out DIR] [--claims]: figures and tables of folders of records."""
 
 import argparse
 import sys
@@ -12,9 +12,14 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
     parser.add_argument("folder", type=Path, help="records lie here or in its subfolders")
     parser.add_argument("--out", type=Path, help="write there instead, one folder per experiment")
+    parser.add_argument(
+        "--claims", action="store_true", help="write CLAIMS.md alone: the papers' claims, judged"
+    )
     arguments = parser.parse_args(argv)
     try:
         folders = _folders(arguments.folder)
+        if arguments.claims:
+            return _claims(arguments)
     except Fault as fault:
         return _tell(fault)
     codes = [_report(folder, arguments) for folder in folders]
@@ -43,6 +48,17 @@ def _report(folder, arguments):
     except OSError as error:
         return _tell(Unavailable(f"cannot write: {error}"))
     print(f"{folder}\n\n{text}", *paths, "", sep="\n")
+    return 0
+
+
+def _claims(arguments):
+    from analysis.claims import write
+
+    try:
+        path, lines = write(arguments.folder, arguments.out)
+    except OSError as error:
+        raise Unavailable(f"cannot write: {error}") from None
+    print(*lines, path, sep="\n")
     return 0
 
 

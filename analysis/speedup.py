@@ -3,12 +3,17 @@
 Pure functions on runs (`bench.record.Run`). The gap is `ce_spliced - ce_clean` and the closed
 share is `(ce_spliced - ce) / gap`, so a share names a loss. Costs are along one of `AXES`;
 a cost of `inf` is a share that was never reached, None one that was not measured.
+
+Against an SAE trained end to end from scratch there are two definitions, `to_same_ce` and
+`whole_runs`. They go by the CE itself: the share would be of the gap that a random SAE leaves.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
-from statistics import fmean, median, median_low, stdev
+from statistics import median, median_high, median_low
 
+from analysis.closed import ce_difference, closed_at_end, end_losses  # noqa: F401 - as before
 from analysis.load import REFERENCE, clock
 
 AXES = ("seconds", "backwards", "tokens")
@@ -16,39 +21,6 @@ AXES = ("seconds", "backwards", "tokens")
 
 TARGETS = 4
 """How many shares of the gap costs are reported for."""
-
-
-@dataclass(frozen=True)
-class Closed:
-    """How much of the gap is closed at the end, on the documents of the full set."""
-
-    share: float
-    """Of the gap; 1 is the clean model."""
-    error: float | None
-    """Standard error over documents; None when there is one document only."""
-    low: float
-    """The worst seed's share."""
-    high: float
-    """The best seed's share."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """CE of one label minus CE of another at the end, paired by document."""
-
-    mean: float
-    """Nats per scored token; below 0 when the first is the better one."""
-    error: float | None
-    """Standard error over documents; None when there is one document only."""
-    lower: int
-    """In how many of the shared seeds the first is the better one."""
-    seeds: int
-    """How many seeds ran in both."""
-
-    @property
-    def distinguishable(self):
-        """Whether the difference is at least two standard errors."""
-        return bool(self.error is not None and abs(self.mean) >= 2 * self.error)
 
 
 def closed_share(ce, clean, spliced):
@@ -176,52 +148,94 @@ def targets(runs, count=TARGETS):
     return [i * step / 1000 for i in range(1, count + 1)] if step else []
 
 
-def end_losses(run):
-    """CE per document after training, or None when the run has no finite one."""
-    losses = (run.end or {}).get("ce_full")
-    return losses if losses and None not in losses else None
+@dataclass(frozen=True)
+class Ratio:
+    """How many times ours the rival's cost is."""
+
+    value: float
+    """Above 1, ours is the cheaper one."""
+    at_least: bool = False
+    """Whether the rival ended before it got there: the true value is then larger than this."""
 
 
-def closed_at_end(runs):
-    """Runs of one label -> `Closed`; None when no run has CE per document or there is no gap.
+def to_same_ce(scratch, run, axis, ce=None):
+    """Speedup by cost to the same CE -> `Ratio`, or None where there is none.
 
-    The share is a ratio of means over documents, of spliced - adapted over spliced - clean,
-    each averaged over seeds; its error is that of a ratio estimator with paired documents.
+    Cost at which `scratch`, an SAE trained end to end, first reaches `ce`, over the cost of the
+    SAE that `run` starts from plus that at which `run` first reaches it; both interpolated, on
+    the curve set. `ce` is by default what `run` ends with. The SAE is charged whole, even for a
+    CE that it has before any adaptation. Where `scratch` never gets there, its whole cost over
+    ours is a lower bound. None where `run` does not get there, where ours costs nothing, and
+    where the two are not `comparable`.
     """
-    gains, gaps = [], []  # [seed][document]
-    for run in runs:
-        losses, header = end_losses(run), run.header
-        if losses and header.get("ce_full_spliced") and header.get("ce_full_clean"):
-            pairs = zip(header["ce_full_spliced"], losses, strict=True)
-            gains.append([spliced - ce for spliced, ce in pairs])
-            pairs = zip(header["ce_full_spliced"], header["ce_full_clean"], strict=True)
-            gaps.append([spliced - clean for spliced, clean in pairs])
-    if not gains or any(fmean(gap) <= 0 for gap in gaps):
+    if not comparable(scratch, run, axis):
         return None
-    gain, gap = _over_seeds(gains), _over_seeds(gaps)
-    share = fmean(gain) / fmean(gap)
-    error = _error([a - share * b for a, b in zip(gain, gap, strict=True)])
-    by_seed = [fmean(a) / fmean(b) for a, b in zip(gains, gaps, strict=True)]
-    return Closed(share, error and error / fmean(gap), min(by_seed), max(by_seed))
+    ce = run.rows[-1]["ce"] if ce is None else ce
+    theirs, ours = _cost_to_ce(scratch, axis, ce), _cost_to_ce(run, axis, ce)
+    never = theirs == math.inf
+    theirs = sae_cost(scratch, axis) + scratch.rows[-1][axis] if never else theirs
+    return Ratio(theirs / ours, never) if theirs > 0 and 0 < ours < math.inf else None
 
 
-def ce_difference(runs, others):
-    """CE of `runs` minus CE of `others` (one label's runs each) at the end -> `Difference`.
+def whole_runs(scratch, run, axis):
+    """Speedup by whole runs -> number or None: so the "3x to 20x" of 2501.19406 comes out, as 312
+    hours over 104 to 15.4.
 
-    Averaged over the seeds that have an end in both, over all of each where no seed is shared;
-    None when either has no CE per document.
+    The whole cost of `scratch` over that of the SAE that `run` starts from plus all of `run`,
+    whatever CE the two end with. On the axis of LM backward passes an SAE trained on
+    reconstruction costs nothing, since that runs no block after the site; its tokens and seconds
+    count. None where ours costs nothing and where the two are not `comparable`.
     """
-    ours = {run.header["seed"]: end_losses(run) for run in runs if end_losses(run)}
-    theirs = {run.header["seed"]: end_losses(run) for run in others if end_losses(run)}
-    if not ours or not theirs:
+    if not comparable(scratch, run, axis):
         return None
-    shared = ours.keys() & theirs.keys()
-    ours_at, theirs_at = shared or ours, shared or theirs
-    ours_mean = _over_seeds([ours[seed] for seed in ours_at])
-    theirs_mean = _over_seeds([theirs[seed] for seed in theirs_at])
-    difference = [a - b for a, b in zip(ours_mean, theirs_mean, strict=True)]
-    lower = sum(fmean(ours[seed]) < fmean(theirs[seed]) for seed in shared)
-    return Difference(fmean(difference), _error(difference), lower, len(shared))
+    theirs, ours = (sae_cost(some, axis) + some.rows[-1][axis] for some in (scratch, run))
+    return theirs / ours if theirs > 0 and ours > 0 else None
+
+
+def comparable(scratch, run, axis):
+    """Whether two runs that start from different SAEs may be compared: both finished with a
+    CE, on one model and text, with known costs, in seconds only on one clock and in one go.
+
+    What is not in these two records, whether the training of the SAE was resumed, is for who
+    has its record to check.
+    """
+    runs = (scratch, run)
+    if any(some.status != "finished" or not some.rows for some in runs):
+        return False
+    if any(some.rows[-1]["ce"] is None or sae_cost(some, axis) is None for some in runs):
+        return False
+    if axis == "seconds" and (clock(scratch) != clock(run) or any(map(resumed, runs))):
+        return False
+    return math.isclose(scratch.header["ce_clean"], run.header["ce_clean"], rel_tol=1e-4)
+
+
+def over_seeds(ratios):
+    """Median `Ratio` of those that there are, or None. A lower bound at or below the median
+    makes it one: the true value of that seed may lie above."""
+    known = [ratio for ratio in ratios if ratio]
+    if not known:
+        return None
+    values = [ratio.value for ratio in known]
+    upper = median_high(values)
+    return Ratio(median(values), any(r.at_least and r.value <= upper for r in known))
+
+
+def ce_at(run, axis, cost):
+    """CE of a run at a cost, on the line between evaluations; what it ends with beyond."""
+    rows = [row for row in run.rows if row["ce"] is not None]
+    for before, after in itertools.pairwise(rows):
+        if cost <= after[axis]:
+            wide = after[axis] - before[axis]
+            part = max(0.0, (cost - before[axis]) / wide) if wide else 1.0
+            return before["ce"] + part * (after["ce"] - before["ce"])
+    return rows[-1]["ce"]
+
+
+def _cost_to_ce(run, axis, ce):
+    """Cost of first reaching a CE, that of the SAE added; inf when the run never does."""
+    rows = list(itertools.takewhile(lambda row: row["ce"] is not None, run.rows))
+    reached = cost_to_reach([row[axis] for row in rows], [-row["ce"] for row in rows], -ce)
+    return sae_cost(run, axis) + reached
 
 
 def _sae_clock(cost, header):
@@ -229,13 +243,3 @@ def _sae_clock(cost, header):
     machine = cost.get("machine", header.get("machine"))
     products = cost.get("matmul", header.get("matmul"))
     return machine, cost.get("device"), cost.get("threads"), products
-
-
-def _over_seeds(values):
-    """[seed][document] -> mean per document."""
-    return [fmean(column) for column in zip(*values, strict=True)]
-
-
-def _error(values):
-    """Standard error of the mean, or None for a single value."""
-    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None

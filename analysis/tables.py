@@ -3,17 +3,9 @@
 import textwrap
 from statistics import fmean, median
 
+from analysis.closed import ce_difference, closed_at_end, end_losses
 from analysis.notes import BLANK, heading, notes, number, percent, times
-from analysis.speedup import (
-    AXES,
-    ce_difference,
-    closed_at_end,
-    end_losses,
-    median_cost,
-    resumed,
-    speedup,
-    targets,
-)
+from analysis.speedup import AXES, median_cost, resumed, speedup, targets
 
 WIDTH = 108
 """Columns that running text is wrapped to."""

@@ -33,6 +33,12 @@ def parser():
     speed = commands.add_parser("speed", help="our step against plain Hugging Face and PEFT")
     speed.add_argument("--pairs", type=int, default=5, help="timed pairs of steps (default: 5)")
     add_problem(speed, methods="lora:rank=64,lora:rank=64:layers=all,e2e")
+    experiment = commands.add_parser("experiment", help="the papers' experiments, what is missing")
+    experiment.add_argument("names", nargs="+", metavar="NAME", help="such as timing, rivals; all")
+    experiment.add_argument("--scale", default="laptop", help="laptop (default) or full")
+    experiment.add_argument("--out", help="folder of the records (default: results/SCALE)")
+    experiment.add_argument("--dry-run", action="store_true", help="list the runs, run none")
+    experiment.add_argument("--fresh", action="store_true", help="run again what is already done")
     check = commands.add_parser("check", help="does the SAE belong at its site, and if not, why")
     add_spec(check)
     export = commands.add_parser("export", help="what a run trained, for PEFT and SAELens")
@@ -121,6 +127,14 @@ def speed(arguments):
     run(spec, labels, arguments.sets, arguments.pairs, arguments.out)
 
 
+def experiment(arguments):
+    """`python -m bench experiment`."""
+    from bench.experiment import experiment as run
+
+    a = arguments
+    run(a.names, a.scale, a.out, a.dry_run, a.fresh)
+
+
 def check(arguments):
     """`python -m bench check`."""
     from bench.check import check as run
@@ -164,7 +178,9 @@ def methods(arguments):
 
 def main():
     """Run the command; a `Fault` is one line on stderr and its exit code."""
-    commands = {run.__name__: run for run in (compare, speed, check, export, specs, methods)}
+    commands = {
+        run.__name__: run for run in (compare, experiment, speed, check, export, specs, methods)
+    }
     try:
         arguments = parser().parse_args()
         commands[arguments.command](arguments)

@@ -102,18 +102,23 @@ def run_all(spec, folder, entries, mse, seeds, out, fresh, force):
         say(expectation(loaded, n_trained, trains_sae))
     failed = []
     for number, (name, (entry, seed)) in enumerate(todo.items(), start=1):
-        path = out / f"{name}.jsonl"
-        set_aside(path)
-        header = bench.header(entry, seed)
-        status = bench.harness.run(entry.module, entry.config, header, spec.steps, path)
+        path, status, reason = run_one(bench, entry, seed, out)
         say(f"[{number}/{len(todo)}] {entry.label} seed {seed}: {status}, {path}")
         if status != "finished":
-            reason = read(path).end.get("reason", "")
             say(f"    {reason}")
             failed.append(f"{name} ({status})")
     if len(todo) < len(runs):
         say(f"{len(runs) - len(todo)} of {len(runs)} runs were already done (--fresh runs again)")
     return set(runs), failed
+
+
+def run_one(bench, entry, seed, out):
+    """One run -> (its record's path, how it ended, why); an older record is moved aside."""
+    path = out / f"{bench.name(entry, seed)}.jsonl"
+    set_aside(path)
+    header = bench.header(entry, seed)
+    status = bench.harness.run(entry.module, entry.config, header, bench.spec.steps, path)
+    return path, status, "" if status == "finished" else read(path).end.get("reason", "")
 
 
 def check_sae(bench, force):
@@ -169,14 +174,19 @@ def done(out, name, entry):
         return False
     if run.status != "finished":
         return False
+    check_unchanged(run, entry)
+    return True
+
+
+def check_unchanged(run, entry):
+    """Raise `Usage` where a finished run was made by another method's file or torch."""
     changed = []
     if run.header.get("source") != entry.source:
         changed.append(f"methods/{entry.name}.py")
     if run.header.get("versions", {}).get("torch") != versions()["torch"]:
         changed.append("torch")
     if changed:
-        raise Usage(f"{path}: done with another {' and '.join(changed)}; --fresh runs it again")
-    return True
+        raise Usage(f"{run.path}: done with another {' and '.join(changed)}; --fresh runs it again")
 
 
 def set_aside(path):

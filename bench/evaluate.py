@@ -89,9 +89,7 @@ class Gauge:
 def measure(problem, held_out, adapted):
     """`Score` of an adapted model."""
     gauges = [Gauge(sae) for sae in adapted.saes]
-    finals = _finals(problem, held_out, adapted, gauges)
-    _, targets = predictions(problem, held_out.tokens)
-    entropies, kls = losses.evaluate(finals, targets, problem.head, held_out.teacher)
+    entropies, kls = by_token(problem, held_out, adapted, gauges, teacher=held_out.teacher)
     return Score(
         per_document(entropies, problem, held_out),
         None if kls is None else kls.double().mean().item(),
@@ -103,14 +101,23 @@ def measure(problem, held_out, adapted):
 @torch.no_grad()
 def ablated(problem, held_out):
     """CE per document with every position of the sites set to 0, as SAELens ablates."""
-    bare = Adapted(saes=problem.saes)
-    finals = _finals(problem, held_out, bare, [torch.zeros_like] * len(problem.saes), "all")
-    _, targets = predictions(problem, held_out.tokens)
-    entropies, _ = losses.evaluate(finals, targets, problem.head)
+    bare, zeros = Adapted(saes=problem.saes), [torch.zeros_like] * len(problem.saes)
+    entropies, _ = by_token(problem, held_out, bare, zeros, "all")
     return per_document(entropies, problem, held_out)
 
 
-def _finals(problem, held_out, adapted, reconstruct, positions=None):
+@torch.no_grad()
+def by_token(problem, held_out, adapted, reconstruct=None, positions=None, teacher=None):
+    """(CE, KL to the `teacher` or None) of every predicted token in order: [predictions] each.
+
+    `reconstruct`, a function for each site, takes the place of the SAEs.
+    """
+    finals = finals_of(problem, held_out, adapted, reconstruct, positions)
+    _, targets = predictions(problem, held_out.tokens)
+    return losses.evaluate(finals, targets, problem.head, teacher)
+
+
+def finals_of(problem, held_out, adapted, reconstruct, positions=None):
     """Final hidden states at the predicted positions: [predictions, d_model]."""
     start, finals = problem.start_of(adapted), []
     for part in progress.bar(parts(held_out.tokens), desc="evaluating"):

@@ -200,7 +200,7 @@ model = PeftModel.from_pretrained(model, "DIR")"""
 
 def losses(run):
     """CE before and after, as a table of the card."""
-    from analysis.speedup import closed_at_end
+    from analysis.closed import closed_at_end
 
     if run.header["weights"] == "random":
         return "The model's weights are random: no loss means anything."

@@ -102,6 +102,10 @@ def evaluating(adapted):
             module.train(mode)
 
 
+WARM = set()
+"""What this process has warmed up: method, config, and the shapes it worked on."""
+
+
 def warm_up(method, problem, config):
     """Two steps on noise, before the seed is set, metered nowhere."""
     vocabulary, seq_len = len(problem.head.weight), problem.train.shape[1]
@@ -122,7 +126,6 @@ class Harness:
         self.sae_cost = sae_cost
         """What the SAEs have cost so far: {} for fresh ones, None where it is not known."""
         self._lent = _copied(problem.saes.state_dict())
-        self._warm = set()
 
     def run(self, method, config, header, steps, path):
         """One run -> its record at `path`; what it trained goes to the folder beside it.
@@ -160,9 +163,11 @@ class Harness:
 
     def _run(self, method, config, seed, steps, path, writer):
         problem, meter = self.problem, Meter(self.problem.bridge)
-        if (method.__name__, repr(config)) not in self._warm:
+        shapes = [tuple(part.shape) for part in problem.saes.parameters()]
+        work = method.__name__, repr(config), repr(shapes), problem.batch_size, problem.train.shape
+        if work not in WARM:
             warm_up(method, problem, config)
-            self._warm.add((method.__name__, repr(config)))
+            WARM.add(work)
         if problem.clean_cache:
             self._filled_before = problem.clean_cache.filled
         torch.manual_seed(seed)

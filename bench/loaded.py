@@ -81,11 +81,15 @@ def load(spec, folder):
     points = HookPoints(bridge)
     for site in spec.sites:
         points[site]  # raises where there is no such hook point
-    others = ("name", "sae", "steps", "cache_clean")
-    fields = {k: v for k, v in asdict(spec).items() if not k.startswith(others)}
-    key = digest([model, fields, written])[:16]
+    key = digest([model, fields_of(spec), written])[:16]
     widths = tuple(points.widths[site] for site in spec.sites)
     return Loaded(spec, bridge, parts, widths, key, digest(model), special, about)
+
+
+def fields_of(spec):
+    """The fields of a spec that model and text depend on."""
+    others = ("name", "sae", "steps", "cache_clean")
+    return {k: v for k, v in asdict(spec).items() if not k.startswith(others)}
 
 
 def code():

@@ -1,15 +1,20 @@
-"""A finished run in Python again: the bridge with the SAE and the adapters in place."""
+"""A finished run in Python again: its problem, its adapted model, and the bridge as either."""
 
 import dataclasses
+from contextlib import contextmanager
 
 import torch
 
-from bench import export, hooks, method, models, sae_sources, saes
+from bench import export, hooks, method, models, sae_sources, saes, text
 from bench.blocks import named_weights
-from bench.errors import Rejected, Usage
+from bench.errors import Rejected, Usage, unknown
 from bench.problem import Problem, splice
 from bench.seen import reconstruction
 from bench.spec import MADE_HERE, Spec
+
+MODELS = ("clean", "spliced", "adapted", "without-sae")
+"""What a run's bridge can be: nothing on it; the SAEs that the run was lent; what it ended with;
+that without the SAEs."""
 
 
 def load(run):
@@ -22,32 +27,92 @@ def load(run):
     where model or SAE are not those that it ran with.
     """
     run = export.finished(run)
-    problem = _problem(run)
-    adapted = _adapted(run, problem)
-    _attach(problem, adapted)
+    problem, adapted = _restored(run, export.trained_saes(run))
+    _exchange(problem, adapted)
+    _attach(problem, adapted.saes, adapted.hooks)
     return problem.bridge
 
 
-def _problem(run):
+def restore(run):
+    """(the `Problem` that a finished run had, without its windows; the `Adapted` it ended with).
+
+    Nothing is on the bridge and its weights are the clean model's. `run` and what is raised are
+    as in `load`; the SAEs that the run was lent must be there too where it trained its own.
+    """
+    return _restored(export.finished(run))
+
+
+def there_are(problem, adapted):
+    """Those of `MODELS` that differ: only what takes part besides the SAEs can do without them."""
+    beside = adapted.hooks or adapted.blocks
+    trained = beside or adapted.saes is not problem.saes
+    return MODELS[: 4 if beside else 3 if trained else 2]
+
+
+@contextmanager
+def placed(problem, adapted, which):
+    """The problem's bridge as one of `MODELS`, for the passes inside the block."""
+    if which not in MODELS:
+        raise unknown("model", which, MODELS)
+    changed = which in ("adapted", "without-sae")
+    own = {"spliced": problem.saes, "adapted": adapted.saes}.get(which, [])
+    try:
+        if changed:
+            _exchange(problem, adapted)
+        _attach(problem, own, adapted.hooks if changed else [])
+        yield problem.bridge
+    finally:
+        problem.bridge.reset_hooks()
+        if changed:
+            _exchange(problem, adapted)
+
+
+def spec_of(run):
+    """The `Spec` of a record, as read."""
     known = {field.name for field in dataclasses.fields(Spec)}
-    spec = Spec(**{name: value for name, value in run.header["spec"].items() if name in known})
+    return Spec(**{name: value for name, value in run.header["spec"].items() if name in known})
+
+
+def validation(run, problem):
+    """The validation windows of a record, as read (`text.Windows`), on the problem's device."""
+    spec = spec_of(run)
+    tokenizer = models.load_tokenizer(models.locate(spec.model, spec.weights))
+    whole = text.load(spec, tokenizer, len(problem.bridge.unembed.weight))
+    return text.moved(whole, spec.device).validation
+
+
+def _restored(run, folders=()):
+    """Problem and adapted model of a record, as read, with the lent SAEs or those in `folders`."""
+    spec = spec_of(run)
     folder = models.locate(spec.model, spec.weights)
     told = run.header.get("model", {}).get("sha256")
     if told and told != models.fingerprint(folder):
         raise Rejected(f"{run.path}: the model '{spec.model}' is not the one that it ran with")
+    problem = _problem(spec, folder, folders or _lent(run, spec))
+    return problem, _adapted(run, problem, spec)
+
+
+def _lent(run, spec):
+    """The folders of the SAEs that a run was lent; from the hub once more, if they were."""
+    lent = export.lent_saes(run)
+    if lent:
+        return lent
+    if spec.sae in MADE_HERE:
+        raise Usage(f"{run.path}: its SAE is not in the cache any more; run its command again")
+    folders = [sae_sources.locate(sae) for sae in spec.saes]
+    if saes.sha256_of(folders) != run.header["sae"]["sha256"]:
+        raise Rejected(f"{run.path}: the SAE '{spec.sae}' is not the one that it ran with")
+    return folders
+
+
+def _problem(spec, folder, folders):
+    """The problem of a spec with the model in `folder`, the SAEs in `folders` and no windows."""
     tokenizer = models.load_tokenizer(folder)
     special = models.special_ids(tokenizer)
     bridge = models.load(folder, spec, tokenizer)
-    own = export.trained_saes(run) or export.lent_saes(run)
-    if not own and spec.sae in MADE_HERE:
-        raise Usage(f"{run.path}: its SAE is not in the cache any more; run its command again")
-    points = hooks.HookPoints(bridge)
-    folders = own or [sae_sources.locate(sae) for sae in spec.saes]
-    if not own and saes.sha256_of(folders) != run.header["sae"]["sha256"]:
-        raise Rejected(f"{run.path}: the SAE '{spec.sae}' is not the one that it ran with")
     return Problem(
         bridge,
-        saes.load_all(folders, [points.widths[site] for site in spec.sites], spec.device),
+        _loaded(folders, hooks.HookPoints(bridge), spec),
         spec.sites,
         torch.zeros(1, 1, dtype=torch.long, device=spec.device),
         spliced=spec.spliced,
@@ -56,7 +121,11 @@ def _problem(run):
     )
 
 
-def _adapted(run, problem):
+def _loaded(folders, points, spec):
+    return saes.load_all(folders, [points.widths[site] for site in spec.sites], spec.device)
+
+
+def _adapted(run, problem, spec):
     """What the run's method yields first, with what it had trained at the end."""
     from safetensors.torch import load_file
 
@@ -72,16 +141,21 @@ def _adapted(run, problem):
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             part.load_state_dict(own)
             part.eval().requires_grad_(False)
-    if export.trained_saes(run):  # the problem's own by now, what was trained folded in
-        adapted.saes = problem.saes
-    for number, block in adapted.blocks.items():  # weights that were trained, for good
-        own = named_weights(problem.bridge.blocks[number])
-        for name, trained in named_weights(block).items():
-            own[name].data.copy_(trained)
+    trained = export.trained_saes(run)
+    if trained:  # plain SAEs, a correction of their output folded in
+        adapted.saes = _loaded(trained, problem.points, spec).requires_grad_(False).eval()
     return adapted
 
 
-def _attach(problem, adapted):
+def _exchange(problem, adapted):
+    """Weights of trained blocks into the bridge, those that were there into the copies."""
+    for number, block in adapted.blocks.items():
+        own = named_weights(problem.bridge.blocks[number])
+        for name, trained in named_weights(block).items():
+            own[name].data, trained.data = trained.data, own[name].data
+
+
+def _attach(problem, own, adapters):
     """Put SAEs and adapters onto the hook points for good."""
     seen = {}
 
@@ -96,6 +170,7 @@ def _attach(problem, adapted):
         return replace
 
     problem.points["embed.hook_in"].add_hook(remember)
-    splices = [(n, spliced(sae)) for n, sae in zip(problem.site_names, adapted.saes, strict=True)]
-    for name, function in [*splices, *adapted.hooks]:
+    sites = problem.site_names[: len(own)]
+    splices = [(name, spliced(sae)) for name, sae in zip(sites, own, strict=True)]
+    for name, function in [*splices, *adapters]:
         problem.points[name].add_hook(function)

@@ -1,5 +1,6 @@
 """Runs made up for the tests of the analysis, as records in memory and on disk."""
 
+import json
 from pathlib import Path
 
 from bench.record import Run, Writer
@@ -17,9 +18,15 @@ def make(
     backwards=1,
     end="finished",
     gains=None,
+    losses=None,
     **header,
 ):
-    """A run that closes `shares` of the gap at `steps`; `gains` is its CE drop per document."""
+    """A run that closes `shares` of the gap at `steps`; `gains` is its CE drop per document.
+
+    `losses`, where given, are the CE at these steps, whatever share of the gap that is.
+    """
+    if losses:
+        shares = [(SPLICED - ce) / (SPLICED - CLEAN) for ce in losses]
     steps = steps or range(len(shares))
     rows = [
         {
@@ -72,6 +79,31 @@ def write(folder, *runs):
         if run.end:
             writer.write(run.end)
         writer.close()
+    return folder
+
+
+def scratch(method, losses, steps, seed=0, **header):
+    """A run from a random SAE, as `experiment timing` has them: its own seed is 1000 and up."""
+    fresh = {"sae": {"source": "fresh", "sha256": "f" * 64}, "sae_cost": None}
+    bare = {"ce_spliced": 11.5, "ce_full_spliced": [11.0, 12.0, 11.2, 11.4]}
+    return make(method, 1000 + seed, losses=losses, steps=steps, **{**fresh, **bare, **header})
+
+
+def experiment(folder, name, entries, scale="laptop"):
+    """Entries (role, seed, at, run) -> a manifest beside their records; a run may be None, which
+    was planned and not made yet, or the dict of a measurement."""
+    told = []
+    for role, seed, at, made in entries:
+        record = None
+        if isinstance(made, dict):
+            record = made["name"]
+            (folder / f"{record}.json").write_text(json.dumps(made), encoding="utf-8")
+        elif made:
+            record = made.name
+            write(folder, made)
+        told.append({"record": record, "role": role, "seed": seed, "at": at})
+    manifest = {"experiment": name, "scale": scale, "command": "bench experiment", "runs": told}
+    (folder / f"{name}.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder
 
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 import bench
-from bench import method, saes
+from bench import method, reload, saes
 from bench.errors import Rejected, Usage
 from bench.record import read
 from tests import tiny
 from tests.test_export import run_of, validation_tokens
+from tests.test_lora import spliced_logits
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -54,3 +55,33 @@ def test_another_sae_or_model_in_the_same_place_is_refused(small, tmp_path):
 def test_a_run_that_is_not_there(tmp_path):
     with pytest.raises(Usage, match="no run at"):
         bench.load(tmp_path / "nope")
+
+
+def test_each_model_of_a_run_and_the_bridge_as_it_was(small, tmp_path):
+    tokens = tiny.windows(2, seed=3)
+    arguments = ("--methods", "full:lr=0.01,e2e,none", "--out", tmp_path)
+    code, _, err = small("compare", *arguments)
+    assert code == 0, err
+    plain = tiny.hf_model("llama")
+    for name, n_models in (("full", 4), ("e2e", 3), ("none", 2)):
+        run = run_of(tmp_path, name)
+        problem, adapted = reload.restore(run.path)
+        models = reload.there_are(problem, adapted)
+        assert models == reload.MODELS[:n_models]
+        logits = {}
+        with torch.no_grad():
+            for which in models:
+                with reload.placed(problem, adapted, which) as bridge:
+                    logits[which] = bridge(tokens, use_cache=False)
+            after = problem.bridge(tokens, use_cache=False)
+        torch.testing.assert_close(logits["clean"], plain(tokens).logits, rtol=1e-4, atol=1e-4)
+        spliced = spliced_logits(plain, "llama", problem.saes[0], tokens)
+        torch.testing.assert_close(logits["spliced"], spliced, rtol=1e-4, atol=1e-4)
+        assert torch.equal(after, logits["clean"])
+        for one, other in zip(models, models[1:], strict=False):
+            assert not torch.allclose(logits[one], logits[other]), (name, one, other)
+    with (
+        pytest.raises(Usage, match="unknown model 'splice': did you mean 'spliced'"),
+        reload.placed(problem, adapted, "splice"),
+    ):
+        pass

@@ -5,9 +5,8 @@ import random
 
 import pytest
 
+from analysis.closed import ce_difference, closed_at_end, difference
 from analysis.speedup import (
-    ce_difference,
-    closed_at_end,
     closed_share,
     cost,
     cost_to_reach,
@@ -211,3 +210,9 @@ def test_difference_is_paired_by_document():
     assert noisy.error == pytest.approx(0.0486, abs=1e-4)
     assert not noisy.distinguishable
     assert ce_difference(ours, [make("e2e", end="error")]) is None
+
+
+def test_difference_by_seeds_of_one_s_own():
+    found = difference({0: [3.0, 4.0], 1: [3.2, 4.2]}, {0: [3.1, 4.3], 1: [3.0, 4.2]})
+    assert found.mean == pytest.approx(-0.05)
+    assert (found.lower, found.seeds) == (1, 2)

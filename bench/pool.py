@@ -1,0 +1,92 @@
+"""The records of one scale's experiments: which job is done, and by which record."""
+
+import dataclasses
+from dataclasses import asdict
+
+from bench.record import digest, read, read_folder
+from bench.saes import checkpoint_name
+from bench.spec import Spec
+
+ADAPTER = "peft"
+"""In a run's folder: its adapter as PEFT has it, where another run goes on from it."""
+
+
+class Pool:
+    """The records in `folder`; with `fresh` those that are there do not count."""
+
+    def __init__(self, folder, scale, fresh=False):
+        self.folder, self.scale = folder, scale
+        self.runs = {}
+        """Name -> record, of every finished run."""
+        self._names = {}
+        self._measured = set()
+        if folder.is_dir() and not fresh:
+            for run in read_folder(folder):
+                if run.status == "finished":
+                    self._take(run)
+            self._measured = {path.stem for path in folder.glob("*.json")}
+
+    def add(self, path):
+        """Take in a record that was just written -> the record."""
+        return self._take(read(path))
+
+    def add_measured(self, name):
+        """A measurement of this name has been written."""
+        self._measured.add(name)
+
+    def _take(self, run):
+        header = run.header
+        spec = {**asdict(Spec()), **header["spec"]}  # fields that are younger than the record
+        self.runs[run.name] = run
+        self._names[identity(header.get("label"), spec, header["seed"])] = run.name
+        return run
+
+    def find(self, job):
+        """The name of the record or measurement that this job left, or None."""
+        if job.measure:
+            name = self.measure_name(job)
+            return name if name in self._measured else None
+        resolved = self.resolve(job)
+        if resolved is None:
+            return None
+        label, spec = resolved
+        return self._names.get(identity(label, asdict(spec), run_seed(job)))
+
+    def resolve(self, job):
+        """(label, spec) with what an earlier run trained filled in; None before it has run.
+
+        After a run that trained an SAE that SAE takes the place of the spec's; after one of lora
+        its adapter is what `lora` starts from and what stays in the model for others.
+        """
+        if not job.after:
+            return job.label, job.spec
+        first = self.find(job.after)
+        if not first:
+            return None
+        folder = self.folder / first
+        if job.after.label.startswith("lora"):
+            field = "init" if job.label.startswith("lora") else "adapter"
+            return f"{job.label}:{field}={(folder / ADAPTER).as_posix()}", job.spec
+        sae = (folder / checkpoint_name(1.0, 0, 1)).as_posix()
+        return job.label, dataclasses.replace(job.spec, sae=sae, sae_share=1.0)
+
+    def measure_name(self, job):
+        """The stem of a measurement's file: the measure and the digits of the run; None before
+        that has run."""
+        first = self.find(job.after)
+        return first and f"{job.measure}-{first.rpartition('-')[2]}"
+
+    def key(self, job):
+        """What makes two jobs the same, whether they have run or not."""
+        after = self.key(job.after) if job.after else None
+        return identity(job.label, asdict(job.spec), run_seed(job), after, job.measure)
+
+
+def run_seed(job):
+    """The seed of a job's run."""
+    return job.seed if job.run_seed is None else job.run_seed
+
+
+def identity(*parts):
+    """One string for what makes a run the same run."""
+    return digest(parts)

@@ -1,0 +1,151 @@
+"""The two scales of the experiments: a laptop's, and the papers' own models, SAEs and budgets."""
+
+from dataclasses import dataclass, replace
+
+from bench.spec import Spec
+from bench.specs import SPECS
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What an experiment is made of, apart from what it varies."""
+
+    name: str
+    spec: Spec
+    """Setting of all but the sweeps."""
+    swept: Spec
+    """Setting of the sweeps."""
+    seeds: tuple
+    shares: tuple
+    """Shares of the SAE's training that adaptation starts from."""
+    lora: str
+    """Settings of `lora`, rank and alpha aside."""
+    layers: str
+    """Which layers `timing` and what is compared with it adapts."""
+    rank: int
+    """Rank of `lora` where it is not varied."""
+    alpha: int
+    """Alpha where it is fixed."""
+    scratch: str
+    """`e2e` from a random SAE."""
+    finetune: str
+    """`e2e` from a trained SAE."""
+    ranks: tuple
+    """Ranks of the sweeps."""
+    sparsity: dict
+    """L0 or k -> changes of the spec."""
+    width: dict
+    """Latents -> changes of the spec."""
+    depth: dict
+    """Block -> changes of the spec."""
+    size: dict
+    """Model -> its spec, or None for the sweeps' own."""
+    one_layer: tuple
+    """Blocks that are adapted alone."""
+    multi: dict
+    """Number of SAEs -> their spec."""
+
+
+SMOL = replace(
+    Spec(),
+    sae_tokens=65_536,
+    curve_docs=8,
+    curve_tokens=1_024,
+    val_tokens=8_192,
+)
+GEMMA3 = replace(
+    SPECS["gemma-3-270m"],
+    sae_tokens=65_536,
+    curve_docs=8,
+    curve_tokens=1_024,
+    val_tokens=8_192,
+)
+
+LAPTOP = Scale(
+    name="laptop",
+    spec=SMOL,
+    swept=SMOL,
+    seeds=(0, 1, 2),
+    shares=(0.1, 0.5, 1.0),
+    lora="",
+    layers="after",
+    rank=16,
+    alpha=16,
+    scratch="e2e:lr=2e-3:decay=0.2",
+    finetune="e2e",
+    ranks=(1, 16, 64),
+    sparsity={k: {"sae_k": k} for k in (8, 16, 32, 64, 128)},
+    width={2**n * 576: {"sae_width": 2**n} for n in (1, 2, 3, 4)},
+    depth={n: {"site": f"blocks.{n}.hook_resid_post"} for n in (5, 10, 15, 20, 25)},
+    size={"SmolLM2-135M": None, "Gemma-3-270M": GEMMA3},
+    one_layer=(16, 19, 22, 25, 29),
+    multi={
+        len(blocks): replace(SMOL, site="+".join(f"blocks.{n}.hook_resid_post" for n in blocks))
+        for blocks in ((15,), (10, 20), (5, 15, 25), (5, 10, 15, 20, 25))
+    },
+)
+
+GEMMA2 = replace(SPECS["gemma-2-2b-topk"], sae_tokens=2_000_000_000, sae_lr=1.89e-4)
+"""The paper's own SAE of Gemma-2-2B."""
+
+
+def _scope(layer, width, l0, size="2b"):
+    """An SAE of Gemma Scope on the residual after a block, and the block."""
+    part = f"layer_{layer}/width_{width}/average_l0_{l0}"
+    sae = f"saelens:gemma-scope-{size}-pt-res:{part}"
+    return {"sae": sae, "site": f"blocks.{layer}.hook_resid_post"}
+
+
+def _larger_gemma(size, layer, l0):
+    model = f"google/gemma-2-{size}"
+    scope = _scope(layer, "131k", l0, size)
+    return replace(SPECS["gemma-2-2b"], name=f"gemma-2-{size}", model=model, **scope)
+
+
+def _llama_scope(jump):
+    """Llama-3.1-8B with an SAE of Llama Scope after every `jump`th block, from the `jump`th on."""
+    blocks = range(jump, 32, jump)
+    return replace(
+        SPECS["llama-3.2-1b"],
+        name="llama-3.1-8b",
+        model="meta-llama/Llama-3.1-8B",
+        sae="+".join(f"saelens:llama_scope_lxr_32x:l{block}r_32x" for block in blocks),
+        site="+".join(f"blocks.{block}.hook_resid_post" for block in blocks),
+        spliced="not-special",
+        steps=30_000,
+    )
+
+
+FULL = Scale(
+    name="full",
+    spec=GEMMA2,
+    swept=replace(SPECS["gemma-2-2b"], **_scope(12, "16k", 82)),
+    seeds=(0,),  # as the paper
+    shares=tuple(tenth / 10 for tenth in range(1, 11)),
+    lora="lr=5e-5:dropout=0.1",
+    layers="all",
+    rank=64,
+    alpha=32,
+    scratch="e2e:lr=1.89e-4:decay=1.0",
+    finetune="e2e:lr=5e-5",
+    ranks=(1, 4, 16, 64, 256),
+    sparsity={l0: _scope(12, "16k", l0) for l0 in (22, 41, 82, 176, 445)},
+    width={
+        latents * 1_024: _scope(12, f"{latents}k", l0)
+        for latents, l0 in ((16, 82), (32, 76), (65, 72), (131, 67), (262, 67), (524, 65))
+    },
+    depth={
+        block: _scope(block, "16k", l0)
+        for block, l0 in ((6, 70), (9, 73), (12, 82), (15, 78), (18, 74))
+    },
+    size={
+        "Gemma-2-2B": replace(SPECS["gemma-2-2b"], **_scope(12, "131k", 67)),
+        "Gemma-2-9B": _larger_gemma("9b", 20, 62),
+        "Gemma-2-27B": _larger_gemma("27b", 22, 82),
+    },
+    one_layer=tuple(range(13, 26)),
+    multi={len(range(jump, 32, jump)): _llama_scope(jump) for jump in (16, 12, 8, 6, 4, 3, 2)},
+)
+
+SCALES = {scale.name: scale for scale in (LAPTOP, FULL)}
+"""What `--scale` may say."""
