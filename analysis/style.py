@@ -24,6 +24,12 @@ LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 REFERENCE = "#595959"
 """Colour of what is not a method: the clean and the spliced model, and remarks."""
 
+PAPER = "#9a9a9a"
+"""Colour of the papers' own numbers."""
+
+IMPROVED, DEGRADED = "#0072B2", "#C8102E"
+"""Tokens that get better and worse: blue and red, as in the papers."""
+
 LOOK = {
     "font.size": 10,
     "axes.titlesize": 9.5,
@@ -40,6 +46,20 @@ LOOK = {
 """Settings of matplotlib under which every figure is drawn and saved."""
 
 
+def method_look(method):
+    """(colour, marker) of a method."""
+    other = OTHERS[zlib.crc32(method.encode()) % len(OTHERS)]
+    return METHODS.get(method, (other, "h"))
+
+
+def shades(colour, number):
+    """`number` mixes of a colour with white, from light to the colour itself."""
+    whole = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    shares = [1 - 0.65 * i / max(number - 1, 1) for i in reversed(range(number))]
+    mixes = [[round(255 + share * (part - 255)) for part in whole] for share in shares]
+    return ["#" + "".join(f"{part:02x}" for part in mix) for mix in mixes]
+
+
 def line_styles(trained):
     """Label -> keywords of its line; `trained` is label -> runs.
 
@@ -48,8 +68,7 @@ def line_styles(trained):
     styles, met = {}, {}
     for label, runs in trained.items():
         method = runs[0].header["method"]
-        other = OTHERS[zlib.crc32(method.encode()) % len(OTHERS)]
-        colour, marker = METHODS.get(method, (other, "h"))
+        colour, marker = method_look(method)
         line = LINES[met.setdefault(method, 0) % len(LINES)]
         met[method] += 1
         styles[label] = {

@@ -39,8 +39,6 @@ class Job:
 RANKS = (1, 4, 16, 64, 256)
 RIVALS = ("joint", "linear", "affine", "ridge", "full", "mse")
 """Every method but `lora`, `e2e` and `none`."""
-SCRATCH_SHARE = 0.2
-"""Share of a whole training of an SAE over which the step size falls, under `mse` and `e2e`."""
 
 
 def own_training(spec):

@@ -71,7 +71,7 @@ LAPTOP = Scale(
     layers="after",
     rank=16,
     alpha=16,
-    scratch="e2e:lr=2e-3:decay=0.2",
+    scratch="e2e:lr=1.6e-2:decay=0.2",
     finetune="e2e",
     ranks=(1, 16, 64),
     sparsity={k: {"sae_k": k} for k in (8, 16, 32, 64, 128)},
