@@ -44,6 +44,13 @@ def parser():
     export = commands.add_parser("export", help="what a run trained, for PEFT and SAELens")
     export.add_argument("run", help="a run's record, such as runs/lora-e7c49a90.jsonl")
     export.add_argument("--to", required=True, metavar="DIR", help="a new folder")
+    downstream = commands.add_parser("downstream", help="benchmarks around a run's SAE, by lm-eval")
+    downstream.add_argument("run", help="a run's record, such as runs/lora-e7c49a90.jsonl")
+    downstream.add_argument("--tasks", help="default: hellaswag,mmlu,truthfulqa_mc1")
+    downstream.add_argument("--limit", type=int, metavar="N", help="documents of each task")
+    downstream.add_argument("--to", metavar="FILE", help="the record (default: beside the run)")
+    downstream.add_argument("--include-path", metavar="DIR", help="a folder of own lm-eval tasks")
+    downstream.add_argument("--saebench", metavar="FILE", help="SAEBench's core numbers, only they")
     commands.add_parser("specs", help="the named specs, one line each")
     commands.add_parser("methods", help="the methods, one line each")
     return top
@@ -149,6 +156,21 @@ def export(arguments):
     run(arguments.run, arguments.to)
 
 
+def downstream(arguments):
+    """`python -m bench downstream`; with `--saebench` alone no benchmark is run."""
+    if arguments.saebench:
+        from bench.sae_bench import core
+
+        core(arguments.run, arguments.saebench)
+    if arguments.tasks is not None or not arguments.saebench:
+        from bench.downstream import TASKS
+        from bench.downstream import downstream as run
+
+        given = arguments.tasks
+        tasks = TASKS if given is None else [task for task in given.split(",") if task]
+        run(arguments.run, tasks, arguments.limit, arguments.to, arguments.include_path)
+
+
 def problem(arguments, **defaults):
     """(the spec with what the command line changes, the labels of the methods)."""
     labels = [label for label in arguments.methods.split(",") if label]
@@ -178,9 +200,8 @@ def methods(arguments):
 
 def main():
     """Run the command; a `Fault` is one line on stderr and its exit code."""
-    commands = {
-        run.__name__: run for run in (compare, experiment, speed, check, export, specs, methods)
-    }
+    known = (compare, experiment, speed, check, export, downstream, specs, methods)
+    commands = {run.__name__: run for run in known}
     try:
         arguments = parser().parse_args()
         commands[arguments.command](arguments)
