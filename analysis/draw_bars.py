@@ -1,12 +1,10 @@
-"""The figures of what is compared side by side: rivals, single layers, two stages, no SAE."""
-
-from statistics import fmean
+"""The figures of what is compared side by side: rivals, and single layers."""
 
 from analysis.cited import find, one
-from analysis.closed import closed_at_end, difference
-from analysis.evidence import ends
-from analysis.finished import after_both, by_seed, gain, timed
+from analysis.closed import closed_at_end
+from analysis.finished import timed
 from analysis.panels import (
+    SPREAD,
     bar,
     handle,
     legend,
@@ -20,16 +18,14 @@ from analysis.panels import (
     sheet,
 )
 from analysis.speedup import curve
-from analysis.style import PAPER, REFERENCE, method_look, shades
-
-SPREAD = "± one standard error over documents; dots: seeds"
+from analysis.style import PAPER, REFERENCE, method_look
 
 
 def rivals(experiment):
     """Gap closed by method from each checkpoint of the SAE; CE against seconds from the last."""
     sizes = {"width_ratios": (1.6, 1)}
     figure, (bars, losses) = sheet(experiment, 1, 2, (13, 5.8), **sizes)
-    roles = experiment.values_of_roles if False else _roles(experiment)
+    roles = list(dict.fromkeys(entry.role for entry in experiment.entries))
     shares = sorted(experiment.values("share"))
     width = 0.84 / len(roles)
     for group, share in enumerate(shares):
@@ -48,10 +44,6 @@ def rivals(experiment):
     handles.append(paper_handle("2503.17272, from its csv files", linewidth=6))
     legend(figure, handles, columns=5)
     return figure
-
-
-def _roles(experiment):
-    return list(dict.fromkeys(entry.role for entry in experiment.entries))
 
 
 def _closed_bar(axes, at, experiment, role, share, width):
@@ -91,7 +83,10 @@ def _losses(axes, experiment, roles, share):
     clean, spliced = mean_gap(runs)
     for role in roles:
         points = [
-            [(cost, spliced - closed * (spliced - clean)) for cost, closed in zip(*path)]
+            [
+                (cost, spliced - closed * (spliced - clean))
+                for cost, closed in zip(*path, strict=True)
+            ]
             for path in (curve(run, "seconds") for run in kept.runs(role, share=share))
         ]
         if points:
@@ -133,55 +128,3 @@ def one_layer(experiment):
     handles += [paper_handle("paper: Gemma-2-2B, digitised, all layers after (L0 82, rank 64)")]
     legend(figure, handles, columns=2)
     return figure
-
-
-ORDERS = ("lora+lora", "lora+e2e", "e2e+lora", "e2e+e2e")
-
-
-def additivity(experiment):
-    """Gain in nats of a first and a second stage, for the four orders."""
-    figure, (axes,) = sheet(experiment, 1, 1, (9, 5.6))
-    for at, role in enumerate(ORDERS):
-        _stages(axes, at, experiment, role)
-    _karvonen_stages(axes, len(ORDERS))
-    names = [role.replace("+", ",\nthen ") for role in ORDERS]
-    axes.set_xticks(range(len(ORDERS) + 1), [*names, "Karvonen, Gemma-2-2B:\nSAE, then adapter"])
-    axes.axhline(0, color=REFERENCE, linewidth=0.9)
-    axes.set_ylabel("gain, nats per scored token")
-    axes.set_title(f"lower part: first stage, upper part: second; {SPREAD}")
-    handles = [
-        handle(role, color=method_look(role)[0], linewidth=6)
-        for role in dict.fromkeys("+".join(ORDERS).split("+"))
-    ]
-    handles.append(handle("both alone, added", color=REFERENCE, linestyle=":", linewidth=1.4))
-    handles.append(paper_handle("2503.17272, from its csv files", linewidth=6))
-    legend(figure, handles)
-    return figure
-
-
-def _stages(axes, at, experiment, role):
-    """Two bars on each other; what the second adds has its error, the whole its seeds."""
-    first, second = role.split("+")
-    firsts = by_seed(experiment.of(first, stage=1))
-    pairs = {e.seed: (firsts[e.seed], e) for e in experiment.of(role, stage=2) if e.seed in firsts}
-    if not pairs:
-        axes.text(at, 0, "not measured", ha="center", va="bottom", color=REFERENCE, fontsize=9)
-        return
-    before = {seed: run.header["ce_full_spliced"] for seed, (run, _) in pairs.items()}
-    half = ends({seed: run for seed, (run, _) in pairs.items()})
-    end = ends({seed: entry.run for seed, (_, entry) in pairs.items()})
-    gains = difference(before, half), difference(half, end)
-    wholes = [difference({s: before[s]}, {s: end[s]}).mean for s in pairs]
-    for (found, method, bottom, shift, dots) in (
-        (gains[0], first, 0, -0.12, ()),
-        (gains[1], second, gains[0].mean, 0.12, wholes),
-    ):
-        colour = method_look(method)[0]
-        axes.bar(at, found.mean, 0.62, bottom=bottom, color=colour, edgecolor="white")
-        if found.error:
-            place = at + shift, bottom + found.mean
-            axes.errorbar(*place, found.error, capsize=2.5, linewidth=1, color="#222222")
-    _ = dots
-    alone = [gain(experiment.of(method, stage=1)) for method in (first, second)]
-    if first != second:
-        axes.plot([at - 0.36, at + 0.36], [sum(g.mean for g in alone)] * 2, color=REFERENCE, ls=":")

@@ -100,8 +100,13 @@ def _targets(axes, pairs, clean, style, name):
     if found:
         gap, ratio = list(found.items())[-1]
         axes.annotate(
-            name, (gap, ratio.value), (4, 0), textcoords="offset points",
-            color=style["color"], fontsize=8.5, va="center",
+            name,
+            (gap, ratio.value),
+            (4, 0),
+            textcoords="offset points",
+            color=style["color"],
+            fontsize=8.5,
+            va="center",
         )
 
 

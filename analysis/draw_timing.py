@@ -29,19 +29,18 @@ that differ by more than this."""
 def draw(experiment):
     """Four panels: ours, the paper's on the same axes, speedup by checkpoint, speedup by CE."""
     figure, panels = sheet(experiment, 2, 2, (11.5, 8.8))
-    ours, theirs, by_share, by_target = panels
+    ours, theirs, checkpoints, targets = panels
     model = "Llama-3.2-1B" if experiment.name == "timing-llama" else "Gemma-2-2B"
     whole, why = placed(experiment)
     _paper_losses(theirs, model)
-    for axes in (ours, by_share, by_target):
-        axes.set_title("ours")
     if why:
-        for axes in (ours, by_share, by_target):
+        for axes in (ours, checkpoints, targets):
+            axes.set_title("ours")
             say(axes, why)
     else:
         _losses(ours, whole)
-        by_share(by_share, whole, model)
-        by_target(by_target, whole, model)
+        by_share(checkpoints, whole, model)
+        by_target(targets, whole, model)
     roles = [role for role in NAMES if experiment.of(role)]
     handles = [handle(NAMES[role], **look(role)) for role in roles]
     handles.append(handle("clean model", color=REFERENCE, linestyle="--", linewidth=1.2))
@@ -107,7 +106,8 @@ def _paper_losses(axes, model):
         points = sorted({*points, tuple(end)} - {(None, None)})
         if points:
             axes.plot(*zip(*points, strict=True), color=PAPER, marker=method_look(curve)[1], ms=5)
-            axes.annotate(name, points[-1], (-4, 9), textcoords="offset points", ha="right")
+            offset, side = ((8, -3), "left") if curve == "mse" else ((0, -16), "right")
+            axes.annotate(name, points[-1], offset, textcoords="offset points", ha=side)
     ladder = [_pair(model, n.of["checkpoint"]) for n in find("timing", "SAE hours", model=model)]
     if ladder:
         axes.plot(*zip(*ladder, strict=True), color=PAPER, marker="o", ms=5, linestyle="")

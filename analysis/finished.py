@@ -81,7 +81,7 @@ def after_both(experiment, entry):
 def title(experiment):
     """Two lines: the experiment, model and site; tokens, seeds, machine, how many of how many."""
     headers = [_header(entry) for entry in experiment.entries]
-    specs = [header["spec"] for header in headers]
+    specs = [header.get("spec") or {} for header in headers]
     models = [PurePath(str(s.get("model"))).name.removeprefix("package:") for s in specs]
     first = f"{experiment.name}: {_some(models, 'models')}"
     if any("site" in spec for spec in specs):

@@ -1,4 +1,4 @@
-"""What the figures of the experiments share: the sheet, bars with their seeds, curves over seeds."""
+"""What the figures of the experiments share: the sheet, bars and curves with their seeds."""
 
 from statistics import fmean, median
 
@@ -11,6 +11,12 @@ from analysis.style import PAPER, REFERENCE, method_look
 
 METHOD_OF = {"e2e-finetune": "e2e"}
 """Role -> method, where the role has another name; of `lora+e2e` the second one."""
+
+
+INK = "#222222"
+"""Colour of error bars and of the seeds on a bar."""
+
+SPREAD = "± one standard error over documents; dots: seeds"
 
 
 def sheet(experiment, rows, columns, size, **subplots):
@@ -67,13 +73,16 @@ def seeds_curve(axes, points, style, label=None):
 def bar(axes, at, height, error, dots=(), width=0.8, bottom=0, **style):
     """A bar with its standard error, and a dot for each seed where there are several."""
     axes.bar(at, height, width, bottom=bottom, linewidth=0, **style)
-    dark = {"color": "#222222"}
     if error:
-        axes.errorbar(at, bottom + height, error, capsize=2.5, linewidth=1, **dark)
+        axes.errorbar(at, bottom + height, error, capsize=2.5, linewidth=1, color=INK)
+    seed_dots(axes, at, dots, width)
+
+
+def seed_dots(axes, at, dots, width):
+    """A dot for each seed, beside one another so that none is lost under another."""
     if len(dots) > 1:
-        # Beside one another, so that seeds of one height are not lost under each other.
         spread = [at + width * 0.4 * (i / (len(dots) - 1) - 0.5) for i in range(len(dots))]
-        axes.plot(spread, dots, "o", markersize=3.2, markerfacecolor="white", linewidth=0, **dark)
+        axes.plot(spread, dots, "o", ms=3.2, mfc="white", linewidth=0, color=INK)
 
 
 def percent_axis(axis):

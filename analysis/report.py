@@ -3,19 +3,27 @@
 import os
 from pathlib import Path
 
+from analysis import manifest, paper_figures
+from analysis.experiment_table import tables
 from analysis.figures import draw, save
 from analysis.load import load
 from analysis.tables import table
+from bench.errors import Rejected, Usage
 
 
 def report(folder, out=None, names=None):
     """Tables and figures of the records directly in `folder` -> (text, paths written).
 
-    Writes `table.txt` and, for each problem that the records are about, `curves.png` and
+    Where the manifests of experiments lie beside them, those are reported (`report_experiments`)
+    unless `names` are given: many runs that answer different questions make no one table.
+
+    Else writes `table.txt` and, for each problem that the records are about, `curves.png` and
     `curves.pdf` (`curves-2.png` and so on for a second) into `out`, by default the folder
     itself; `names`, where given, are the only records that are read. Raises `Usage` when the
     folder is missing, `Rejected` when it holds no sound record.
     """
+    if names is None and _experiments_of(folder):
+        return report_experiments(folder, out)
     comparisons = load(folder, names)
     out = Path(out or folder)
     out.mkdir(parents=True, exist_ok=True)
@@ -28,6 +36,39 @@ def report(folder, out=None, names=None):
     path = out / "table.txt"
     path.write_text(text, encoding="utf-8")
     return text, [*paths, path]
+
+
+def report_experiments(folder, out=None):
+    """The experiments whose manifests lie in `folder` -> (text, paths written).
+
+    Writes `experiments.txt` and, for each experiment that has something to draw, NAME.png and
+    NAME.pdf. Raises `Usage` when the folder is missing, `Rejected` when it holds no manifest or
+    one of its files does not read.
+    """
+    if not Path(folder).is_dir():
+        raise Usage(f"no folder '{folder}': expected one that holds experiments (NAME.json)")
+    found = _experiments_of(folder)
+    if not found:
+        raise Rejected(f"{folder}: no experiments (NAME.json) here")
+    out = Path(out or folder)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, experiment in found.items():
+        figure = paper_figures.draw(experiment)
+        paths += save(figure, out / name) if figure else []
+    text, path = tables(found), out / "experiments.txt"
+    path.write_text(text, encoding="utf-8")
+    return text, [*paths, path]
+
+
+def _experiments_of(folder):
+    """Name -> `Experiment`, in the order of `paper_figures.DRAW`."""
+    try:
+        found = manifest.load(folder)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise Rejected(f"{folder}: a file here is no manifest ({error!r})") from None
+    order = [*paper_figures.DRAW, *sorted(found.keys() - paper_figures.DRAW.keys())]
+    return {name: found[name] for name in order if name in found}
 
 
 def experiments(folder):

@@ -21,7 +21,6 @@ from bench.compare import (
     set_aside,
 )
 from bench.errors import Rejected, RunFailed
-from bench.estimate import in_words
 from bench.plans import expanded, jobs
 from bench.pool import ADAPTER, Pool, run_seed
 from bench.progress import say
@@ -80,7 +79,11 @@ def check_sources(pool, wanted):
 
 def run_all(todo, plans, pool):
     """Every job in turn, manifests kept up to date -> what failed, a line each."""
-    runner, times, failed = Runner(pool), Times(), []
+    from bench.estimate import Times
+
+    runner, failed = Runner(pool), []
+    times = Times(runner.load(todo[0][1].spec, todo[0][1].label))
+    say(f"{len(todo)} runs to do: {times.told([job for _, job in todo])}")
     write_manifests(plans, pool)
     for number, (name, job) in enumerate(todo, start=1):
         what = f"{name}: {job.role} seed {job.seed} {told(job.at)}".rstrip()
@@ -90,7 +93,8 @@ def run_all(todo, plans, pool):
             failed.append(f"{what} ({runner.reason})")
         else:
             reached = f"CE {reached:.4f}"
-        left = times.left([job for _, job in todo[number:]])
+        following = [job for _, job in todo[number:]]
+        left = f"; {times.told(following)} left" if following else ""
         say(f"[{number}/{len(todo)}] {what}: {reached or runner.reason}, {took:.0f} s{left}")
     return failed
 
@@ -98,32 +102,6 @@ def run_all(todo, plans, pool):
 def told(at):
     """What is varied, as `share=0.1 rank=4`."""
     return " ".join(f"{name}={value}" for name, value in at.items())
-
-
-class Times:
-    """How long jobs have taken here, and what that says of those to come."""
-
-    def __init__(self):
-        self._took = {}
-
-    def add(self, job, function, *arguments):
-        """(seconds it took, what the function gives)."""
-        from bench.meter import timed
-
-        result, seconds = timed(function, *arguments)
-        self._took.setdefault(self._kind(job), []).append(seconds)
-        return seconds, result
-
-    def left(self, following):
-        """`; about 7 min left`, or nothing after the last."""
-        known = {kind: fmean(took) for kind, took in self._took.items()}
-        rate = fmean(seconds / steps for (_, steps), seconds in known.items())
-        seconds = sum(known.get(self._kind(job), rate * self._kind(job)[1]) for job in following)
-        return f"; {in_words(seconds)} left" if following else ""
-
-    @staticmethod
-    def _kind(job):
-        return job.measure or job.label.partition(":")[0], job.spec.steps
 
 
 class Runner:
@@ -190,13 +168,20 @@ class Runner:
         return made["ce"]
 
     def _bench_of(self, spec, label):
-        """The `Bench` of a spec; model and text are loaded again only where they differ."""
-        from bench import build, loaded
+        """The `Bench` of a spec."""
+        from bench import build
 
-        if self._bench and self._bench.spec == spec:
-            return self._bench
+        if not self._bench or self._bench.spec != spec:
+            mse = method.entry(f"mse:lr={spec.sae_lr}")
+            self._bench = build.bench(self.load(spec, label), mse)
+            keep_sae_record(self._bench, self.pool.folder)
+        return self._bench
+
+    def load(self, spec, label):
+        """Model and text of a spec (`Loaded`), from disk again only where they differ."""
+        from bench import loaded
+
         check_inputs(spec)
-        mse = method.entry(f"mse:lr={spec.sae_lr}")
         folder, _ = check_model(spec, [method.entry(label)])
         before = self._loaded
         if before and loaded.fields_of(before.spec) == loaded.fields_of(spec):
@@ -204,9 +189,7 @@ class Runner:
         else:
             self._loaded = self._bench = None  # two models at once may not fit
             self._loaded = loaded.load(spec, folder)
-        self._bench = build.bench(self._loaded, mse)
-        keep_sae_record(self._bench, self.pool.folder)
-        return self._bench
+        return self._loaded
 
 
 def write_manifests(plans, pool):

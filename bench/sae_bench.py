@@ -9,8 +9,8 @@ another mean, and divides `mse` by the tokens of a batch once more.
 
 import json
 import math
-import time
 import uuid
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def core(run, to):
         "eval_type_id": "core",
         "eval_config": config(spec, tokens),
         "eval_id": str(uuid.uuid4()),
-        "datetime_epoch_millis": int(time.time() * 1000),
+        "datetime_epoch_millis": int(1000 * datetime.now(UTC).timestamp()),
         "eval_result_metrics": metrics,
         "eval_result_details": [],
         "sae_bench_commit_hash": f"splicebench {origin['commit'] or ''}".strip(),

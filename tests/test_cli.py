@@ -156,6 +156,8 @@ WRONG = [  # arguments, what the one line must say, whether torch may be importe
     (["--text", "/nope"], "no text at '/nope'", False),
     (["--seeds", "a"], "--seeds 'a': expected whole numbers", False),
     (["--steps", "many"], "--steps: invalid int value: 'many'", False),
+    (["--sae-share", "0.15"], "--sae-share 0.15: expected 0.1, 0.2, ... or 1", False),
+    (["--sae", "fresh", "--sae-share", "0.5"], "--sae-share 0.5: only with --sae own", False),
     (["--steps", "0"], "--steps must be at least 1, got 0", False),
     (["--spliced", "some"], "unknown --spliced 'some'", False),
     (["--site", "resid"], "--site 'resid': expected a hook point such as", False),

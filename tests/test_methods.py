@@ -26,6 +26,7 @@ VARIANTS = [
     "lora:layers=all",
     "lora:layers=0,3",
     "e2e:loss=kl+mse",
+    "e2e:decay=0.5",
 ]
 LABELS = [*method.names(), *VARIANTS]
 
