@@ -18,7 +18,7 @@ CLAIMED = ("lowest", "highest")
 """The ends of the range that the paper claims."""
 
 
-def by_share(axes, experiment, model):
+def speedups_by_share(axes, experiment, model):
     """Both speedups over e2e from scratch, by the share of the SAE's training that is done."""
     scratch = by_seed(experiment.of("e2e"))
     for role in LADDERS:
@@ -59,7 +59,7 @@ def _ladder(axes, experiment, scratch, role, whole):
         axes.annotate("", at, (0, 22), textcoords="offset points", arrowprops={**arrow})
 
 
-def by_target(axes, experiment, model):
+def speedups_by_target(axes, experiment, model):
     """The speedup to the same CE, for every CE on the way of a run from each checkpoint."""
     scratch, clean = by_seed(experiment.of("e2e")), experiment.entries[0].run.header["ce_clean"]
     for role in LADDERS:

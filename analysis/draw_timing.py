@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from analysis.cited import find, one
-from analysis.draw_speedups import LADDERS, by_share, by_target
+from analysis.draw_speedups import LADDERS, speedups_by_share, speedups_by_target
 from analysis.finished import placed
 from analysis.panels import handle, legend, line_across, look, paper_handle, say, seeds_curve, sheet
 from analysis.speedup import sae_cost
@@ -39,8 +39,8 @@ def draw(experiment):
             say(axes, why)
     else:
         _losses(ours, whole)
-        by_share(checkpoints, whole, model)
-        by_target(targets, whole, model)
+        speedups_by_share(checkpoints, whole, model)
+        speedups_by_target(targets, whole, model)
     roles = [role for role in NAMES if experiment.of(role)]
     handles = [handle(NAMES[role], **look(role)) for role in roles]
     handles.append(handle("clean model", color=REFERENCE, linestyle="--", linewidth=1.2))

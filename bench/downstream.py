@@ -15,9 +15,9 @@ from pathlib import Path
 from bench import export, hub, models, progress, reload
 from bench.cache import new_file
 from bench.errors import Rejected, Unavailable, Usage, out_of_memory, reason
+from bench.measures import about
 from bench.progress import say
-from bench.provenance import provenance
-from bench.record import SCHEMA, digest
+from bench.record import digest
 
 TASKS = ("hellaswag", "mmlu", "truthfulqa_mc1")
 DATA = {
@@ -49,17 +49,11 @@ def downstream(run, tasks=TASKS, limit=None, to=None, include_path=None):
     if spec.weights == "random":
         raise Usage(f"{run.path}: the model's weights are random, no score means anything")
     path = Path(to) if to else run.path.with_name(f"{record_name(run, tasks, limit)}.json")
-    origin = provenance(spec)
+    head = about("downstream", run)
     known = manager(str(include_path) if include_path else None)
     found = evaluate(run, spec, load(tasks, known), limit, known)
-    header = run.header
     record = {
-        "schema": SCHEMA,
-        "measure": "downstream",
-        "of": run.name,
-        **{field: header.get(field) for field in ("method", "label", "config", "seed")},
-        **{field: header.get(field) for field in ("spec", "sae")},
-        **origin,
+        **head,
         "lm_eval": version("lm_eval"),
         "tasks": tasks,
         "limit": limit,

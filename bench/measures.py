@@ -22,19 +22,19 @@ EDGES = [10 ** (-5 + tenth / 10) for tenth in range(61)]
 
 def measure(name, run):
     """A measurement of a finished run (its record, as read) -> the JSON object that is kept."""
+    head = about(name, run)
     problem, adapted = reload.restore(run.path)
     held_out = hold_out(problem, reload.validation(run, problem))
-    header = run.header
     values = MEASURES[name](problem, held_out, adapted)
-    return {
-        "schema": SCHEMA,
-        "measure": name,
-        "of": run.name,
-        **{field: header[field] for field in ("method", "label", "config", "seed", "spec", "sae")},
-        **provenance(reload.spec_of(run)),
-        "ce": fmean(run.end["ce_full"]),
-        "values": values,
-    }
+    return {**head, "ce": fmean(run.end["ce_full"]), "values": values}
+
+
+def about(name, run):
+    """The head of a measurement: what is measured, of which run, and where and when."""
+    fields = ("method", "label", "config", "seed", "spec", "sae")
+    told = {field: run.header.get(field) for field in fields}
+    origin = provenance(reload.spec_of(run))
+    return {"schema": SCHEMA, "measure": name, "of": run.name, **told, **origin}
 
 
 @torch.no_grad()

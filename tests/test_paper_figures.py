@@ -82,7 +82,7 @@ def several(folder):
         full = [3.4 + 0.3 * number + part for part in (0, 0.2, 0.1, 0.3)]
         for role, closed in (("none", 0), ("lora", 0.3), ("e2e", 0.25)):
             gains = [closed * (after - before) for after, before in zip(full, CLEAN, strict=True)]
-            header = {"label": f"{role}:{number}", "ce_full_spliced": full}
+            header = {"label": f"{role}:saes-{number}", "ce_full_spliced": full}
             entries.append((role, 0, {"saes": number}, make(role, gains=gains, **header)))
     return experiment(folder, "multi-sae", entries)
 
