@@ -102,10 +102,6 @@ def evaluating(adapted):
             module.train(mode)
 
 
-WARM = set()
-"""What this process has warmed up: method, config, and the shapes it worked on."""
-
-
 def warm_up(method, problem, config):
     """Two steps on noise, before the seed is set, metered nowhere."""
     vocabulary, seq_len = len(problem.head.weight), problem.train.shape[1]
@@ -126,6 +122,7 @@ class Harness:
         self.sae_cost = sae_cost
         """What the SAEs have cost so far: {} for fresh ones, None where it is not known."""
         self._lent = _copied(problem.saes.state_dict())
+        self._warm = set()
 
     def run(self, method, config, header, steps, path):
         """One run -> its record at `path`; what it trained goes to the folder beside it.
@@ -163,11 +160,9 @@ class Harness:
 
     def _run(self, method, config, seed, steps, path, writer):
         problem, meter = self.problem, Meter(self.problem.bridge)
-        shapes = [tuple(part.shape) for part in problem.saes.parameters()]
-        work = method.__name__, repr(config), repr(shapes), problem.batch_size, problem.train.shape
-        if work not in WARM:
+        if (method.__name__, repr(config)) not in self._warm:
             warm_up(method, problem, config)
-            WARM.add(work)
+            self._warm.add((method.__name__, repr(config)))
         if problem.clean_cache:
             self._filled_before = problem.clean_cache.filled
         torch.manual_seed(seed)
