@@ -28,7 +28,8 @@ def test_the_harness_knows_no_method():
 
 def test_the_bench_draws_nothing():
     knowing = {path.name for path in FILES["bench"] if "analysis" in imported(path)}
-    assert knowing == {"compare.py", "export.py"}  # both end by showing what a record says
+    # All of them end by showing what a record says.
+    assert knowing == {"compare.py", "experiment.py", "export.py"}
 
 
 @pytest.mark.parametrize("folder", ["methods", "analysis"])
