@@ -55,7 +55,7 @@ def _ladder(axes, experiment, scratch, role, whole):
     bounds = [] if whole else [s for s, some in found.items() if over_seeds(some).at_least]
     for share in bounds:
         at = (share, over_seeds(found[share]).value)
-        arrow = {"arrowstyle": "->", "color": style["color"]}
+        arrow = {"arrowstyle": "<-", "color": style["color"]}
         axes.annotate("", at, (0, 22), textcoords="offset points", arrowprops={**arrow})
 
 
