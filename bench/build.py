@@ -7,6 +7,7 @@ from pathlib import Path
 from bench import agree, cache, evaluate, sae_sources, saes
 from bench.errors import RunFailed, Usage
 from bench.harness import Harness
+from bench.plans import own_training
 from bench.problem import Adapted
 from bench.progress import say
 from bench.provenance import clock, provenance
@@ -194,13 +195,7 @@ def own_folder(loaded, mse):
 
 def _train(loaded, mse, folder):
     """Train the spec's own SAE with the method `mse`, inside the harness like any other run."""
-    spec = dataclasses.replace(
-        loaded.spec,
-        sae="fresh",
-        sae_share=1.0,
-        cache_clean=False,  # each of its windows is read once, and only as far as the site
-        steps=max(1, loaded.spec.sae_tokens // (loaded.spec.seq_len * loaded.spec.batch_size)),
-    )
+    spec = own_training(loaded.spec)
     have = loaded.text.train.tokens.numel()
     times = f", its {have:,} training tokens {spec.sae_tokens / have:.1f} times"
     again = times if spec.sae_tokens > have else ""

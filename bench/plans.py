@@ -42,7 +42,8 @@ RIVALS = ("joint", "linear", "affine", "ridge", "full", "mse")
 
 
 def own_training(spec):
-    """The spec under which the spec's own SAE is trained."""
+    """The spec under which the spec's own SAE is trained: each window is read once, and only as
+    far as the site, so nothing of it is cached."""
     steps = max(1, spec.sae_tokens // (spec.seq_len * spec.batch_size))
     bare = {"sae": "fresh", "sae_share": 1.0, "cache_clean": False}
     return replace(spec, **bare, steps=steps)
