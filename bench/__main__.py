@@ -3,11 +3,14 @@
 import argparse
 import dataclasses
 import math
+import shlex
 import sys
 from typing import get_type_hints
 
 from bench import __version__
 from bench.errors import Fault, Unavailable, Usage, out_of_memory
+from bench.interrupts import Interrupted, handling, leave
+from bench.order import EVERY
 from bench.spec import Spec, documentation, flag
 from bench.specs import SPECS, named
 
@@ -29,6 +32,7 @@ def parser():
     compare.add_argument("--fresh", action="store_true", help="run again what is already done")
     compare.add_argument("--init-adapter", metavar="DIR", help="where lora starts: a PEFT adapter")
     compare.add_argument("--force", action="store_true", help="even with an SAE that check doubts")
+    add_every(compare)
     add_problem(compare, methods="lora,e2e")
     speed = commands.add_parser("speed", help="our step against plain Hugging Face and PEFT")
     speed.add_argument("--pairs", type=int, default=5, help="timed pairs of steps (default: 5)")
@@ -39,6 +43,7 @@ def parser():
     experiment.add_argument("--out", help="folder of the records (default: results/SCALE)")
     experiment.add_argument("--dry-run", action="store_true", help="list the runs, run none")
     experiment.add_argument("--fresh", action="store_true", help="run again what is already done")
+    add_every(experiment)
     check = commands.add_parser("check", help="does the SAE belong at its site, and if not, why")
     add_spec(check)
     export = commands.add_parser("export", help="what a run trained, for PEFT and SAELens")
@@ -51,9 +56,17 @@ def parser():
     downstream.add_argument("--to", metavar="FILE", help="the record (default: beside the run)")
     downstream.add_argument("--include-path", metavar="DIR", help="a folder of own lm-eval tasks")
     downstream.add_argument("--saebench", metavar="FILE", help="SAEBench's core numbers, only they")
+    verify = commands.add_parser("verify", help="are these records sound; a line for each fault")
+    verify.add_argument("paths", nargs="+", metavar="PATH", help="folders of records, or files")
     commands.add_parser("specs", help="the named specs, one line each")
     commands.add_parser("methods", help="the methods, one line each")
     return top
+
+
+def add_every(command):
+    """`--checkpoint-every`."""
+    text = f"seconds between checkpoints (default: {EVERY:g}); 0: after every step"
+    command.add_argument("--checkpoint-every", type=seconds, default=EVERY, help=text, metavar="X")
 
 
 def add_problem(command, methods):
@@ -99,6 +112,13 @@ def finite(text):
     return float(text)
 
 
+def seconds(text):
+    """A number that is finite and not negative."""
+    if finite(text) < 0:
+        raise ValueError
+    return float(text)
+
+
 def seeds(text):
     """`0,1,2` -> (0, 1, 2)."""
     numbers = text.split(",")
@@ -122,6 +142,7 @@ def compare(arguments):
         arguments.out,
         arguments.fresh,
         arguments.force,
+        arguments.checkpoint_every,
     )
 
 
@@ -139,7 +160,7 @@ def experiment(arguments):
     from bench.experiment import experiment as run
 
     a = arguments
-    run(a.names, a.scale, a.out, a.dry_run, a.fresh)
+    run(a.names, a.scale, a.out, a.dry_run, a.fresh, a.checkpoint_every)
 
 
 def check(arguments):
@@ -171,6 +192,13 @@ def downstream(arguments):
         run(arguments.run, tasks, arguments.limit, arguments.to, arguments.include_path)
 
 
+def verify(arguments):
+    """`python -m bench verify`."""
+    from bench.verify import verify as run
+
+    run(arguments.paths)
+
+
 def problem(arguments, **defaults):
     """(the spec with what the command line changes, the labels of the methods)."""
     labels = [label for label in arguments.methods.split(",") if label]
@@ -200,11 +228,12 @@ def methods(arguments):
 
 def main():
     """Run the command; a `Fault` is one line on stderr and its exit code."""
-    known = (compare, experiment, speed, check, export, downstream, specs, methods)
+    known = (compare, experiment, speed, check, export, downstream, verify, specs, methods)
     commands = {run.__name__: run for run in known}
     try:
-        arguments = parser().parse_args()
-        commands[arguments.command](arguments)
+        with handling(leave):
+            arguments = parser().parse_args()
+            commands[arguments.command](arguments)
     except Fault as fault:
         print(f"bench: {fault}", file=sys.stderr)
         return fault.code
@@ -213,10 +242,16 @@ def main():
             raise
         print("bench: out of memory; lower --batch-size or --seq-len", file=sys.stderr)
         return Unavailable.code
-    except KeyboardInterrupt:
-        print("bench: interrupted; the same command runs what is missing", file=sys.stderr)
-        return 130
+    except Interrupted as signal:
+        print(f"bench: {signal}: stopped; to go on: {same_command()}", file=sys.stderr)
+        return signal.code
     return 0
+
+
+def same_command():
+    """What was typed, to be typed again; `--fresh` would begin again."""
+    given = [argument for argument in sys.argv[1:] if argument != "--fresh"]
+    return shlex.join(["python", "-m", "bench", *given])
 
 
 if __name__ == "__main__":

@@ -4,14 +4,20 @@ import dataclasses
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import agree, cache, evaluate, sae_sources, saes
+from bench import agree, cache, evaluate, locks, sae_sources, saes
+from bench.done import relevant
 from bench.errors import RunFailed, Usage
+from bench.files import new_folder, synchronize
 from bench.harness import Harness
+from bench.interrupts import Stopped
+from bench.loaded import code
+from bench.order import EVERY
 from bench.plans import own_training
 from bench.problem import Adapted
 from bench.progress import say
 from bench.provenance import clock, provenance
-from bench.record import SCHEMA, digest, read, run_name
+from bench.record import SCHEMA, digest, run_name
+from bench.text import source_sha256
 
 
 @dataclass(frozen=True)
@@ -37,17 +43,20 @@ class Bench:
         spec = asdict(self.spec)
         return run_name(entry.name, entry.settings, spec, seed, self.sae["sha256"])
 
-    def header(self, entry, seed):
+    def header(self, entry, seed, sets=()):
         """The record's first line."""
         return {
             "schema": SCHEMA,
             "method": entry.name,
             "label": entry.label,
+            "sets": relevant(sets, entry.name),
             "config": entry.settings,
             "source": entry.source,
             "spec": asdict(self.spec),
             "seed": seed,
             "model": self.model,
+            "text_sha256": source_sha256(self.spec),
+            "code": code(),
             "sae": self.sae,
             "sae_cost": self.sae_cost,
             **self.measured,
@@ -56,9 +65,12 @@ class Bench:
         }
 
 
-def bench(loaded, mse):
-    """`Loaded` and the entry of the method that trains SAEs -> `Bench`."""
-    return _bench_with(loaded, sae_folders(loaded, mse), loaded.spec.sae)
+def bench(loaded, mse, every=EVERY):
+    """`Loaded` and the entry of the method that trains SAEs -> `Bench`.
+
+    Where an own SAE has to be trained first, there is a checkpoint `every` so many seconds.
+    """
+    return _bench_with(loaded, sae_folders(loaded, mse, every), loaded.spec.sae)
 
 
 def _bench_with(loaded, folders, source):
@@ -152,7 +164,7 @@ def _spliced(problem, curve, validation):
     return {**scores, "ablated": evaluate.ablated(problem, curve)}
 
 
-def sae_folders(loaded, mse):
+def sae_folders(loaded, mse, every=EVERY):
     """The folders of the spec's SAEs; own ones are trained on first use, fresh ones made."""
     spec = loaded.spec
     if spec.sae == "fresh":
@@ -161,8 +173,8 @@ def sae_folders(loaded, mse):
         return [sae_sources.locate(sae) for sae in spec.saes]
     own = own_folder(loaded, mse)
     if not own.exists():
-        with cache.new_folder(own) as temporary:
-            _train(loaded, mse, temporary)
+        with locks.held(own.parent, own.name, "the training of the SAE"):
+            _train(loaded, mse, own, every)
     (record,) = own.glob("*.jsonl")
     return saes.checkpoint(own / record.stem, spec.sae_share)
 
@@ -182,7 +194,7 @@ def fresh_folder(loaded, index):
     made = [loaded.key, loaded.recipe, spec.sites[index]]
     folder = cache.root() / "saes" / f"fresh-{digest(made)[:16]}"
     if not folder.exists():
-        with cache.new_folder(folder) as temporary:
+        with new_folder(folder) as temporary:
             saes.save_fresh(spec, index, width, temporary)
     return folder
 
@@ -193,8 +205,11 @@ def own_folder(loaded, mse):
     return cache.root() / "saes" / digest(made)[:16]
 
 
-def _train(loaded, mse, folder):
-    """Train the spec's own SAE with the method `mse`, inside the harness like any other run."""
+def _train(loaded, mse, folder, every):
+    """Train the spec's own SAE with the method `mse`, inside the harness like any other run.
+
+    It becomes `folder` when it is done; until then it lies beside it and can be gone on with.
+    """
     spec = own_training(loaded.spec)
     have = loaded.text.train.tokens.numel()
     times = f", its {have:,} training tokens {spec.sae_tokens / have:.1f} times"
@@ -203,8 +218,13 @@ def _train(loaded, mse, folder):
     bare = dataclasses.replace(loaded, spec=spec)
     fresh_bench = _bench_with(bare, fresh_folders(loaded), "fresh")
     header = fresh_bench.header(mse, spec.sae_seed)
-    path = folder / f"{fresh_bench.name(mse, spec.sae_seed)}.jsonl"
-    end = fresh_bench.harness.run(mse.module, mse.config, header, spec.steps, path)
-    if end != "finished":
-        reason = read(path).end.get("reason", "no reason given")
-        raise RunFailed(f"the training of the SAE ended as '{end}' ({reason})")
+    begun = folder.with_name(f"{folder.name}.begun")
+    path = begun / f"{fresh_bench.name(mse, spec.sae_seed)}.jsonl"
+    harness = fresh_bench.harness
+    outcome = harness.run(mse.module, mse.config, header, spec.steps, path, every)
+    if outcome.end == "interrupted":
+        raise Stopped
+    if outcome.end != "finished":
+        raise RunFailed(f"the training of the SAE ended as '{outcome.end}' ({outcome.why})")
+    begun.rename(folder)
+    synchronize(folder.parent)

@@ -1,8 +1,8 @@
 """`python -m bench check`: does this SAE belong here, and if not, what is wrong."""
 
 from bench import method, peft_format, sae_sources
-from bench.compare import check_inputs, check_model
 from bench.errors import Rejected
+from bench.preflight import check_inputs, check_model
 from bench.progress import say
 
 

@@ -1,223 +1,120 @@
-"""`python -m bench compare`: every method on the same problem, a record each, then the table."""
+"""`python -m bench compare`: every method on the same problem, a record each, then the table.
 
-import shutil
+Every run has a process of its own; this one loads nothing and computes nothing.
+"""
+
+import signal
+from dataclasses import asdict
 from pathlib import Path
 
-from bench import hub, method, models, sae_sources, streams, text
-from bench.errors import Rejected, RunFailed, Unavailable, Usage
+from bench import done, locks, method, process
+from bench.errors import Fault, Rejected, RunFailed, Unavailable
+from bench.interrupts import Interrupted
+from bench.order import EVERY, Order
+from bench.preflight import check_inputs, check_model
 from bench.progress import say
-from bench.provenance import versions
-from bench.record import read
-from bench.spec import check_site
+from bench.record import close_cut, digest
 
 
-def compare(spec, labels, sets=(), seeds=(0,), out="runs", fresh=False, force=False):
+def compare(spec, labels, sets=(), seeds=(0,), out="runs", fresh=False, force=False, every=EVERY):
     """Run the methods on `spec`, once per seed; skip what is done; print the table and figure.
 
     Everything that can be wrong with the command is found before anything is loaded. Raises
-    `Rejected` for an SAE that does not belong here, unless `force` is set, and `RunFailed` when a
-    run diverged or raised: the other runs are there all the same.
+    `Rejected` for an SAE that does not belong here, unless `force` is set, `Locked` where another
+    process is at one of the runs, and `RunFailed` (`Unavailable`, `Rejected`) when a run diverged
+    or raised: the other runs are there all the same.
     """
-    out = Path(out)
     method.check_names(labels, sets)
     if "none" not in labels:
         labels = ["none", *labels]
-    check_inputs(spec, out)
-    entries = [method.entry(label, sets) for label in labels]
-    mse = method.entry(f"mse:lr={spec.sae_lr}")
-    folder, _ = check_model(spec, entries)
-    names, failed = run_all(spec, folder, entries, mse, seeds, out, fresh, force)
-    report(out, names)
-    if failed:
-        raise RunFailed(f"{len(failed)} of the runs did not finish: {', '.join(failed)}")
-
-
-def check_inputs(spec, out=None):
-    """Raise what is wrong with the sources of the spec or the folder to write to."""
-    models.check_source(spec.model, spec.weights)
-    for sae in spec.saes:
-        sae_sources.check_source(sae)
-    text.check_source(spec)
-    if out:
-        check_writable(out)
-
-
-def check_model(spec, entries):
-    """(folder, config) of the model, once spec and methods are seen to fit it."""
-    quiet_libraries(online=asks_the_hub(spec))
-    models.check_device(spec.device)
-    folder = fetch(spec)
-    config = models.read_config(folder)
-    models.check_family(config)
-    if spec.center_writing_weights:
-        models.check_centering(config)
-    n_blocks = models.n_blocks(config)
-    check_site(spec, n_blocks)
-    models.check_context(config, spec.seq_len)
-    for entry in entries:
-        method.check_fits(entry, spec.sites, n_blocks)
-    return folder, config
-
-
-def fetch(spec):
-    """Bring what only the network has into the caches -> the model's folder."""
-    folder = models.locate(spec.model, spec.weights)
-    for sae in filter(sae_sources.from_hub, spec.saes):
-        sae_sources.locate(sae)
-    if spec.text in streams.STREAMS:
-        streams.file(spec.text, spec.stream_tokens)
-    return folder
-
-
-def asks_the_hub(spec):
-    """Whether a source of the spec is one that only the network has."""
-    model = hub.is_id(spec.model) and spec.weights == "pretrained"
-    saes = any(map(sae_sources.from_hub, spec.saes))
-    return model or saes or spec.text in streams.STREAMS
-
-
-def run_all(spec, folder, entries, mse, seeds, out, fresh, force):
-    """Every (seed, method) in turn -> (names of the runs, what failed as `name (status)`)."""
-    from bench import build
-    from bench.loaded import load
-
-    loaded = load(spec, folder)
-    n_most = len(seeds) * (len(entries) - 1)
-    trains_sae = spec.sae == "own" and not build.own_folder(loaded, mse).exists()
-    if trains_sae:
-        say(expectation(loaded, n_most, trains_sae))
-    bench = build.bench(loaded, mse)
-    keep_sae_record(bench, out)
-    say(describe(bench))
-    check_sae(bench, force)
-    runs = {
-        bench.name(entry, seed): (entry, seed)
+    check_inputs(spec, Path(out))
+    wanted = [
+        (label, seed)
         for seed in seeds
-        for entry in entries
-        if entry.name != "none" or seed == seeds[0]  # nothing in it depends on a seed
-    }
-    todo = {name: run for name, run in runs.items() if fresh or not done(out, name, run[0])}
-    if todo and not trains_sae:
-        n_trained = sum(entry.name != "none" for entry, _ in todo.values())
-        say(expectation(loaded, n_trained, trains_sae))
-    failed = []
-    for number, (name, (entry, seed)) in enumerate(todo.items(), start=1):
-        path, status, reason = run_one(bench, entry, seed, out)
-        say(f"[{number}/{len(todo)}] {entry.label} seed {seed}: {status}, {path}")
-        if status != "finished":
-            say(f"    {reason}")
-            failed.append(f"{name} ({status})")
+        for label in labels
+        if label != "none" or seed == seeds[0]  # nothing in it depends on a seed
+    ]
+    order = Order(spec, None, Path(out), tuple(sets), every, fresh, force)
+    if not fresh and (runs := done.all_of(order, wanted)):
+        return tell_done(order.out, runs)
+    entries = [method.entry(label, sets) for label in labels]
+    folder, _ = check_model(spec, entries)
+    order = Order(spec, folder, Path(out), tuple(sets), every, fresh, force)
+    keys = {pair: lock_key(order, *pair) for pair in wanted}
+    locks.check_free(order.out, {keys[pair]: "{} seed {}".format(*pair) for pair in wanted})
+    with locks.held(order.out, digest(list(keys.values()))[:16], "this comparison"):
+        names, failed = run_all(order, keys)
+    report(order.out, names)
+    raise_worst(failed)
+    return None
+
+
+def tell_done(out, runs):
+    """Say that there is nothing to do, and the table of what there is."""
+    from analysis.load import load
+    from analysis.tables import table
+
+    say("\n\n".join(map(table, load(out, {run.name for run in runs}))))
+    say(f"nothing to do: {len(runs)} of {len(runs)} runs were already done (--fresh runs again)")
+    diverged = {run.name: ("diverged", RunFailed.code) for run in runs if run.status == "diverged"}
+    raise_worst(diverged)
+
+
+def lock_key(order, label, seed):
+    """What the run of this label and seed is locked by: all that it is, its SAE aside."""
+    entry = method.entry(label, order.sets)
+    return digest([entry.name, entry.settings, asdict(order.spec), seed])[:16]
+
+
+def run_all(order, keys):
+    """Every (label, seed) in turn -> (names of the runs, what failed: name -> (how, code))."""
+    from bench import one_run
+
+    runs = dict(zip(keys, process.call(one_run.prepare, order, list(keys)), strict=True))
+    todo = [pair for pair, (_, status) in runs.items() if not status]
+    failed = {name: (status, RunFailed.code) for name, status in runs.values() if status}
+    failed = {name: told for name, told in failed.items() if told[0] != "finished"}
+    for number, pair in enumerate(todo, start=1):
+        label, seed = pair
+        path = order.out / f"{runs[pair][0]}.jsonl"
+        # All comparisons in a folder share their `none`, which takes no time.
+        with locks.held(order.out, keys[pair], f"{label} seed {seed}", wait=label == "none"):
+            outcome = run_one(order, label, seed, path)
+        say(f"[{number}/{len(todo)}] {label} seed {seed}: {outcome.end}, {path}")
+        if outcome.end != "finished":
+            say(f"    {outcome.why}")
+            failed[path.stem] = (outcome.end, outcome.code)
     if len(todo) < len(runs):
         say(f"{len(runs) - len(todo)} of {len(runs)} runs were already done (--fresh runs again)")
-    return set(runs), failed
+    return {name for name, _ in runs.values()}, failed
 
 
-def run_one(bench, entry, seed, out):
-    """One run -> (its record's path, how it ended, why); an older record is moved aside."""
-    path = out / f"{bench.name(entry, seed)}.jsonl"
-    set_aside(path)
-    header = bench.header(entry, seed)
-    status = bench.harness.run(entry.module, entry.config, header, bench.spec.steps, path)
-    return path, status, "" if status == "finished" else read(path).end.get("reason", "")
+def run_one(order, label, seed, path):
+    """One run in a process of its own -> its `Outcome`, however that process ends."""
+    from bench import one_run
+    from bench.harness import Outcome
 
-
-def check_sae(bench, force):
-    """Raise `Rejected`, unless forced, where the SAE cannot belong at this site."""
-    if not bench.doubts:
-        return
-    if not force:
-        raise Rejected(f"{'; '.join(bench.doubts)} (see `check`; --force goes on all the same)")
-    say("forced: " + "; ".join(bench.doubts))
-
-
-def expectation(loaded, n_runs, trains_sae):
-    """What is about to be run and how long that takes here, roughly."""
-    from bench import estimate
-
-    spec = loaded.spec
-    took = estimate.seconds(loaded, n_runs, trains_sae)
-    first = "the SAE's training, then " if trains_sae else ""
-    tokens, runs = spec.batch_size * spec.seq_len, "run" if n_runs == 1 else "runs"
-    return (
-        f"{first}up to {n_runs} {runs} of {spec.steps} steps of {tokens:,} tokens: "
-        f"{estimate.in_words(took)}"
-    )
-
-
-def describe(bench):
-    """What is being measured, in two lines."""
-    spec, measured, sae = bench.spec, bench.measured, bench.sae
-    gap = measured["ce_spliced"] - measured["ce_clean"]
-    cost = bench.sae_cost
-    trained = f", trained on {cost['tokens']:,} tokens in {cost['seconds']:.0f} s" if cost else ""
-    losses = (
-        f"CE clean {measured['ce_clean']:.4f}, spliced {measured['ce_spliced']:.4f}, "
-        f"gap {gap:.4f} nats on the curve set"
-    )
-    if spec.weights == "random":
-        losses = "random weights: no CE means anything"
-    return (
-        f"SAE {sae['source']} at {spec.site}{trained}: "
-        f"L0 {measured['l0_full']:.1f}, FVU {measured['fvu_full']:.3f}\n{losses}"
-    )
-
-
-def done(out, name, entry):
-    """Whether this run is finished; `Usage` where what it depends on has changed since."""
-    path = out / f"{name}.jsonl"
-    if not path.exists():
-        return False
     try:
-        run = read(path)
-    except Rejected as error:
-        say(f"{error}; it is set aside")
-        return False
-    if run.status != "finished":
-        return False
-    check_unchanged(run, entry)
-    return True
+        _, outcome = process.call(one_run.run, order, label, seed)
+    except process.Died as fault:
+        close_cut(path, {"end": "error", "reason": str(fault)})
+        return Outcome("error", str(fault), fault.code)
+    except Fault as fault:
+        return Outcome("error", str(fault), fault.code)
+    if outcome.end == "interrupted":
+        raise Interrupted(signal.SIGTERM)
+    return outcome
 
 
-def check_unchanged(run, entry):
-    """Raise `Usage` where a finished run was made by another method's file or torch."""
-    changed = []
-    if run.header.get("source") != entry.source:
-        changed.append(f"methods/{entry.name}.py")
-    if run.header.get("versions", {}).get("torch") != versions()["torch"]:
-        changed.append("torch")
-    if changed:
-        raise Usage(f"{run.path}: done with another {' and '.join(changed)}; --fresh runs it again")
-
-
-def set_aside(path):
-    """Rename an old record and its folder out of the way; nothing is deleted."""
-    if not path.exists():
+def raise_worst(failed):
+    """Raise for the runs that failed, with the exit code that tells most."""
+    if not failed:
         return
-    number = 1
-    while (path.parent / f"{path.name}.{number}").exists():
-        number += 1
-    path.rename(path.parent / f"{path.name}.{number}")
-    folder = path.parent / path.stem
-    if folder.exists():
-        folder.rename(path.parent / f"{path.stem}.{number}")
-
-
-def keep_sae_record(bench, out):
-    """Copy the record of the SAE's training beside the runs that use it."""
-    source, target = bench.sae_record, out / bench.sae_record.name if bench.sae_record else None
-    if source and source.exists() and not (target.exists() and target.samefile(source)):
-        shutil.copyfile(source, target)
-
-
-def check_writable(out):
-    """Make the folder and write to it, or raise `Unavailable`: before anything is loaded."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".write-probe"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise Unavailable(f"cannot write --out {out}: {error.strerror or error}") from None
+    codes = {code for _, code in failed.values()}
+    kinds = {kind.code: kind for kind in (Unavailable, Rejected, RunFailed)}
+    kind = next((kinds[code] for code in kinds if code in codes), RunFailed)
+    told = ", ".join(f"{name} ({how})" for name, (how, _) in failed.items())
+    raise kind(f"{len(failed)} of the runs did not finish: {told}")
 
 
 def report(out, names):
@@ -227,25 +124,3 @@ def report(out, names):
     table, paths = analyse(out, names=names)
     say(f"\n{table}\n")
     say("written: " + ", ".join(map(str, paths)))
-
-
-def quiet_libraries(online=False):
-    """No warnings or progress bars from the libraries under this: ours are the ones to read.
-
-    Unless `online`, none of them may ask the hub.
-    """
-    import logging
-    import os
-    import warnings
-
-    if not online:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger().setLevel(logging.ERROR)

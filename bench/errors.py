@@ -27,6 +27,12 @@ class Unavailable(Fault):
     code = 4
 
 
+class Locked(Fault):
+    """Another process is at it."""
+
+    code = 75
+
+
 class RunFailed(Fault):
     """At least one run diverged or raised; its record says which."""
 
@@ -48,6 +54,12 @@ def out_of_memory(error):
         "cannot allocate memory",
     )
     return isinstance(error, MemoryError) or any(sign in said for sign in signs)
+
+
+def disk_full(error):
+    """Whether an exception of whatever library says that there was no room to write to."""
+    signs = ("no space left", "file too large", "disk quota", "os error 28", "os error 27")
+    return any(sign in str(error).lower() for sign in signs)
 
 
 def unknown(kind, value, choices):

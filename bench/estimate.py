@@ -1,47 +1,10 @@
 """How long a comparison will take here, said before it starts: two clean passes are timed."""
 
-import dataclasses
-from statistics import fmean
-
 import torch
 
-from bench.harness import doubling
+from bench.attempt import doubling
 from bench.meter import timed
 from bench.problem import Adapted
-
-
-class Times:
-    """How long the jobs of experiments will take: as others took here, else as estimated.
-
-    `loaded` is model and text of the first; a job on another model is taken to be alike.
-    """
-
-    def __init__(self, loaded):
-        self._loaded, self._took, self._estimated = loaded, {}, {}
-
-    def add(self, job, function, *arguments):
-        """(seconds it took, what the function gives)."""
-        result, took = timed(function, *arguments)
-        self._took.setdefault(_kind(job), []).append(took)
-        return took, result
-
-    def told(self, jobs):
-        """What these jobs will take together, in words."""
-        return in_words(sum(map(self._expected, jobs)))
-
-    def _expected(self, job):
-        if _kind(job) in self._took:
-            return fmean(self._took[_kind(job)])
-        steps = job.spec.steps
-        if steps not in self._estimated:
-            spec = dataclasses.replace(self._loaded.spec, steps=steps)
-            loaded = dataclasses.replace(self._loaded, spec=spec)
-            self._estimated[steps] = seconds(loaded, 1, trains_sae=False)
-        return self._estimated[steps]
-
-
-def _kind(job):
-    return job.measure or job.label.partition(":")[0], job.spec.steps
 
 
 def seconds(loaded, n_runs, trains_sae):
@@ -64,13 +27,6 @@ def seconds(loaded, n_runs, trains_sae):
     if trains_sae:
         total += spec.sae_tokens / batch * clean * 1.5 * (1 - after) + 2 * whole
     return total
-
-
-def in_words(seconds):
-    """`about 40 s`, `about 7 min`, `about 3.5 h`."""
-    if seconds < 90:
-        return f"about {10 * max(1, round(seconds / 10))} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 def _seconds_of_clean_pass(problem):

@@ -6,27 +6,25 @@ has a manifest, NAME.json, that says which records are its own and what each is 
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 from statistics import fmean
 
-from bench import cache, export, method
-from bench.compare import (
-    check_inputs,
-    check_model,
-    check_sae,
-    check_unchanged,
-    check_writable,
-    keep_sae_record,
-    run_one,
-    set_aside,
-)
-from bench.errors import Rejected, RunFailed
+from bench import locks, process
+from bench.errors import Fault, Locked, RunFailed
+from bench.files import new_file, set_aside
+from bench.interrupts import Interrupted
+from bench.order import EVERY, Order
 from bench.plans import expanded, jobs
 from bench.pool import ADAPTER, Pool, run_seed
+from bench.preflight import asks_the_hub, check_writable, quiet_libraries
 from bench.progress import say
+from bench.record import close_cut, digest
+from bench.times import Times
+from bench.unchanged import check_unchanged, now
 
 
-def experiment(names, scale, out=None, dry_run=False, fresh=False):
+def experiment(names, scale, out=None, dry_run=False, fresh=False, every=EVERY):
     """Run what is missing of these experiments; with `dry_run` only list it.
 
     Raises `Usage` for an unknown name or a record that another version made, `RunFailed` when a
@@ -48,7 +46,8 @@ def experiment(names, scale, out=None, dry_run=False, fresh=False):
     check_writable(pool.folder)
     if len(todo) < len(wanted):
         say(f"{len(wanted) - len(todo)} of {len(wanted)} runs are in {pool.folder} already")
-    failed = run_all(list(todo.values()), plans, pool)
+    with locks.held(pool.folder, digest(list(wanted))[:16], "this experiment"):
+        failed = run_all(list(todo.values()), plans, Runner(pool, fresh, every))
     report(pool.folder)
     if failed:
         raise RunFailed(f"{len(failed)} of the runs did not finish: {'; '.join(failed)}")
@@ -74,15 +73,18 @@ def check_sources(pool, wanted):
     for _, job in wanted.values():
         name = pool.find(job)
         if name and not job.measure:
-            check_unchanged(pool.runs[name], method.entry(job.label))
+            run, name = pool.runs[name], job.label.partition(":")[0]
+            check_unchanged(run.header, now(job.spec, name), run.path)
 
 
-def run_all(todo, plans, pool):
+def run_all(todo, plans, runner):
     """Every job in turn, manifests kept up to date -> what failed, a line each."""
-    from bench.estimate import Times
+    quiet_libraries(online=any(asks_the_hub(job.spec) for _, job in todo))
+    from bench import stages
 
-    runner, failed = Runner(pool), []
-    times = Times(runner.load(todo[0][1].spec, todo[0][1].label))
+    pool, failed = runner.pool, []
+    steps = sorted({job.spec.steps for _, job in todo})
+    times = Times(process.call(stages.estimated, todo[0][1], steps))
     say(f"{len(todo)} runs to do: {times.told([job for _, job in todo])}")
     write_manifests(plans, pool)
     for number, (name, job) in enumerate(todo, start=1):
@@ -105,28 +107,32 @@ def told(at):
 
 
 class Runner:
-    """Runs jobs one after the other, keeping what the next one needs again."""
+    """Runs jobs one after the other, each in a process of its own."""
 
-    def __init__(self, pool):
-        self.pool = pool
+    def __init__(self, pool, fresh=False, every=EVERY):
+        self.pool, self.fresh, self.every = pool, fresh, every
         self.reason = ""
         """Why the last job gave nothing."""
-        self._loaded = self._bench = None
 
     def run(self, job):
         """One job -> its CE on the validation set in nats, or None where it did not finish."""
         try:
             if job.after:
                 self._bring_weights(job.after)
-            if job.measure:
-                return self._measure(job)
-            return self._train(job) if job.trains_own else self._run(job)
-        except (Rejected, RunFailed) as fault:
+            with locks.held(self.pool.folder, self.pool.key(job)[:16], f"{job.label} {job.seed}"):
+                if job.measure:
+                    return self._measure(job)
+                return self._train(job) if job.trains_own else self._run(job)
+        except Locked:
+            raise
+        except Fault as fault:
             self.reason = str(fault)
             return None
 
     def _bring_weights(self, first):
         """See that what a run trained is there, its adapter as PEFT has it."""
+        from bench import stages
+
         name = self.pool.find(first)
         if not name:
             raise RunFailed(
@@ -135,61 +141,48 @@ class Runner:
         run, folder = self.pool.runs[name], self.pool.folder / name
         if not folder.is_dir():
             raise RunFailed(f"{run.path}: a record without its weights; --fresh makes them again")
-        pairs, target = export.pairs_of(run), folder / ADAPTER
-        if pairs and not target.is_dir():
-            with cache.new_folder(target) as temporary:
-                export.write_adapter(run, pairs, temporary)
+        if not (folder / ADAPTER).is_dir():
+            process.call(stages.write_adapter, run, folder / ADAPTER)
+
+    def _order(self, spec):
+        return Order(spec, None, self.pool.folder, (), self.every, self.fresh)
 
     def _run(self, job):
-        label, spec = self.pool.resolve(job)
-        bench, entry = self._bench_of(spec, label), method.entry(label)
-        check_sae(bench, force=False)
-        path, status, self.reason = run_one(bench, entry, run_seed(job), self.pool.folder)
-        if status != "finished":
+        from bench import stages
+
+        (label, spec), seed = self.pool.resolve(job), run_seed(job)
+        try:
+            path, outcome = process.call(stages.run, self._order(spec), label, seed)
+        except process.Died as fault:
+            for path in self.pool.cut(label, spec, seed):
+                close_cut(path, {"end": "error", "reason": str(fault)})
+            raise
+        if outcome.end == "interrupted":
+            raise Interrupted(signal.SIGTERM)
+        self.reason = outcome.why
+        if outcome.end != "finished":
             return None
         return fmean(self.pool.add(path).end["ce_full"])
 
     def _train(self, job):
         """The training of an own SAE, which lies in the cache, with a copy of its record here."""
-        bench = self._bench_of(dataclasses.replace(job.spec, sae="own"), job.label)
-        run = self.pool.add(self.pool.folder / bench.sae_record.name)
+        from bench import stages
+
+        own = dataclasses.replace(job.spec, sae="own")
+        run = self.pool.add(process.call(stages.train_own, self._order(own), job.label))
         return fmean(run.end["ce_full"])
 
     def _measure(self, job):
-        from bench import measures
+        from bench import stages
 
         run = self.pool.runs[self.pool.find(job.after)]
         name = self.pool.measure_name(job)
-        made = measures.measure(job.measure, run)
         path = self.pool.folder / f"{name}.json"
+        made = process.call(stages.measure, job.measure, run)
         set_aside(path)
         write_json(path, made)
         self.pool.add_measured(name)
         return made["ce"]
-
-    def _bench_of(self, spec, label):
-        """The `Bench` of a spec."""
-        from bench import build
-
-        if not self._bench or self._bench.spec != spec:
-            mse = method.entry(f"mse:lr={spec.sae_lr}")
-            self._bench = build.bench(self.load(spec, label), mse)
-            keep_sae_record(self._bench, self.pool.folder)
-        return self._bench
-
-    def load(self, spec, label):
-        """Model and text of a spec (`Loaded`), from disk again only where they differ."""
-        from bench import loaded
-
-        check_inputs(spec)
-        folder, _ = check_model(spec, [method.entry(label)])
-        before = self._loaded
-        if before and loaded.fields_of(before.spec) == loaded.fields_of(spec):
-            self._loaded = dataclasses.replace(before, spec=spec)
-        else:
-            self._loaded = self._bench = None  # two models at once may not fit
-            self._loaded = loaded.load(spec, folder)
-        return self._loaded
 
 
 def write_manifests(plans, pool):
@@ -207,7 +200,7 @@ def write_manifests(plans, pool):
 def write_json(path, value):
     """A JSON file that is whole or not there."""
     text = json.dumps(value, indent=1) + "\n"
-    cache.new_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    new_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def report(folder):

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.batches import noise
-from bench.harness import drive
+from bench.drive import drive
 from bench.meter import Meter, timed
 from bench.record import Writer
 
@@ -72,8 +72,7 @@ def harness_seconds(problem, adapted, steps=20):
             yield adapted
 
     batches = noise(8, 1, 4, steps, "cpu")
-    stops = range(steps + 1)
-    run = drive(SimpleNamespace(train=train), problem, batches, None, meter, stops)
+    run = drive(SimpleNamespace(train=train), problem, batches, None, meter)
     with TemporaryDirectory() as folder:
         writer = Writer(Path(folder) / "row.jsonl")
         next(run)

@@ -60,9 +60,10 @@ class Loaded:
         )
 
 
-def load(spec, folder):
+def load(spec, folder, tell=True):
     """Model and text of a spec -> `Loaded`; `folder` is the model's."""
-    say(f"loading {spec.model} and the text '{spec.text}'")
+    if tell:
+        say(f"loading {spec.model} and the text '{spec.text}'")
     tokenizer = models.load_tokenizer(folder)
     models.check_tokenizer(tokenizer, spec.text)
     special = tuple(sorted(models.special_ids(tokenizer)))  # before the bridge may add to them
@@ -94,8 +95,8 @@ def fields_of(spec):
 
 def code():
     """Hash of the files that decide a cached number, so that none outlives a change of them."""
-    files = "attention blocks clean_cache descent evaluate harness hooks losses matmul models"
-    files = [*files.split(), "problem", "saes", "seen", "text"]
+    files = "attention attempt blocks clean_cache descent drive evaluate hooks losses matmul models"
+    files = [*files.split(), "problem", "saes", "seen", "text", "weights"]
     return digest([(Path(__file__).parent / f"{name}.py").read_text() for name in files])
 
 

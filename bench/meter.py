@@ -5,11 +5,13 @@ Passes are counted by module hooks on the blocks and the final norm, so that no 
 forget to count. A backward pass is counted where the gradient arrives at a module's output.
 """
 
-import time
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
+
+from bench import clock
 
 
 @dataclass
@@ -27,13 +29,25 @@ class Cost:
     """Tokens of the training batches that were fetched."""
     evaluation_seconds: float = 0.0
     """What evaluations have taken by now: on an accumulator of their own, not in `seconds`."""
+    checkpoint_seconds: float = 0.0
+    """What writing checkpoints has taken by now, not in `seconds` either."""
+    suspended_seconds: float = 0.0
+    """How long the machine was suspended within a timed part: the clock does not count that."""
+    clock_jump_seconds: float = 0.0
+    """How far the time of day was set within a timed part, which no duration depends on."""
+
+
+SELDOM = ("suspended_seconds", "clock_jump_seconds")
+"""Fields of `Cost` that are told only where there is something to tell."""
+STEPS_KEPT = 10_000
+"""Of how many steps at most the duration is remembered."""
 
 
 def timed(function, *arguments):
     """(what the function gives, seconds it took): for what is timed outside any run."""
-    started = time.perf_counter()
+    started = clock.read()
     result = function(*arguments)
-    return result, time.perf_counter() - started
+    return result, clock.read().since(started).seconds
 
 
 class Meter:
@@ -41,37 +55,61 @@ class Meter:
 
     def __init__(self, bridge):
         self.cost = Cost()
+        self.steps = deque(maxlen=STEPS_KEPT)
+        """Seconds that each of the last steps took."""
         self._bridge = bridge
         self._on = False
 
     def reading(self):
         """The cost so far, as a flat dict."""
-        return asdict(self.cost)
+        return {k: v for k, v in asdict(self.cost).items() if v or k not in SELDOM}
+
+    def state(self):
+        """What a resumed run goes on from."""
+        return {"cost": asdict(self.cost), "steps": list(self.steps)}
+
+    def set(self, state):
+        """Go on from a `state`: what this meter has counted before does not count."""
+        self.cost = Cost(**state["cost"])
+        self.steps = deque(state["steps"], maxlen=STEPS_KEPT)
 
     @contextmanager
-    def running(self):
-        """The clock runs and passes count inside the block."""
+    def running(self, a_step=True):
+        """The clock runs and passes count inside the block, which is a step or comes before."""
         self._on = True
         try:
-            with self._accumulating("seconds"):
+            with self._accumulating("seconds") as passed:
                 yield
         finally:
             self._on = False
+        self.cost.suspended_seconds += passed[0].suspended
+        self.cost.clock_jump_seconds += passed[0].jump
+        if a_step:
+            self.steps.append(passed[0].seconds)
 
     def evaluation(self):
         """A context manager: the block's time goes to `evaluation_seconds`; no pass counts."""
         return self._accumulating("evaluation_seconds")
 
+    def checkpoint(self):
+        """A context manager: the block's time goes to `checkpoint_seconds`."""
+        return self._accumulating("checkpoint_seconds")
+
     @contextmanager
     def _accumulating(self, field):
         self._synchronize()
-        started = time.perf_counter()
+        started, passed = clock.read(), []
         try:
-            yield
+            yield passed
         finally:
             self._synchronize()
-            elapsed = time.perf_counter() - started
-            setattr(self.cost, field, getattr(self.cost, field) + elapsed)
+            passed.append(clock.read().since(started))
+            setattr(self.cost, field, getattr(self.cost, field) + passed[0].seconds)
+
+    def spread(self):
+        """Seconds that a step took: the median and the 95th percentile; {} before there is one."""
+        ordered = sorted(self.steps)
+        return {f"p{p}": _percentile(ordered, p) for p in (50, 95)} if ordered else {}
 
     @contextmanager
     def watching(self):
@@ -118,3 +156,11 @@ class Meter:
         device = self._bridge.unembed.weight.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+
+
+def _percentile(ordered, percent):
+    """The percentile of sorted numbers, on a line between the two around it."""
+    place = percent / 100 * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])

@@ -35,11 +35,15 @@ class Pool:
         self._measured.add(name)
 
     def _take(self, run):
-        header = run.header
-        spec = {**asdict(Spec()), **header["spec"]}  # fields that are younger than the record
         self.runs[run.name] = run
-        self._names[identity(header.get("label"), spec, header["seed"])] = run.name
+        self._names[identity_of(run.header)] = run.name
         return run
+
+    def cut(self, label, spec, seed):
+        """The paths of the records of this run that have no end."""
+        wanted = identity(label, asdict(spec), seed)
+        runs = [run for run in read_folder(self.folder) if run.status == "cut off"]
+        return [run.path for run in runs if wanted == identity_of(run.header)]
 
     def find(self, job):
         """The name of the record or measurement that this job left, or None."""
@@ -85,6 +89,12 @@ class Pool:
 def run_seed(job):
     """The seed of a job's run."""
     return job.seed if job.run_seed is None else job.run_seed
+
+
+def identity_of(header):
+    """`identity` of the run with this header."""
+    spec = {**asdict(Spec()), **header["spec"]}  # fields that are younger than the record
+    return identity(header.get("label"), spec, header["seed"])
 
 
 def identity(*parts):

@@ -17,8 +17,9 @@ from torch.profiler import record_function
 from bench.blocks import Blocks
 from bench.hooks import HookPoints, block_after, end_block, start_block
 from bench.losses import Head
+from bench.memory import Before, attempt, halved
 from bench.saes import trainable
-from bench.seen import Seen, flat, kl_to_clean, reconstruction
+from bench.seen import Seen, kl_to_clean, reconstruction, splice
 
 
 @dataclass
@@ -99,6 +100,11 @@ class Problem:
         self.n_blocks = len(self._blocks)
         self.last_loss = None
         """The loss of the last training pass, a detached scalar; the harness watches it."""
+        self.halvings = []
+        """For each time that memory ran out: the micro-batch from there on, and whether the loss
+        is another one for it."""
+        self.after_pass = lambda adapted: None
+        """Called after each training pass, for who wants to look at gradients."""
         if clean_cache:
             self._blocks.prepare(train[:1])  # it takes windows one by one
         for name in self.site_names:
@@ -112,7 +118,22 @@ class Problem:
         `tokens` [batch, seq] go through in micro-batches; `loss(seen)` is a scalar of what the
         pass sees (`Seen`), a mean over its tokens. Gradients are left in whatever `adapted`
         trains. Returns the batch's loss, detached.
+
+        Where memory runs out, the batch goes through again in micro-batches of half the size, and
+        so does every one after it: the same step, in more passes. Raises `OutOfMemory` where a
+        micro-batch is one window already.
         """
+        before = Before(adapted)
+        while (value := attempt(self._pass, tokens, adapted, loss)) is None:
+            before.restore()
+            self.micro_batch = halved(min(self.micro_batch, len(tokens)), tokens.shape[1])
+            changed = not getattr(loss, "mean_over_tokens", False)
+            self.halvings.append({"micro_batch": self.micro_batch, "loss_changed": changed})
+        self.last_loss = value
+        self.after_pass(adapted)
+        return value
+
+    def _pass(self, tokens, adapted, loss):
         total, n_scored = 0.0, len(self.rows(tokens, self.scored))
         for part in tokens.split(self.micro_batch):
             share = len(self.rows(part, self.scored)) / n_scored
@@ -122,7 +143,6 @@ class Problem:
             with record_function("backward"):
                 value.backward()
             total = total + value.detach()
-        self.last_loss = total
         return total
 
     def look(self, tokens, adapted):
@@ -214,17 +234,6 @@ class Problem:
         if positions == "not-special":
             return index[~torch.isin(tokens.flatten(), self.special)]
         return index
-
-
-def splice(reconstruct, rows):
-    """A hook that puts what `reconstruct` makes of the activation at flat positions `rows`."""
-
-    def replace(value, hook):
-        tokens = flat(value)
-        put = reconstruct(tokens[rows]).to(value.dtype)
-        return tokens.index_copy(0, rows, put).view_as(value)
-
-    return replace
 
 
 def _catch(caught, name):

@@ -4,10 +4,11 @@ import os
 import platform
 import subprocess
 import sys
-from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+
+from bench.clock import timestamp
 
 CODE = ("bench", "methods", "analysis", "pyproject.toml", "constraints.txt")
 """What a record is `dirty` for when it differs from the commit."""
@@ -25,7 +26,7 @@ def provenance(spec):
         **clock(spec.device),
         "load": os.getloadavg()[0],
         "versions": versions(),
-        "started": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "started": timestamp(),
         "command": " ".join(["python -m bench", *sys.argv[1:]]),
     }
 

@@ -51,7 +51,7 @@ class Ours:
 
     def start(self):
         """Begin the run -> the SAE's folder, the config, and the adapters as PEFT names them."""
-        from bench.harness import drive
+        from bench.drive import drive
 
         self.memory.start()
         self.watch = ExitStack()
@@ -62,7 +62,6 @@ class Ours:
             self.batches,
             self.entry.config,
             self.meter,
-            range(self.steps + 1),
         )
         _, self.adapted = next(self.run)
         adapters = self.adapted.state.get("adapters", {})

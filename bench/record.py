@@ -7,10 +7,12 @@ Nothing here imports torch, so that reading records stays cheap.
 import hashlib
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import Rejected
+from bench.files import new_file, os_errors
 
 SCHEMA = 1
 ENDS = ("finished", "diverged", "interrupted", "error")
@@ -60,24 +62,54 @@ def digest(value):
 
 
 class Writer:
-    """Appends lines to one record and flushes each."""
+    """Appends lines to one record and brings each to the disk.
 
-    def __init__(self, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8")
+    The file begins with the texts `lines`, which are there as a whole or not at all: a header, or
+    all that a run that goes on had written. Raises `Unavailable` where there is no room.
+    """
+
+    def __init__(self, path, lines=()):
+        self.lines = list(lines)
+        """Every line so far, as text."""
+        self._path = path
+        new_file(path, lambda temporary: temporary.write_bytes(self._bytes()))
+        self._file = path.open("ab", buffering=0)
 
     def write(self, line):
-        """One JSON line; a number that is not finite becomes null, and `nonfinite` says so."""
-        finite = {name: _finite_or_null(value) for name, value in line.items()}
-        lost = {name: str(line[name]) for name in line if finite[name] != line[name]}
-        if lost:
-            finite["nonfinite"] = lost
-        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
-        self._file.flush()
+        """One JSON line."""
+        self.lines.append(encoded(line))
+        with os_errors(self._path):
+            self._file.write(self.lines[-1].encode() + b"\n")
+            os.fsync(self._file.fileno())
+
+    def end(self, status):
+        """The end line, with the hash of all before it; no line can follow."""
+        try:
+            self.write({**status, "sha256": hashlib.sha256(self._bytes()).hexdigest()})
+        finally:
+            self.close()
 
     def close(self):
         """No line can follow."""
         self._file.close()
+
+    def _bytes(self):
+        return "".join(line + "\n" for line in self.lines).encode()
+
+
+def encoded(line):
+    """A dict as one JSON line; a number that is not finite is null, and `nonfinite` says so."""
+    finite = {name: _finite_or_null(value) for name, value in line.items()}
+    lost = {name: str(line[name]) for name in line if finite[name] != line[name]}
+    return json.dumps(finite | ({"nonfinite": lost} if lost else {}), allow_nan=False)
+
+
+def close_cut(path, end):
+    """Write the end line of a record whose process cannot any more; a torn last line goes."""
+    if path.exists():
+        whole = [text for text in path.read_text(encoding="utf-8").split("\n")[:-1] if text]
+        if whole and not json.loads(whole[-1]).get("end"):
+            Writer(path, whole).end(end)
 
 
 def _finite_or_null(value):

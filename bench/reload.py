@@ -8,8 +8,8 @@ import torch
 from bench import export, hooks, method, models, sae_sources, saes, text
 from bench.blocks import named_weights
 from bench.errors import Rejected, Usage, unknown
-from bench.problem import Problem, splice
-from bench.seen import reconstruction
+from bench.problem import Problem
+from bench.seen import reconstruction, splice
 from bench.spec import MADE_HERE, Spec
 
 MODELS = ("clean", "spliced", "adapted", "without-sae")

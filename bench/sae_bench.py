@@ -10,13 +10,12 @@ another mean, and divides `mse` by the tokens of a batch once more.
 import json
 import math
 import uuid
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from bench import export, losses, reload
+from bench import clock, export, losses, reload
 from bench.cache import new_file
 from bench.errors import Usage
 from bench.evaluate import by_token, finals_of, parts
@@ -40,7 +39,7 @@ def core(run, to):
         "eval_type_id": "core",
         "eval_config": config(spec, tokens),
         "eval_id": str(uuid.uuid4()),
-        "datetime_epoch_millis": int(1000 * datetime.now(UTC).timestamp()),
+        "datetime_epoch_millis": int(1000 * clock.read().wall),
         "eval_result_metrics": metrics,
         "eval_result_details": [],
         "sae_bench_commit_hash": f"splicebench {origin['commit'] or ''}".strip(),

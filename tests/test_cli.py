@@ -13,7 +13,9 @@ import pytest
 
 import methods
 from bench import __main__ as command_line
+from bench import compare
 from bench.__main__ import main
+from bench.meter import timed
 from bench.record import read
 from bench.spec import Spec, documentation
 from tests import tiny
@@ -63,18 +65,21 @@ def test_a_comparison_from_first_use_to_the_figure(bench, tmp_path):
     assert cost["share"] == 0.5 and cost["cost"]["tokens"] == 480 + 48
 
 
-def test_what_is_done_is_not_done_again(bench, tmp_path):
+def test_what_is_done_is_not_done_again(bench, tmp_path, monkeypatch):
     assert bench("--methods", "lora", "--out", tmp_path)[0] == 0
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-*.jsonl")}
-    code, out, _ = bench("--methods", "lora", "--out", tmp_path)
-    assert code == 0 and "2 of 2 runs were already done" in out
-    unchanged = [path for path, at in before.items() if path.stat().st_mtime_ns == at]
-    assert len(unchanged) == 2
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    check_model = compare.check_model
+    monkeypatch.setattr(compare, "check_model", None)  # nothing is loaded
+    (code, out, err), took = timed(bench, "--methods", "lora", "--out", tmp_path)
+    assert code == 0 and "nothing to do: 2 of 2 runs were already done" in out, err
+    assert took < 2 and "gap closed" in out
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    monkeypatch.setattr(compare, "check_model", check_model)
 
     (path,) = tmp_path.glob("lora-*.jsonl")
     path.write_text(path.read_text().replace('"source": "', '"source": "# not as it was', 1))
     code, _, err = bench("--methods", "lora", "--out", tmp_path)
-    assert code == 2 and "done with another methods/" in err and "--fresh" in err
+    assert code == 2 and "made with another methods/lora.py; --fresh runs it again" in err
     code, _, err = bench("--methods", "lora", "--out", tmp_path, "--fresh")
     assert code == 0, err
     assert len(list(tmp_path.glob("lora-*.jsonl.1"))) == 1

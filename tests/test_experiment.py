@@ -119,7 +119,7 @@ def test_what_another_version_made_is_not_taken_for_done(experiment, made, tmp_p
     text = run.path.read_text()
     run.path.write_text(text.replace(json.dumps(run.header["versions"]["torch"]), '"1.0"'))
     code, _, err = experiment("one-layer", "--out", tmp_path)
-    assert code == 2 and "done with another torch; --fresh runs it again" in err
+    assert code == 2 and "made with another torch; --fresh runs it again" in err
 
 
 def test_a_second_stage_goes_on_from_the_first(made):

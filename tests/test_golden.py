@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from bench import method
+from bench.attempt import doubling
 from bench.batches import Batches
+from bench.drive import drive, evaluating
 from bench.evaluate import mean, measure
-from bench.harness import doubling, drive, evaluating
 from bench.meter import Meter
 from bench.provenance import machine, versions
 from tests import tiny
@@ -31,11 +32,12 @@ def curve(name):
     torch.manual_seed(0)
     batches = Batches(problem.train, problem.batch_size, STEPS, seed=0)
     rows = []
-    meter, stops = Meter(problem.bridge), doubling(STEPS)
-    for step, adapted in drive(entry.module, problem, batches, entry.config, meter, stops):
-        with evaluating(adapted):
-            score = measure(problem, held_out, adapted)
-        rows.append([step, mean(score.ce), score.kl])
+    meter = Meter(problem.bridge)
+    for step, adapted in drive(entry.module, problem, batches, entry.config, meter):
+        if step in doubling(STEPS):
+            with evaluating(adapted):
+                score = measure(problem, held_out, adapted)
+            rows.append([step, mean(score.ce), score.kl])
     return rows
 
 

@@ -6,9 +6,9 @@ from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 
 from bench import method, saes
 from bench.batches import Batches
+from bench.drive import drive
 from bench.errors import Rejected
 from bench.evaluate import measure
-from bench.harness import drive
 from bench.meter import Meter
 from bench.problem import Adapted, copy_of
 from tests import tiny
@@ -37,8 +37,8 @@ def last(problem, label, steps=6):
     entry = method.entry(label)
     torch.manual_seed(0)
     batches = Batches(problem.train, problem.batch_size, steps, seed=0)
-    meter, stops = Meter(problem.bridge), range(steps + 1)
-    *_, (_, adapted) = drive(entry.module, problem, batches, entry.config, meter, stops)
+    meter = Meter(problem.bridge)
+    *_, (_, adapted) = drive(entry.module, problem, batches, entry.config, meter)
     return adapted
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from bench import meter as meter_module
+from bench import clock as clock_module
+from bench.attempt import checkpoints, doubling
 from bench.batches import Batches
-from bench.harness import checkpoints, doubling
 from bench.meter import Meter
 from tests import tiny
 
@@ -14,7 +14,7 @@ from tests import tiny
 def clock(monkeypatch):
     """A clock that is moved by hand."""
     now = [100.0]
-    monkeypatch.setattr(meter_module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(clock_module.time, "perf_counter", lambda: now[0])
     return now
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import io
 import re
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import torch
 import methods
 from bench import method
 from bench.batches import Batches
+from bench.drive import drive, evaluating, seed_all, snapshot
 from bench.evaluate import HeldOut, mean, measure
-from bench.harness import drive, evaluating, snapshot
 from bench.losses import teacher_of
 from bench.meter import Meter
 from bench.problem import Adapted
@@ -51,25 +52,35 @@ def hold_out(problem):
 
 
 def curve(problem, held_out, entry, resume=None, kill_at=None):
-    """The rows of a run, measured at every step; after `kill_at`, a snapshot instead of more."""
+    """The rows of a run, measured at every step; after `kill_at`, a snapshot as well."""
     meter = Meter(problem.bridge)
     batches = Batches(problem.train, problem.batch_size, STEPS, seed=0, fetched=meter.fetched)
-    torch.manual_seed(0)
+    seed_all(0)
     rows = []
     with meter.watching():
-        stops = range(STEPS + 1)
-        run = drive(entry.module, problem, batches, entry.config, meter, stops, resume)
+        run = drive(entry.module, problem, batches, entry.config, meter, resume)
         for step, adapted in run:
             with evaluating(adapted):
                 score = measure(problem, held_out, adapted)
             rows.append({"step": step, "ce": score.ce, "kl": score.kl, **meter.reading()})
             if step == kill_at:
-                return rows, snapshot(step, adapted, batches)
+                return rows, on_disk(snapshot(step, adapted, batches, meter))
     return rows, None
 
 
+def on_disk(taken):
+    """A snapshot as it comes back from a file that may hold tensors and plain values only."""
+    file = io.BytesIO()
+    torch.save(taken, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+COUNTED = ("tokens", "forwards", "backwards", "backward_tokens", "block_forwards")
+
+
 def measured(rows):
-    return [(row["step"], row["ce"], row["kl"]) for row in rows]
+    return [[row[name] for name in ("step", "ce", "kl", *COUNTED)] for row in rows]
 
 
 def fingerprint(problem):
@@ -123,7 +134,7 @@ def check_survives_a_kill(problem, held_out, entry, kill_at):
     if taken is None:
         assert len(whole) <= kill_at  # the run was over before
         return
-    torch.manual_seed(1)  # nothing may depend on what a new process starts with
+    seed_all(1)  # nothing may depend on what a new process starts with
     resumed, _ = curve(problem, held_out, entry, resume=taken)
     assert measured(resumed) == measured(whole)[kill_at:]
 
@@ -202,10 +213,8 @@ def test_training_lowers_the_kl(problem, held_out, label):
 def test_mse_lowers_the_fvu(problem, held_out):
     entry, fvus = method.entry("mse:lr=0.01"), []
     batches = Batches(problem.train, problem.batch_size, STEPS, seed=0)
-    stops = range(STEPS + 1)
-    for _, adapted in drive(
-        entry.module, problem, batches, entry.config, Meter(problem.bridge), stops
-    ):
+    meter = Meter(problem.bridge)
+    for _, adapted in drive(entry.module, problem, batches, entry.config, meter):
         fvus.append(mean(measure(problem, held_out, adapted).fvu))
     assert fvus[-1] < 0.9 * fvus[0]
 

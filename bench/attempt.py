@@ -1,0 +1,203 @@
+"""One attempt at a run: from its start, or from a checkpoint, to its end or as far as it gets."""
+
+import math
+
+import torch
+
+from bench import checkpoint, interrupts, progress, saes
+from bench.batches import Batches
+from bench.drive import Diverged, drive, evaluating, seed_all, snapshot
+from bench.evaluate import by_site, mean, measure
+from bench.files import new_file, new_folder
+from bench.meter import Meter
+from bench.reached import Reached
+
+SHARE_OF_TIME = 0.05
+"""Writing checkpoints takes at most about so much of a run."""
+
+
+def doubling(steps):
+    """The steps to evaluate at: 0, 1, 2, 4, ... and the last."""
+    powers = [2**i for i in range(steps.bit_length()) if 2**i < steps]
+    return [0, *powers, steps] if steps else [0]
+
+
+def checkpoints(number, steps):
+    """The steps at `number` even shares of a run."""
+    return sorted({max(1, round(steps * i / number)) for i in range(1, number + 1)})
+
+
+class Attempt:
+    """Drives `method` on the problem of `harness`, and writes rows with `writer`.
+
+    `every` is the number of seconds between two checkpoints; `taken` the checkpoint to go on from,
+    `segments` what is to be remembered of the processes that the run was put together from.
+    """
+
+    def __init__(self, harness, method, config, steps, path, writer, every, taken, segments):
+        self.harness, self.problem = harness, harness.problem
+        self.method, self.config, self.steps = method, config, steps
+        self.path, self.folder, self.writer = path, path.with_suffix(""), writer
+        self.every, self.taken, self.segments = every, taken, segments
+        self.meter = Meter(self.problem.bridge)
+        self.evaluations = doubling(steps)
+        self.keeps = checkpoints(getattr(method, "CHECKPOINTS", 1), steps)
+        self.measured = -1
+        """The last step that has a row."""
+        self._saved_at = self._took = 0.0
+        """When the last checkpoint was written, by the meter, and how long that took."""
+
+    def go(self, seed):
+        """Run to the end -> the fields of the end line. Raises `Stopped` where that was asked for,
+        with a checkpoint written, and whatever the method raises."""
+        problem = self.problem
+        seed_all(seed)
+        self._set(self.taken or self.harness.start)
+        fetched = self.meter.fetched
+        batches = Batches(problem.train, problem.batch_size, self.steps, seed, fetched)
+        bar = progress.bar(total=self.steps, desc=self.path.stem, unit="step")
+        with self.meter.watching(), bar:
+            settings = {"resume": self.taken, "bar": bar}
+            run = drive(self.method, problem, batches, self.config, self.meter, **settings)
+            for step, adapted in run:
+                self._visit(step, adapted, batches)
+            self._look(step, adapted, batches)  # at the last step, where the method ended early
+            score = self._unless_stopped(self._score, step, adapted, batches)
+        save_state(adapted, self.folder)
+        return self._told(score, adapted)
+
+    def _set(self, taken):
+        """Begin with the problem as it was lent, or as a checkpoint says it was."""
+        self.measured = taken["measured"]
+        self.problem.after_pass = Reached()
+        self.problem.micro_batch = taken["micro_batch"]
+        self.problem.halvings = list(taken["memory"])
+        if self.problem.clean_cache:
+            self.problem.clean_cache.filled = taken["filled"]
+
+    def _visit(self, step, adapted, batches):
+        """What is done between two steps: measure, keep, and write a checkpoint when it is time."""
+        for halving in self.problem.halvings:
+            halving.setdefault("step", step)
+        if step == 0:
+            checkpoint.check_room(self.folder, trained(adapted))
+        if step in self.evaluations:
+            self._look(step, adapted, batches)
+        if step in self.keeps:
+            self._keep(step / self.steps, adapted)
+        if interrupts.asked():
+            self._save(step, adapted, batches)
+            raise interrupts.Stopped
+        if step < self.steps and self._is_time():
+            self._save(step, adapted, batches)
+
+    def _look(self, step, adapted, batches):
+        """Write the row of a step, unless it is there."""
+        if step <= self.measured:
+            return
+        row = self._unless_stopped(self._row, step, adapted, batches)
+        self.writer.write(row)
+        self.measured = step
+        if not math.isfinite(row["ce"]):
+            raise Diverged(f"CE {row['ce']} at step {step}")
+
+    def _unless_stopped(self, evaluate, step, adapted, batches):
+        """What `evaluate(step, adapted)` gives; a stop that comes meanwhile has a checkpoint."""
+        try:
+            with interrupts.at_once():
+                return evaluate(step, adapted)
+        except interrupts.Stopped:
+            self._save(step, adapted, batches)
+            raise
+
+    def _row(self, step, adapted):
+        with evaluating(adapted), self.meter.evaluation():
+            score = measure(self.problem, self.harness.curve, adapted)
+        row = {
+            "step": step,
+            "ce": mean(score.ce),
+            "kl": score.kl,
+            "l0": mean(score.l0),
+            "fvu": mean(score.fvu),
+            **by_site(score),
+            **self.meter.reading(),
+            "micro_batch": self.problem.micro_batch,
+        }
+        if self.problem.clean_cache:
+            row["cache_filled_tokens"] = self.problem.clean_cache.filled
+        return row
+
+    def _is_time(self):
+        """Whether enough has passed since the last checkpoint, in steps and evaluations."""
+        passed = self._now() - self._saved_at
+        return not self.every or passed >= max(self.every, self._took / SHARE_OF_TIME)
+
+    def _now(self):
+        return self.meter.cost.seconds + self.meter.cost.evaluation_seconds
+
+    def _save(self, step, adapted, batches):
+        before = self.meter.cost.checkpoint_seconds
+        with self.meter.checkpoint():
+            taken = snapshot(step, adapted, batches, self.meter)
+            taken |= {
+                "run": self.path.stem,
+                "lines": self.writer.lines,
+                "measured": self.measured,
+                "segments": self.segments,
+                "micro_batch": self.problem.micro_batch,
+                "memory": self.problem.halvings,
+                "filled": self.problem.clean_cache.filled if self.problem.clean_cache else 0,
+            }
+            checkpoint.write(self.folder, step, taken)
+        self._took = self.meter.cost.checkpoint_seconds - before
+        self._saved_at = self._now()
+
+    def _keep(self, share, adapted):
+        """Save the SAEs, where the run trains them, with what they had cost by now."""
+        if adapted.saes is self.problem.saes:
+            return
+        for index, sae in enumerate(adapted.saes):
+            name = saes.checkpoint_name(share, index, len(adapted.saes))
+            cost = self.harness.sae_cost
+            if cost is not None:
+                spent = {k: v + cost.get(k, 0) for k, v in self.meter.reading().items()}
+                cost = {**spent, **self.harness.clock}
+            about = {"share": round(share, 4), "run": self.path.stem, "cost": cost}
+            with new_folder(self.folder / name, replace=True) as temporary:
+                saes.save(sae, temporary, **about)
+
+    def _score(self, step, adapted):
+        """What was trained on the validation set."""
+        if adapted.hooks or adapted.blocks or adapted.saes is not self.problem.saes:
+            with evaluating(adapted):
+                return measure(self.problem, self.harness.validation, adapted)
+        return self.harness.spliced
+
+    def _told(self, score, adapted):
+        told = {
+            "ce_full": score.ce,
+            "l0_full": mean(score.l0),
+            "fvu_full": mean(score.fvu),
+            **by_site(score, "_full"),
+            "trained_parameters": sum(p.numel() for p in trained(adapted)),
+        }
+        spread, halvings = self.meter.spread(), self.problem.halvings
+        told |= {"step_seconds": spread} if spread else {}
+        return told | ({"memory": halvings} if halvings else {})
+
+
+def save_state(adapted, folder):
+    """Write the modules that a run trained to `folder`/state.safetensors, names as in `state`."""
+    from safetensors.torch import save_file
+
+    modules = {k: v for k, v in adapted.state.items() if isinstance(v, torch.nn.Module)}
+    states = {f"{k}.{n}": t for k, m in modules.items() for n, t in m.state_dict().items()}
+    tensors = {name: tensor.contiguous() for name, tensor in states.items()}
+    if tensors:
+        new_file(folder / "state.safetensors", lambda temporary: save_file(tensors, temporary))
+
+
+def trained(adapted):
+    """The parameters that a run trains."""
+    modules = [part for part in adapted.state.values() if isinstance(part, torch.nn.Module)]
+    return [parameter for module in modules for parameter in module.parameters()]

@@ -1,0 +1,86 @@
+"""Signals: a command ends with their exit code; in the process of a run they ask it to stop.
+
+That stop comes after the step that is running, or at once where nothing can be torn.
+"""
+
+import signal
+from contextlib import contextmanager
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(BaseException):
+    """The command was ended by a signal, and nothing of it is running any more."""
+
+    def __init__(self, number):
+        self.code = 130 if number == signal.SIGINT else 143
+        super().__init__(signal.Signals(number).name)
+
+
+@contextmanager
+def handling(handler):
+    """Handle signals inside the block; one that is ignored, as after nohup, stays so."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        if before[number] != signal.SIG_IGN:
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, before[number])
+
+
+def leave(number, frame):
+    """The handler of a command that runs nothing which has to be asked."""
+    raise Interrupted(number)
+
+
+class Stopped(BaseException):
+    """Raised where a stop comes at once; no `except Exception` on the way swallows it."""
+
+
+_state = {"asked": False, "at_once": False}
+
+
+def ask(*_):
+    """Ask for a stop; also the handler of a signal."""
+    _state["asked"] = True
+    if _state["at_once"]:
+        _state["at_once"] = False
+        raise Stopped
+
+
+def asked():
+    """Whether a stop was asked for."""
+    return _state["asked"]
+
+
+def forget():
+    """Nobody has asked, as at the start of a process."""
+    _state.update(asked=False, at_once=False)
+
+
+@contextmanager
+def at_once():
+    """Inside the block, which must leave nothing half done, a stop comes at once."""
+    with _set(True):
+        if asked():
+            raise Stopped
+        yield
+
+
+@contextmanager
+def held():
+    """Inside the block a stop waits until somebody asks `asked`."""
+    with _set(False):
+        yield
+
+
+@contextmanager
+def _set(value):
+    before, _state["at_once"] = _state["at_once"], value
+    try:
+        yield
+    finally:
+        _state["at_once"] = before

@@ -1,0 +1,67 @@
+"""When memory runs out in a training pass: take back what it did, and go on in smaller parts."""
+
+import torch
+
+from bench.errors import Unavailable, out_of_memory
+
+
+class OutOfMemory(Unavailable):
+    """One window at a time is still too much."""
+
+
+class Before:
+    """What a training pass changes of an adapted model, to be put back after one that broke off:
+    gradients, buffers and random numbers. (Gradients are mostly not there yet, and cost nothing.)
+    """
+
+    def __init__(self, adapted):
+        modules = [part for part in adapted.state.values() if isinstance(part, torch.nn.Module)]
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+        buffers = [buffer for module in modules for buffer in module.buffers()]
+        self._gradients = [(p, None if p.grad is None else p.grad.clone()) for p in parameters]
+        self._buffers = [(buffer, buffer.clone()) for buffer in buffers]
+        self._random = random_state()
+
+    @torch.no_grad()
+    def restore(self):
+        """Put it back."""
+        for parameter, gradient in self._gradients:
+            parameter.grad = gradient
+        for buffer, value in self._buffers:
+            buffer.copy_(value)
+        set_random_state(self._random)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def random_state():
+    """Torch's random numbers, on the CPU and on every accelerator that has drawn some."""
+    started = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if started else []}
+
+
+def set_random_state(state):
+    """Set what `random_state` gave."""
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def attempt(function, *arguments):
+    """What the function gives, or None where memory ran out in it."""
+    try:
+        return function(*arguments)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return None
+
+
+def halved(micro_batch, seq_len):
+    """Half of a micro-batch of windows; `OutOfMemory` where it is one window already."""
+    if micro_batch == 1:
+        raise OutOfMemory(
+            f"out of memory with one window of {seq_len} tokens at a time: lower --seq-len, the "
+            "rank or the layers of the method, or --sae-width"
+        )
+    return micro_batch // 2

@@ -1,0 +1,118 @@
+"""What is done in a process of its own: the preparation of runs, and each run.
+
+The libraries that take seconds to import are imported here, so that a process that is forked
+from one that has imported this finds them.
+"""
+
+import shutil
+
+import sae_lens  # noqa: F401
+from transformer_lens.model_bridge import TransformerBridge  # noqa: F401
+
+from bench import build, done, estimate, method
+from bench.errors import Rejected
+from bench.files import set_aside
+from bench.loaded import load
+from bench.progress import say
+from bench.times import in_words
+
+
+def prepare(order, wanted):
+    """Load everything once, train the SAE if need be, and say what is about to be run.
+
+    `wanted` are (label, seed) pairs -> for each the name of its run and its status, if it is
+    done. Raises `Rejected` for an SAE that does not belong, `Usage` where what a run was made of
+    has changed since.
+    """
+    loaded, spec = load(order.spec, order.model_folder), order.spec
+    trains_sae = spec.sae == "own" and not build.own_folder(loaded, _mse(spec)).exists()
+    n_trained = sum(label.partition(":")[0] != "none" for label, _ in wanted)
+    if trains_sae:
+        say(expectation(loaded, n_trained, trains_sae))
+    bench = build.bench(loaded, _mse(spec), order.every)
+    keep_sae_record(bench, order.out)
+    say(describe(bench))
+    check_sae(bench, order.force)
+    runs = []
+    for label, seed in wanted:
+        entry = method.entry(label, order.sets)
+        name = bench.name(entry, seed)
+        path = order.out / f"{name}.jsonl"
+        runs.append((name, None if order.fresh else done.status(path, bench.header(entry, seed))))
+    todo = [label for (label, _), (_, status) in zip(wanted, runs, strict=True) if not status]
+    if todo and not trains_sae:
+        n_trained = sum(label.partition(":")[0] != "none" for label in todo)
+        say(expectation(loaded, n_trained, trains_sae))
+    return runs
+
+
+def run(order, label, seed):
+    """One run -> (its record's path, its `Outcome`)."""
+    bench = _bench(order)
+    return run_on(bench, order, label, seed)
+
+
+def run_on(bench, order, label, seed):
+    """One run on what is loaded -> (its record's path, its `Outcome`)."""
+    entry = method.entry(label, order.sets)
+    path = order.out / f"{bench.name(entry, seed)}.jsonl"
+    if order.fresh:
+        set_aside(path)
+    header = bench.header(entry, seed, order.sets)
+    steps, every = order.spec.steps, order.every
+    return path, bench.harness.run(entry.module, entry.config, header, steps, path, every)
+
+
+def _bench(order):
+    loaded = load(order.spec, order.model_folder, tell=False)
+    return build.bench(loaded, _mse(order.spec), order.every)
+
+
+def _mse(spec):
+    """The method that trains SAEs."""
+    return method.entry(f"mse:lr={spec.sae_lr}")
+
+
+def check_sae(bench, force):
+    """Raise `Rejected`, unless forced, where the SAE cannot belong at this site."""
+    if not bench.doubts:
+        return
+    if not force:
+        raise Rejected(f"{'; '.join(bench.doubts)} (see `check`; --force goes on all the same)")
+    say("forced: " + "; ".join(bench.doubts))
+
+
+def expectation(loaded, n_runs, trains_sae):
+    """What is about to be run and how long that takes here, roughly."""
+    spec = loaded.spec
+    took = estimate.seconds(loaded, n_runs, trains_sae)
+    first = "the SAE's training, then " if trains_sae else ""
+    tokens, runs = spec.batch_size * spec.seq_len, "run" if n_runs == 1 else "runs"
+    return (
+        f"{first}up to {n_runs} {runs} of {spec.steps} steps of {tokens:,} tokens: {in_words(took)}"
+    )
+
+
+def describe(bench):
+    """What is being measured, in two lines."""
+    spec, measured, sae = bench.spec, bench.measured, bench.sae
+    gap = measured["ce_spliced"] - measured["ce_clean"]
+    cost = bench.sae_cost
+    trained = f", trained on {cost['tokens']:,} tokens in {cost['seconds']:.0f} s" if cost else ""
+    losses = (
+        f"CE clean {measured['ce_clean']:.4f}, spliced {measured['ce_spliced']:.4f}, "
+        f"gap {gap:.4f} nats on the curve set"
+    )
+    if spec.weights == "random":
+        losses = "random weights: no CE means anything"
+    return (
+        f"SAE {sae['source']} at {spec.site}{trained}: "
+        f"L0 {measured['l0_full']:.1f}, FVU {measured['fvu_full']:.3f}\n{losses}"
+    )
+
+
+def keep_sae_record(bench, out):
+    """Copy the record of the SAE's training beside the runs that use it."""
+    source, target = bench.sae_record, out / bench.sae_record.name if bench.sae_record else None
+    if source and source.exists() and not (target.exists() and target.samefile(source)):
+        shutil.copyfile(source, target)

@@ -1,0 +1,26 @@
+"""What is asked of one call, besides the methods."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.spec import Spec
+
+EVERY = 30.0
+"""Seconds of a run between two checkpoints, unless the user says otherwise."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What all runs of a call have in common."""
+
+    spec: Spec
+    model_folder: Path
+    out: Path
+    sets: tuple = ()
+    """The `--set` items, as written."""
+    every: float = EVERY
+    """Seconds between two checkpoints; 0 writes one after every step."""
+    fresh: bool = False
+    """Whether a record that is there is set aside first."""
+    force: bool = False
+    """Whether an SAE that does not seem to belong is taken all the same."""

@@ -1,0 +1,82 @@
+"""What can be found wrong with a command before anything is loaded."""
+
+from bench import hub, method, models, sae_sources, streams, text
+from bench.errors import Unavailable
+from bench.spec import check_site
+
+
+def check_inputs(spec, out=None):
+    """Raise what is wrong with the sources of the spec or the folder to write to."""
+    models.check_source(spec.model, spec.weights)
+    for sae in spec.saes:
+        sae_sources.check_source(sae)
+    text.check_source(spec)
+    if out:
+        check_writable(out)
+
+
+def check_model(spec, entries):
+    """(folder, config) of the model, once spec and methods are seen to fit it."""
+    quiet_libraries(online=asks_the_hub(spec))
+    models.check_device(spec.device)
+    folder = fetch(spec)
+    config = models.read_config(folder)
+    models.check_family(config)
+    if spec.center_writing_weights:
+        models.check_centering(config)
+    n_blocks = models.n_blocks(config)
+    check_site(spec, n_blocks)
+    models.check_context(config, spec.seq_len)
+    for entry in entries:
+        method.check_fits(entry, spec.sites, n_blocks)
+    return folder, config
+
+
+def fetch(spec):
+    """Bring what only the network has into the caches -> the model's folder."""
+    folder = models.locate(spec.model, spec.weights)
+    for sae in filter(sae_sources.from_hub, spec.saes):
+        sae_sources.locate(sae)
+    if spec.text in streams.STREAMS:
+        streams.file(spec.text, spec.stream_tokens)
+    return folder
+
+
+def asks_the_hub(spec):
+    """Whether a source of the spec is one that only the network has."""
+    model = hub.is_id(spec.model) and spec.weights == "pretrained"
+    saes = any(map(sae_sources.from_hub, spec.saes))
+    return model or saes or spec.text in streams.STREAMS
+
+
+def check_writable(out):
+    """Make the folder and write to it, or raise `Unavailable`: before anything is loaded."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".write-probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise Unavailable(f"cannot write --out {out}: {error.strerror or error}") from None
+
+
+def quiet_libraries(online=False):
+    """No warnings or progress bars from the libraries under this: ours are the ones to read.
+
+    Unless `online`, none of them may ask the hub.
+    """
+    import logging
+    import os
+    import warnings
+
+    if not online:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger().setLevel(logging.ERROR)

@@ -1,0 +1,60 @@
+"""What the jobs of experiments do, each in a process of its own."""
+
+import dataclasses
+
+from bench import build, estimate, export, method, one_run
+from bench.files import new_folder
+from bench.loaded import load
+from bench.preflight import check_inputs, check_model
+
+
+def estimated(job, steps):
+    """Rough seconds of a run on the spec of `job`, for each number of steps: a dict."""
+    loaded = _load(job.spec, job.label, tell=True)
+    changed = {n: dataclasses.replace(loaded.spec, steps=n) for n in steps}
+    return {
+        n: estimate.seconds(dataclasses.replace(loaded, spec=spec), 1, trains_sae=False)
+        for n, spec in changed.items()
+    }
+
+
+def run(order, label, seed):
+    """One run -> (its record's path, its `Outcome`)."""
+    bench = _bench(order, label)
+    one_run.check_sae(bench, force=False)
+    return one_run.run_on(bench, order, label, seed)
+
+
+def train_own(order, label):
+    """The training of an own SAE -> the path of the copy of its record."""
+    return order.out / _bench(order, label).sae_record.name
+
+
+def measure(name, run):
+    """A measurement of a finished run (its record, as read), as a JSON object."""
+    from bench import measures
+
+    return measures.measure(name, run)
+
+
+def write_adapter(run, target):
+    """What a run of lora trained as a PEFT adapter in the folder `target`; nothing for others."""
+    pairs = export.pairs_of(run)
+    if pairs:
+        with new_folder(target) as temporary:
+            export.write_adapter(run, pairs, temporary)
+
+
+def _bench(order, label):
+    """The `Bench` of a spec, with the record of its SAE's training beside the runs."""
+    mse = method.entry(f"mse:lr={order.spec.sae_lr}")
+    bench = build.bench(_load(order.spec, label), mse, order.every)
+    one_run.keep_sae_record(bench, order.out)
+    return bench
+
+
+def _load(spec, label, tell=False):
+    """Model and text of a spec (`Loaded`)."""
+    check_inputs(spec)
+    folder, _ = check_model(spec, [method.entry(label)])
+    return load(spec, folder, tell)

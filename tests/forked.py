@@ -1,0 +1,80 @@
+"""`python -m bench` in a process that is forked from this one, to be killed or stopped.
+
+Forked after the imports, which take seconds; otherwise a process like any other, with a process
+of its own for every run.
+"""
+
+import os
+import signal
+import sys
+import traceback
+
+from bench.__main__ import main
+from bench.clock import read
+
+
+class Command:
+    """One call of the command line; `plant()` is called in the new process first."""
+
+    def __init__(self, arguments, log, plant=lambda: None):
+        self._log = log
+        log.mkdir(parents=True, exist_ok=True)
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._become(arguments, plant)
+
+    def _become(self, arguments, plant):
+        code = 99
+        try:
+            os.setsid()
+            for number, name in ((1, "out"), (2, "err")):
+                os.dup2(os.open(self._log / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            sys.argv = ["bench", *map(str, arguments)]
+            plant()
+            code = main()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def send(self, number):
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    def wait(self):
+        """Its exit code; the number of the signal that ended it, negative."""
+        _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+    @property
+    def out(self):
+        """What it has printed."""
+        return (self._log / "out").read_text()
+
+    @property
+    def err(self):
+        """What it has printed on stderr."""
+        return (self._log / "err").read_text()
+
+
+def until(condition, seconds=60):
+    """Wait until `condition()` holds, busily: what is waited for takes milliseconds."""
+    started = read()
+    while not condition():
+        if read().since(started).seconds > seconds:
+            raise TimeoutError
+
+
+def kill_all():
+    """In the process of a run: kill the command and this process, as `kill -9` of both does."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_this():
+    """In the process of a run: kill this process alone."""
+    os.kill(os.getpid(), signal.SIGKILL)

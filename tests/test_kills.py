@@ -1,0 +1,161 @@
+"""A run that is killed at any instant ends, by the same command, as if nothing had been."""
+
+import json
+import signal
+
+import pytest
+
+from bench import attempt, checkpoint
+from bench.clock import read as read_clock
+from bench.record import read
+from tests import forked, plants
+from tests.conftest import SMALL
+
+METHODS = "lora:dropout=0.2,e2e"
+FIELDS = ("step", "tokens", "forwards", "backwards", "backward_tokens", "ce")
+
+
+def arguments(folder, out, *more, **changes):
+    """A comparison that writes a checkpoint after every step."""
+    fields = {"model": folder / "model", "text": folder / "text", **SMALL, "steps": 16, **changes}
+    flags = [item for pair in fields.items() for item in (f"--{pair[0]}", pair[1])]
+    return ["compare", *flags, "--methods", METHODS, "--checkpoint-every", 0, "--out", out, *more]
+
+
+def deterministic(out):
+    """What must be the same to the byte, as text: rows, the end's losses, what was trained."""
+    found = {}
+    for path in sorted(out.glob("*.jsonl")):
+        run = read(path)
+        rows = [json.dumps([row[name] for name in FIELDS]) for row in run.rows]
+        state = path.with_suffix("") / "state.safetensors"
+        weights = state.read_bytes() if state.exists() else b""
+        found[run.name] = (run.status, rows, json.dumps(run.end["ce_full"]), weights)
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference(folder, tmp_path_factory):
+    """The folder of a comparison that nothing happened to."""
+    out = tmp_path_factory.mktemp("reference")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
+        command = forked.Command(arguments(folder, out / "out"), out / "log")
+        assert command.wait() == 0, command.err
+    return out / "out"
+
+
+@pytest.fixture
+def start(folder, monkeypatch, tmp_path):
+    """Start the comparison in a process."""
+    monkeypatch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
+    number = iter(range(100))
+
+    def begin(*more, plant=lambda: None, **changes):
+        given = arguments(folder, tmp_path / "out", *more, **changes)
+        return forked.Command(given, tmp_path / f"log-{next(number)}", plant)
+
+    return begin
+
+
+def check_goes_on(start, out, reference):
+    """The same command again ends well, with the same results."""
+    again = start()
+    assert again.wait() == 0, again.err
+    assert deterministic(out) == deterministic(reference)
+    assert not list(out.glob("*/step-*"))  # a run that is done needs none
+    return again
+
+
+@pytest.mark.parametrize("instant", plants.instants(None))
+def test_killed_with_all_its_processes(start, reference, tmp_path, instant):
+    first = start(plant=plants.instants(forked.kill_all)[instant])
+    assert first.wait() == -signal.SIGKILL, first.err
+    check_goes_on(start, tmp_path / "out", reference)
+
+
+@pytest.mark.parametrize("instant", ["mid-row", "mid-checkpoint", "in an evaluation"])
+def test_the_process_of_a_run_alone_is_killed(start, reference, tmp_path, instant):
+    first = start(plant=plants.instants(forked.kill_this)[instant])
+    assert first.wait() == 5, first.err
+    assert "ended by SIGKILL, as the system does when memory runs out" in first.out
+    ends = {read(path).status for path in (tmp_path / "out").glob("*.jsonl")}
+    assert ends == {"finished", "error"}  # nothing is torn, and other runs were not touched
+    again = check_goes_on(start, tmp_path / "out", reference)
+    assert "goes on from step" in again.out
+    resumed = [read(path).end for path in (tmp_path / "out").glob("*.jsonl")]
+    assert any(end.get("timing") == "resumed" and end["segments"] == 2 for end in resumed)
+
+
+def test_killed_again_and_again(start, reference, tmp_path):
+    for at in (3, 6, 9, 12):
+        plant = plants.before(checkpoint, "write", at, forked.kill_all)
+        assert start(plant=plant).wait() == -signal.SIGKILL
+    check_goes_on(start, tmp_path / "out", reference)
+
+
+def test_the_training_of_the_sae_is_not_lost(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPLICEBENCH_CACHE", str(tmp_path / "cache"))
+    kill = plants.before(checkpoint, "write", 9, forked.kill_all)
+    assert start(plant=kill).wait() == -signal.SIGKILL
+    again = start()
+    assert again.wait() == 0, again.err
+    assert "goes on from step 7" in again.out
+
+    monkeypatch.setenv("SPLICEBENCH_CACHE", str(tmp_path / "other"))
+    whole = start("--out", tmp_path / "whole")
+    assert whole.wait() == 0, whole.err
+    assert deterministic(tmp_path / "whole") == deterministic(tmp_path / "out")
+
+
+def test_costs_are_not_counted_twice(start, reference, tmp_path):
+    plant = plants.after(checkpoint, "write", 8, forked.kill_all)
+    assert start(plant=plant).wait() == -signal.SIGKILL
+    again = check_goes_on(start, tmp_path / "out", reference)
+    (resumed,) = [run for run in map(read, (tmp_path / "out").glob("lora-*.jsonl"))]
+    seconds = [row["seconds"] for row in resumed.rows]
+    assert seconds == sorted(seconds)
+    assert resumed.end["resumed"][0]["step"] == 7
+    assert "was resumed: drawn, not ranked on seconds" in again.out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_by_a_signal(start, reference, tmp_path, number, code):
+    one = ("--methods", "lora:dropout=0.2")
+    first = start(*one, steps=60)
+    forked.until(lambda: list((tmp_path / "out").glob("lora-*/step-*.pt")))
+    first.send(number)
+    assert first.wait() == code
+    (line,) = first.err.strip().splitlines()
+    assert line.startswith(f"bench: {number.name}: stopped; to go on: python -m bench compare ")
+    (run,) = [run for run in map(read, (tmp_path / "out").glob("lora-*.jsonl"))]
+    assert run.status == "interrupted"
+    assert len(list((tmp_path / "out" / run.name).glob("step-*.pt"))) in (1, 2)
+
+    again = start(*one, steps=60)
+    whole = start(*one, "--out", tmp_path / "whole", steps=60)
+    assert again.wait() == whole.wait() == 0, again.err
+    assert deterministic(tmp_path / "out") == deterministic(tmp_path / "whole")
+
+
+def test_the_second_ctrl_c_leaves_at_once(start, reference, tmp_path):
+    slow = plants.slowly(attempt, "measure", seconds=20)
+    first = start(plant=slow)
+    forked.until(lambda: list((tmp_path / "out").glob("none-*.jsonl")))
+    started = read_clock()
+    first.send(signal.SIGINT)
+    first.send(signal.SIGINT)
+    assert first.wait() == 130
+    assert read_clock().since(started).seconds < 2
+    check_goes_on(start, tmp_path / "out", reference)
+
+
+def test_a_stop_does_not_wait_for_an_evaluation(start, reference, tmp_path):
+    slow = plants.slowly(attempt, "measure", seconds=20)
+    first = start(plant=slow)
+    forked.until(lambda: list((tmp_path / "out").glob("none-*.jsonl")))
+    started = read_clock()
+    first.send(signal.SIGTERM)
+    assert first.wait() == 143
+    assert read_clock().since(started).seconds < 5
+    check_goes_on(start, tmp_path / "out", reference)
