@@ -13,6 +13,7 @@ from analysis.evidence import Evidence, Finding, Missing
 from analysis.notes import BLANK
 from analysis.report import experiments
 from bench.errors import Rejected
+from bench.files import new_text
 
 RULES = {
     "C1": rules_gap.closes_a_third,
@@ -125,7 +126,7 @@ def write(folder, out=None):
         raise Rejected(f"no manifest of `bench experiment` in '{folder}' or below it")
     path = Path(out or folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(markdown(judged), encoding="utf-8")
+    new_text(path, markdown(judged))
     return path, lines
 
 

@@ -15,6 +15,7 @@ from analysis.load import REFERENCE as NONE
 from analysis.notes import budget, setting
 from analysis.speedup import curve, ranked, resumed, speedup, speedups_by_seed, targets
 from analysis.style import LOOK, REFERENCE, line_styles
+from bench.files import new_file
 
 LABELS = {
     "seconds": "seconds of training",
@@ -52,8 +53,9 @@ def save(figure, stem):
     """Write STEM.png and STEM.pdf -> their paths. The same figure gives the same bytes."""
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
     with rc_context(LOOK):
-        figure.savefig(paths[0], dpi=180)
-        figure.savefig(paths[1], metadata={"CreationDate": None})
+        new_file(paths[0], lambda to: figure.savefig(to, format="png", dpi=180))
+        dated = {"CreationDate": None}
+        new_file(paths[1], lambda to: figure.savefig(to, format="pdf", metadata=dated))
     return paths
 
 

@@ -9,6 +9,7 @@ from analysis.figures import draw, save
 from analysis.load import load
 from analysis.tables import table
 from bench.errors import Rejected, Usage
+from bench.files import new_text
 
 
 def report(folder, out=None, names=None):
@@ -34,7 +35,7 @@ def report(folder, out=None, names=None):
             paths += save(draw(comparison), out / stem)
     text = "\n\n".join(map(table, comparisons))
     path = out / "table.txt"
-    path.write_text(text, encoding="utf-8")
+    new_text(path, text)
     return text, [*paths, path]
 
 
@@ -57,7 +58,7 @@ def report_experiments(folder, out=None):
         figure = paper_figures.draw(experiment)
         paths += save(figure, out / name) if figure else []
     text, path = tables(found), out / "experiments.txt"
-    path.write_text(text, encoding="utf-8")
+    new_text(path, text)
     return text, [*paths, path]
 
 

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from bench.files import new_file, new_folder, os_errors  # noqa: F401
+from bench.files import new_text
 
 
 def root():
@@ -16,5 +16,5 @@ def json_file(path, make):
     """The JSON value at `path`; made and kept when it is not there yet."""
     if not path.exists():
         text = json.dumps(make())
-        new_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        new_text(path, text)
     return json.loads(path.read_text(encoding="utf-8"))

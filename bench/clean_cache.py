@@ -11,7 +11,8 @@ import hashlib
 
 import torch
 
-from bench import cache, losses
+from bench import losses
+from bench.files import new_file
 from bench.losses import Teacher
 
 
@@ -55,5 +56,5 @@ class CleanCache:
         path = self.folder / digest[:2] / f"{digest}.{what}.safetensors"
         if not path.exists():
             arrays = {name: value.contiguous() for name, value in make(window).items()}
-            cache.new_file(path, lambda temporary: save_file(arrays, temporary))
+            new_file(path, lambda temporary: save_file(arrays, temporary))
         return load_file(path, device=str(window.device))

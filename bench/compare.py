@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench import done, locks, method, process
 from bench.errors import Fault, Rejected, RunFailed, Unavailable
+from bench.files import os_errors
 from bench.interrupts import Interrupted
 from bench.order import EVERY, Order
 from bench.preflight import check_inputs, check_model
@@ -121,6 +122,7 @@ def report(out, names):
     """Draw the figure of these records in `out` and print the table."""
     from analysis.report import report as analyse
 
-    table, paths = analyse(out, names=names)
+    with os_errors(out):
+        table, paths = analyse(out, names=names)
     say(f"\n{table}\n")
     say("written: " + ", ".join(map(str, paths)))

@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bench import export, hub, models, progress, reload
-from bench.cache import new_file
 from bench.errors import Rejected, Unavailable, Usage, out_of_memory, reason
+from bench.files import new_text
 from bench.measures import about
 from bench.progress import say
 from bench.record import digest
@@ -60,7 +60,7 @@ def downstream(run, tasks=TASKS, limit=None, to=None, include_path=None):
         **found,
     }
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    new_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    new_text(path, text)
     say(f"\n{table(record)}\n\nwritten: {path}")
     return record
 

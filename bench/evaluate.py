@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from bench import cache, losses, progress
+from bench import losses, progress
 from bench.errors import Rejected
+from bench.files import new_file
 from bench.losses import Teacher
 from bench.problem import Adapted, Clean
 from bench.seen import flat
@@ -136,7 +137,7 @@ def clean_side(problem, windows, path, with_kl):
 
     if not path.exists():
         arrays = _measure_clean(problem, windows.tokens, with_kl)
-        cache.new_file(path, lambda temporary: save_file(arrays, temporary))
+        new_file(path, lambda temporary: save_file(arrays, temporary))
     arrays = load_file(path, device=str(windows.tokens.device))
     ce = per_document(arrays["ce"], problem, windows)
     teacher = Teacher(arrays["teacher"], arrays["constant"]) if with_kl else None

@@ -12,7 +12,7 @@ from statistics import fmean
 
 from bench import locks, process
 from bench.errors import Fault, Locked, RunFailed
-from bench.files import new_file, set_aside
+from bench.files import new_text, os_errors, set_aside
 from bench.interrupts import Interrupted
 from bench.order import EVERY, Order
 from bench.plans import expanded, jobs
@@ -199,14 +199,14 @@ def write_manifests(plans, pool):
 
 def write_json(path, value):
     """A JSON file that is whole or not there."""
-    text = json.dumps(value, indent=1) + "\n"
-    new_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    new_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def report(folder):
     """Draw the experiments of a folder and print their table."""
     from analysis.report import report_experiments
 
-    table, paths = report_experiments(folder)
+    with os_errors(folder):
+        table, paths = report_experiments(folder)
     say(f"\n{table}\n")
     say("written: " + ", ".join(map(str, paths)))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench import cache, hub, packages, peft_format, sae_sources, saes
 from bench.errors import Rejected, Usage
+from bench.files import new_folder, os_errors
 from bench.progress import say
 from bench.record import read
 from bench.spec import sources
@@ -29,7 +30,7 @@ def export(run, folder):
     pairs, trained = pairs_of(run), trained_saes(run)
     if not pairs and not trained:
         raise Usage(f"{run.path}: the run trained neither adapters nor an SAE, nothing to export")
-    with cache.os_errors(folder), cache.new_folder(folder, replace_empty=True) as temporary:
+    with os_errors(folder), new_folder(folder, replace_empty=True) as temporary:
         write(run, pairs, trained or lent_saes(run), temporary)
     say("written: " + ", ".join(str(path) for path in sorted(folder.rglob("*")) if path.is_file()))
 

@@ -52,6 +52,11 @@ def new_file(path, write):
             temporary.unlink(missing_ok=True)
 
 
+def new_text(path, text):
+    """A text file that is whole or not there."""
+    new_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def synchronize(path):
     """Bring a file, or a folder's list of files, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

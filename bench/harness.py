@@ -9,7 +9,7 @@ from bench import checkpoint, interrupts
 from bench.attempt import Attempt
 from bench.drive import Diverged, warm_up
 from bench.errors import Fault, RunFailed, Unavailable, out_of_memory, reason
-from bench.files import new_file
+from bench.files import new_text
 from bench.interrupts import Stopped
 from bench.order import EVERY
 from bench.record import Writer, encoded
@@ -96,8 +96,7 @@ def _failed(error, folder):
     """The `Outcome` of a run that raised; the traceback goes into its folder."""
     if isinstance(error, Fault):
         return Outcome("error", str(error), error.code)
-    text = traceback.format_exc()
-    new_file(folder / "traceback.txt", lambda path: path.write_text(text, encoding="utf-8"))
+    new_text(folder / "traceback.txt", traceback.format_exc())
     if out_of_memory(error):
         why = f"out of memory ({reason(error)}); lower --batch-size, --seq-len or --sae-width"
         return Outcome("error", why, Unavailable.code)

@@ -4,7 +4,7 @@ import hashlib
 import json
 
 from bench import cache
-from bench.files import new_file
+from bench.files import new_text
 
 LARGE = 1_000_000
 """Bytes from which on a hash is worth remembering."""
@@ -27,7 +27,7 @@ def of_file(path):
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     text = json.dumps({"path": str(path), "of": now, "sha256": found})
-    new_file(memo, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    new_text(memo, text)
     return found
 
 

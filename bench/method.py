@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import methods
-from bench.errors import Fault, Usage, unknown
+from bench.errors import Fault, Unavailable, Usage, unknown
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,17 @@ def check_names(labels, sets):
 
 
 def entry(label, sets=()):
-    """`lora:rank=64` and the `--set` items -> `Entry`; `Usage` for a wrong field or value."""
+    """`lora:rank=64` and the `--set` items -> `Entry`; `Usage` for a wrong field or value.
+
+    Raises `Unavailable` for a method whose file imports a package that is not installed.
+    """
     name, *settings = label.split(":")
     items = [s.removeprefix(f"{name}.") for s in sets if s.startswith(f"{name}.")] + settings
     try:
         module = importlib.import_module(f"methods.{name}")
         types = get_type_hints(module.Config)
+    except ModuleNotFoundError as error:
+        raise _missing(name, error) from None
     except (ImportError, AttributeError, SyntaxError, NameError) as error:
         raise Usage(f"methods/{name}.py does not load: {type(error).__name__}: {error}") from None
     source = _source(module)
@@ -84,6 +89,16 @@ def entry(label, sets=()):
         raise Usage(f"{name}: {error}") from None
     except Fault as error:
         raise Usage(str(error)) from None
+
+
+def _missing(name, error):
+    """The fault of a method's file that imports `error.name`, which is not there."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "bench", "methods") or importlib.util.find_spec(package):
+        return Usage(f"methods/{name}.py does not load: {type(error).__name__}: {error}")
+    return Unavailable(
+        f"methods/{name}.py needs '{package}', which is not installed: pip install {package}"
+    )
 
 
 def _source(module):

@@ -1,14 +1,16 @@
-"""Spec -> frozen TransformerBridge: from a folder, a package, the hub, or random weights."""
+"""Spec -> frozen TransformerBridge: from a folder, a GGUF file, the hub, or random weights."""
 
 import hashlib
 import json
-from contextlib import contextmanager
 from pathlib import Path
 
 from bench import cache, hub, packages
-from bench.errors import Rejected, Unavailable, Usage, out_of_memory, reason
+from bench.errors import Rejected, Unavailable, Usage
+from bench.files import new_text
 from bench.peft_format import FAMILIES
 from bench.shapes import SHAPES
+from bench.weights import as_rejected
+from bench.weights import load as load_whole
 
 FILES = ["*.json", "*.safetensors", "*.txt", "tokenizer.model"]
 """What is fetched of a model on the hub; nothing that could run code."""
@@ -18,11 +20,14 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "voc
 def locate(model, weights="pretrained"):
     """The folder of `model`: config, safetensors, tokenizer.
 
-    `model` is `package:NAME`, a folder, or the hub's `OWNER/NAME`. With random weights the config
-    is enough; those in `bench.shapes` need no hub and then have no tokenizer either.
+    `model` is `package:NAME`, a folder, a .gguf file, or the hub's `OWNER/NAME`. With random
+    weights the config is enough; those in `bench.shapes` need no hub and then have no tokenizer
+    either.
     """
     if model.startswith("package:"):
         return packages.locate(model)
+    if packages.is_file(model):
+        return packages.locate_file(model)
     if not hub.is_id(model):
         return _local_folder(model)
     if weights == "pretrained":
@@ -36,6 +41,8 @@ def check_source(model, weights="pretrained"):
     """Raise what `locate` would raise, without converting, fetching or loading anything."""
     if model.startswith("package:"):
         packages.packaged(model)
+    elif packages.is_file(model):
+        packages.check_file(model)
     elif not hub.is_id(model):
         _local_folder(model)
     elif weights == "pretrained" or model not in SHAPES:
@@ -47,8 +54,8 @@ def _local_folder(model):
     if not (folder / "config.json").is_file():
         known = ", ".join(f"package:{name}" for name in packages.PACKAGES)
         raise Usage(
-            f"no model at '{model}': expected a folder with config.json, OWNER/NAME on the hub, "
-            f"or one of {known}"
+            f"no model at '{model}': expected a folder with config.json, a .gguf file, "
+            f"OWNER/NAME on the hub, or one of {known}"
         )
     return folder
 
@@ -56,7 +63,7 @@ def _local_folder(model):
 def _shape_folder(model):
     folder = cache.root() / "models" / f"shape-{model.replace('/', '--')}"
     text = json.dumps(SHAPES[model], indent=1)
-    cache.new_file(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+    new_text(folder / "config.json", text)
     return folder
 
 
@@ -115,8 +122,8 @@ def load_tokenizer(folder):
 
     if not any((folder / name).exists() for name in TOKENIZERS):
         return _stand_in(read_config(folder))
-    with _as_rejected(folder, "tokenizer"):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with as_rejected(folder, "tokenizer"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 STAND_IN = "stand-in"
@@ -163,37 +170,20 @@ def load(folder, spec, tokenizer):
     matmul.install()
     pages.keep()
     settings = {"dtype": getattr(torch, spec.dtype), "attn_implementation": "eager"}
-    with _as_rejected(folder, "model"):
-        build = _random if spec.weights == "random" else _pretrained
+    with as_rejected(folder, "model"):
+        build = _random if spec.weights == "random" else load_whole
         hf_model = build(folder, settings).to(spec.device)
         return bridge(hf_model, tokenizer, spec.device, spec.center_writing_weights)
-
-
-def _pretrained(folder, settings):
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **settings)
 
 
 def _random(folder, settings):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config, **settings).eval()
-
-
-@contextmanager
-def _as_rejected(folder, what):
-    """Whatever the libraries raise on a folder that does not fit, as one line of `Rejected`."""
-    try:
-        yield
-    except Exception as error:  # of any kind: it is their input that is refused
-        if out_of_memory(error):
-            raise Unavailable(f"{folder}: not enough memory for its {what}") from None
-        raise Rejected(f"{folder}: its {what} cannot be loaded ({reason(error)})") from None
 
 
 def bridge(hf_model, tokenizer, device="cpu", center_writing_weights=False):

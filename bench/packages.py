@@ -1,4 +1,4 @@
-"""Models that a Python package brings as GGUF: found, put together, converted to safetensors."""
+"""Models that come as GGUF, in a Python package or as a file: found, converted to safetensors."""
 
 import importlib
 import importlib.util
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench import cache
-from bench.errors import Unavailable, unknown
+from bench import cache, gguf_check, hashes, weights
+from bench.errors import Rejected, Unavailable, Usage, unknown
+from bench.files import new_folder, os_errors
 from bench.progress import others_quiet, say
 
 
@@ -70,26 +71,72 @@ def locate(model):
     """The folder of a `package:NAME` (config, safetensors, tokenizer), converted on first use."""
     package = packaged(model)
     version = package.requirement.rpartition("==")[2]
-    folder = cache.root() / "models" / f"{Path(package.gguf).stem}-{version}"
+    return _converted(package.gguf, version, package.file)
+
+
+def is_file(model):
+    """Whether a model is meant as a GGUF file, and not as a folder or the hub's OWNER/NAME."""
+    return model.endswith(".gguf") and not Path(model).expanduser().is_dir()
+
+
+def check_file(model):
+    """The path of a GGUF file; `Usage` where there is none, `Rejected` if it cannot be converted.
+
+    Only its header is read.
+    """
+    path = Path(model).expanduser()
+    if not path.is_file():
+        raise Usage(f"no model at '{model}': no such file")
+    gguf_check.check(path)
+    return path
+
+
+def locate_file(model):
+    """The folder (config, safetensors, tokenizer) of a GGUF file, converted on first use."""
+    path = check_file(model)
+    return _converted(path.name, hashes.of_file(path)[:16], lambda folder: path)
+
+
+def _converted(name, version, file):
+    """The folder in the cache of a GGUF file of this name; `file(folder)` is asked for its path."""
+    folder = cache.root() / "models" / f"{Path(name).stem}-{version}"
     if not folder.exists():
-        say(f"converting {package.gguf} to safetensors (once; then it is cached)")
-        made = cache.new_folder(folder)
+        say(f"converting {name} to safetensors (once; then it is cached)")
+        made = new_folder(folder)
         with made as temporary, TemporaryDirectory() as parts, others_quiet():
-            convert_gguf(package.file(Path(parts)), temporary)
+            convert_gguf(file(Path(parts)), temporary)
     return folder
 
 
 def convert_gguf(gguf, folder):
-    """Dequantise a GGUF file to float32 safetensors with its tokenizer, in `folder`."""
+    """Dequantise a GGUF file to float32 safetensors with its tokenizer, in `folder`.
+
+    Raises `Rejected` for a file that is no whole model of a known family.
+    """
+    tensors = gguf_check.check(gguf)
+    with weights.as_rejected(gguf, "model", "converted"):
+        model, tokenizer = _read_gguf(gguf)
+        n, n_kept = sum(one.n_elements for one in tensors), model.num_parameters()
+        if n > n_kept:
+            raise Rejected(f"{gguf}: of its {n:,} weights the model has a place for {n_kept:,}")
+    with os_errors(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _read_gguf(gguf):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    loaded = AutoModelForCausalLM.from_pretrained(**source)
+    source |= {"local_files_only": True, "trust_remote_code": False}
+    loaded, told = AutoModelForCausalLM.from_pretrained(
+        **source, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    weights.check_complete(told, gguf)
     # A model that came from a GGUF refuses to be saved as long as its config says so.
     config = type(loaded.config).from_dict(
         {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
     )
     plain = type(loaded)(config)
     plain.load_state_dict(loaded.state_dict())
-    plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    return plain, AutoTokenizer.from_pretrained(**source)

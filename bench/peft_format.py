@@ -9,6 +9,7 @@ import json
 import re
 from pathlib import Path
 
+from bench import tensors_only, weights
 from bench.errors import Rejected, Usage
 
 NAMES = {
@@ -25,7 +26,7 @@ FAMILIES = ("gpt2", "llama", "gemma2", "gemma3_text")
 """Types of the models that are held to Hugging Face and PEFT by the tests."""
 GPT2_NAMES = {"attn.o": "attn.c_proj", "mlp.in": "mlp.c_fc", "mlp.out": "mlp.c_proj"}
 FUSED, PARTS = "attn.c_attn", ("attn.q", "attn.k", "attn.v")
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, OLDER = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 
 
 def module_name(linear):
@@ -128,39 +129,87 @@ def sha256(folder):
     """The hash of an adapter's config and weights; `Usage` where it is none."""
     read_config(folder)
     found = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS):
-        path = Path(folder).expanduser() / name
-        if not path.is_file():
-            raise Usage(f"no adapter at '{folder}': no {name}")
+    for path in (Path(folder).expanduser() / CONFIG, _weights(folder)):
         found.update(path.read_bytes())
     return found.hexdigest()
 
 
+def _weights(folder):
+    """The file of an adapter's weights, in whichever format; `Usage` where there is none."""
+    for name in (WEIGHTS, OLDER):
+        path = Path(folder).expanduser() / name
+        if path.is_file():
+            return path
+    raise Usage(f"no adapter at '{folder}': no {WEIGHTS}")
+
+
 def load(folder):
-    """The pairs of a PEFT adapter, as they were before `save`; `Rejected` where they fit none."""
+    """The pairs of a PEFT adapter, as they were before `save`.
+
+    Raises `Rejected` where its tensors are not finite, or are not pairs on linear maps known here,
+    as its config calls for them.
+    """
     from safetensors.torch import load_file
 
-    path = Path(folder).expanduser() / WEIGHTS
-    try:
-        found = load_file(path)
-    except Exception as error:  # whatever safetensors raises
-        raise Rejected(f"{path}: cannot be read ({error})") from None
+    config, path = read_config(folder), _weights(folder)
+    if path.name == OLDER:
+        tensors_only.refuse(path, WEIGHTS)
+    weights.check_safetensors(path)
+    found = load_file(path)
+    if not found:
+        raise Rejected(f"{path}: no tensors in it")
+    weights.check_finite(found.items(), path)
+    whole = _by_place(path, found)
+    _check_places(path, config, whole)
     linears = {hf: ours for names in (NAMES, GPT2_NAMES) for ours, hf in names.items()}
     pairs = {}
-    for name, a in found.items():
-        match = re.fullmatch(r"base_model\.model\.\w+\.\w+\.(\d+)\.(.+)\.lora_A\.weight", name)
-        if not match and name.endswith("lora_B.weight"):
-            continue
-        if not match or match[2] not in (*linears, FUSED):
-            raise Rejected(
-                f"{path}: '{name}' is no low-rank pair on a linear map that is known here"
-            )
-        b = found.get(name.replace("lora_A", "lora_B"))
-        if b is None:
-            raise Rejected(f"{path}: '{name}' has no lora_B")
-        whole = {linears[match[2]]: (a, b)} if match[2] != FUSED else _split(path, a, b)
-        pairs |= {f"blocks.{match[1]}.{linear}": pair for linear, pair in whole.items()}
+    for (block, linear), (a, b) in whole.items():
+        parts = {linears[linear]: (a, b)} if linear != FUSED else _split(path, a, b)
+        pairs |= {f"blocks.{block}.{part}": pair for part, pair in parts.items()}
     return pairs
+
+
+def _by_place(path, found):
+    """(block, the linear map as the model calls it) -> (A, B) of an adapter's tensors."""
+    known, whole = (*NAMES.values(), *GPT2_NAMES.values(), FUSED), {}
+    for name in found:
+        match = re.fullmatch(r"base_model\.model\.\w+\.\w+\.(\d+)\.(.+)\.lora_[AB]\.weight", name)
+        if not match or match[2] not in known:
+            shown = weights.shown(name)
+            raise Rejected(f"{path}: '{shown}' is no low-rank pair on a linear map known here")
+        names = [re.sub(r"lora_[AB]\.weight$", f"lora_{letter}.weight", name) for letter in "AB"]
+        for letter, other in zip("AB", names, strict=True):
+            if other not in found:
+                raise Rejected(f"{path}: '{name}' has no lora_{letter}")
+        a, b = (found[one] for one in names)
+        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
+            shapes = f"{list(a.shape)} and {list(b.shape)}"
+            raise Rejected(f"{path}: '{name}' and its other half have the shapes {shapes}")
+        whole[int(match[1]), match[2]] = a, b
+    return whole
+
+
+def _check_places(path, config, whole):
+    """Raise `Rejected` where tensors are missing or too many by what an adapter's config lists."""
+    layers, targets = config.get("layers_to_transform"), config.get("target_modules")
+    layers = [layers] if isinstance(layers, int) else layers
+    if not isinstance(layers, list) or not layers:
+        layers = [block for block, _ in whole]
+    if not isinstance(targets, list):
+        return  # a pattern, or a name for all
+    if not all(isinstance(one, int) for one in layers):
+        raise Rejected(f"{path.parent / CONFIG}: layers_to_transform is {layers}, expected numbers")
+    wanted = {(block, str(target)) for block in layers for target in targets}
+    missing, unexpected = set(wanted), []
+    for block, linear in whole:
+        places = {(block, target) for target in targets if f".{linear}".endswith(f".{target}")}
+        if not places & wanted:
+            unexpected.append(f"layer {block} {linear}")
+        missing -= places
+    missing = [f"layer {block} {target}" for block, target in missing]
+    told = weights.listed({"missing": missing, "unexpected": unexpected})
+    if told:
+        raise Rejected(f"{path}: its tensors are not those of {CONFIG} ({told})")
 
 
 def _split(path, a, b):

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from bench import clock, export, losses, reload
-from bench.cache import new_file
 from bench.errors import Usage
 from bench.evaluate import by_token, finals_of, parts
+from bench.files import new_text
 from bench.measures import hold_out, without
 from bench.problem import Adapted
 from bench.progress import say
@@ -56,7 +56,7 @@ def core(run, to):
         },
     }
     text = json.dumps(evaluation, indent=1, default=str) + "\n"
-    new_file(Path(to), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    new_text(Path(to), text)
     say(f"written: {to}")
     return evaluation
 

@@ -9,11 +9,13 @@ import importlib.util
 from functools import lru_cache
 from pathlib import Path
 
-from bench import cache, hub, sparsify
+from bench import cache, hub, saes, sparsify, tensors_only
 from bench.errors import Rejected, Unavailable, Usage, reason, unknown
+from bench.files import new_folder
 from bench.progress import say
 from bench.spec import MADE_HERE
 
+FOLDER = f"a folder with cfg.json and {saes.WEIGHTS}, as SAELens saves it"
 EXPECTED = "expected own, fresh, a folder with cfg.json, saelens:RELEASE:ID or sparsify:REPO:HOOK"
 
 
@@ -25,8 +27,18 @@ def check_source(sae):
         _, repository, _ = split(sae)
         if not _cached(sae).exists():
             hub.reach(repository)
-    elif not (Path(sae).expanduser() / "cfg.json").is_file():
+        return
+    path = Path(sae).expanduser()
+    if path.is_file():
+        tensors_only.refuse(path, FOLDER)
+    there, foreign = (path / "cfg.json").is_file(), tensors_only.first_in(path)
+    if there and any((path / name).is_file() for name in (saes.WEIGHTS, sparsify.WEIGHTS)):
+        return
+    if foreign:
+        tensors_only.refuse(foreign, FOLDER)
+    if not there:
         raise Usage(f"no SAE at '{sae}': {EXPECTED}")
+    saes.check_there(path)
 
 
 def from_hub(sae):
@@ -46,7 +58,7 @@ def locate(sae):
         read.update(hashlib.file_digest(file, "sha256").digest())
     target = cache.root() / "saes" / f"sparsify-{read.hexdigest()[:16]}" / folder.name
     if not target.exists():
-        with cache.new_folder(target) as temporary:
+        with new_folder(target) as temporary:
             sparsify.convert(folder, temporary, folder.name)
     return target
 
@@ -104,7 +116,7 @@ def _from_hub(sae):
         return target
     which, repository, part = split(sae)
     say(f"fetching {sae} (once; then it is cached)")
-    with cache.new_folder(target) as temporary:
+    with new_folder(target) as temporary:
         if which == "sparsify":
             sparsify.convert(_fetch_part(repository, part), temporary, part)
         else:
@@ -129,7 +141,8 @@ def _save_release(sae, folder):
 
     _, release, part = sae.split(":", 2)
     try:
-        loaded = SAE.from_pretrained(release, part, dtype="float32")
+        with tensors_only.enforced():  # some of its loaders read torch's files
+            loaded = SAE.from_pretrained(release, part, dtype="float32")
         for parameter in loaded.parameters():  # some loaders transpose, and safetensors refuses
             parameter.data = parameter.data.contiguous()
         loaded.save_model(folder)

@@ -6,8 +6,10 @@ is saved as: one threshold for all latents), standard, gated.
 
 import hashlib
 import json
+import re
 from copy import deepcopy
 
+from bench import weights
 from bench.errors import Rejected, reason
 from bench.record import digest
 
@@ -70,8 +72,8 @@ def load_all(folders, widths, device="cpu"):
 def load(folder, d_in, device="cpu"):
     """The SAE in `folder`, float32, frozen by whoever lends it out.
 
-    Raises `Rejected` where the folder is not a SAELens SAE, or its d_in is not the width of
-    the model's site.
+    Raises `Rejected` where the folder is not a SAELens SAE, its tensors are not those that its
+    config calls for, one of them is not finite, or its d_in is not the width of the model's site.
     """
     import torch
     from sae_lens import SAE
@@ -79,8 +81,12 @@ def load(folder, d_in, device="cpu"):
     width = read_config(folder)["d_in"]
     if width != d_in:
         raise Rejected(f"SAE {folder.name}: d_in {width}, the model's site has width {d_in}")
+    check_there(folder)
+    weights.check_safetensors(folder / WEIGHTS)
     try:
         sae = SAE.load_from_disk(folder, device=device, dtype="float32")
+    except RuntimeError as error:
+        raise Rejected(f"SAE {folder}: {_unfit(error)}") from None
     except Exception as error:
         raise Rejected(f"SAE {folder}: SAELens cannot load it ({reason(error)})") from None
     if sae.cfg.architecture() not in KINDS:
@@ -89,9 +95,23 @@ def load(folder, d_in, device="cpu"):
     sae.turn_off_forward_pass_hook_z_reshaping()  # it is given heads that are flattened already
     if (getattr(sae, "threshold", torch.zeros(1)) < 0).any():
         raise Rejected(f"SAE {folder}: it has thresholds below 0")
-    if not all(value.isfinite().all() for value in sae.state_dict().values()):
-        raise Rejected(f"SAE {folder}: its weights are not all finite")
+    weights.check_finite(sae.state_dict().items(), f"SAE {folder}")
     return sae
+
+
+def check_there(folder):
+    """Raise `Rejected` for a folder without weights that SAELens would read."""
+    if not (folder / WEIGHTS).is_file():
+        raise Rejected(f"SAE {folder}: no {WEIGHTS}")
+
+
+def _unfit(error):
+    """What torch says of tensors that are not the SAE's, on one line: all the names."""
+    told = " ".join(str(error).split())
+    match = re.fullmatch(r"Error\(s\) in loading state_dict for \w+: (.*)", told)
+    if not match:
+        return f"SAELens cannot load it ({reason(error)})"
+    return f"its tensors are not those of its cfg.json ({match[1].rstrip('.')})"
 
 
 def checkpoint_name(share, index, n_saes):
@@ -123,11 +143,10 @@ def sha256(folder):
     The config counts by content: SAELens writes its keys in an order of the moment. Where the
     SAE was when it was saved, and what it says of its training, does not count.
     """
-    weights = folder / WEIGHTS
-    if not weights.is_file():
-        raise Rejected(f"SAE {folder}: no {WEIGHTS}")
+    check_there(folder)
     config = {k: v for k, v in read_config(folder).items() if k not in ("device", "metadata")}
-    return hashlib.sha256(weights.read_bytes() + digest(config).encode()).hexdigest()
+    content = (folder / WEIGHTS).read_bytes()
+    return hashlib.sha256(content + digest(config).encode()).hexdigest()
 
 
 def sha256_of(folders):

@@ -11,6 +11,7 @@ from statistics import median
 
 from bench import method
 from bench.errors import Rejected, RunFailed, Unavailable, Usage
+from bench.files import new_text
 from bench.preflight import check_inputs, check_model
 from bench.progress import say
 from bench.provenance import provenance
@@ -49,7 +50,7 @@ def speed(spec, labels, sets=(), pairs=5, out="runs"):
         worst = max(worst, result["largest_difference"])
         identity = [result["label"], result["spec"], result["matmul"]]
         path = out / f"speed-{digest(identity)[:8]}.json"
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        new_text(path, json.dumps(result, indent=1) + "\n")
         say(f"wrote {path}")
     if worst > TOLERANCE:
         raise RunFailed(f"the losses differ by up to {worst:.1e}, {TOLERANCE:.0e} is allowed")

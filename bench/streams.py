@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from bench import cache, hub
 from bench.errors import Unavailable, reason
+from bench.files import new_file
 from bench.progress import bar, say
 
 CHARACTERS = 4
@@ -56,7 +57,7 @@ def file(name, tokens):
     path = path_of(name, tokens)
     if not path.exists():
         say(f"streaming {tokens:,} tokens of {name} (once; then they are cached)")
-        cache.new_file(path, lambda temporary: _write(STREAMS[name], tokens, temporary))
+        new_file(path, lambda temporary: _write(STREAMS[name], tokens, temporary))
     return path
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bench import cache, hashes, streams
 from bench.errors import Rejected, Unavailable, Usage
+from bench.files import new_file
 
 DOCUMENTS_AT_ONCE = 1_000
 """Documents that are tokenized at once: ids as Python's own numbers take ten times the room."""
@@ -248,6 +249,6 @@ def _tokens(text, tokenizer):
             encoded = tokenizer(strings, add_special_tokens=False)["input_ids"]
             for number, ids in enumerate(encoded, start=at):
                 arrays[str(number)] = torch.tensor(ids, dtype=torch.int32)
-        cache.new_file(path, lambda temporary: save_file(arrays, temporary))
+        new_file(path, lambda temporary: save_file(arrays, temporary))
     arrays = load_file(path)
     return [(name, arrays[str(i)]) for i, (name, _) in enumerate(texts)]

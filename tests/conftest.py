@@ -5,7 +5,7 @@ One thread: a process whose threads have computed cannot be forked, and every ru
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import sys
 
@@ -13,7 +13,8 @@ import huggingface_hub
 import pytest
 
 from bench.__main__ import main
-from tests import tiny
+from tests import forked, tiny
+from tests.killed import arguments
 
 SMALL = {
     "site": tiny.SITE,
@@ -71,3 +72,27 @@ def small(command, folder):
         return command(name, *flags, *arguments)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def reference(folder, tmp_path_factory):
+    """The folder of a comparison that nothing happened to."""
+    out = tmp_path_factory.mktemp("reference")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
+        command = forked.Command(arguments(folder, SMALL, out / "out"), out / "log")
+        assert command.wait() == 0, command.err
+    return out / "out"
+
+
+@pytest.fixture
+def start(folder, monkeypatch, tmp_path):
+    """Start the comparison in a process."""
+    monkeypatch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
+    number = iter(range(100))
+
+    def begin(*more, plant=lambda: None, **changes):
+        given = arguments(folder, SMALL, tmp_path / "out", *more, **changes)
+        return forked.Command(given, tmp_path / f"log-{next(number)}", plant)
+
+    return begin

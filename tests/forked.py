@@ -7,6 +7,7 @@ of its own for every run.
 import os
 import signal
 import sys
+import time
 import traceback
 
 from bench.__main__ import main
@@ -45,10 +46,21 @@ class Command:
         """Send it a signal."""
         os.kill(self.pid, number)
 
-    def wait(self):
+    def wait(self, seconds=120):
         """Its exit code; the number of the signal that ended it, negative."""
-        _, status = os.waitpid(self.pid, 0)
-        return os.waitstatus_to_exitcode(status)
+        ended = []
+
+        def has_ended():
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            ended.append(status)
+            return pid
+
+        try:
+            until(has_ended, seconds)
+        except TimeoutError:
+            os.killpg(self.pid, signal.SIGKILL)
+            raise
+        return os.waitstatus_to_exitcode(ended[-1])
 
     @property
     def out(self):
@@ -62,9 +74,10 @@ class Command:
 
 
 def until(condition, seconds=60):
-    """Wait until `condition()` holds, busily: what is waited for takes milliseconds."""
+    """Wait until `condition()` holds."""
     started = read()
     while not condition():
+        time.sleep(0.002)
         if read().since(started).seconds > seconds:
             raise TimeoutError
 

@@ -1,6 +1,5 @@
 """A run that is killed at any instant ends, by the same command, as if nothing had been."""
 
-import json
 import signal
 
 import pytest
@@ -9,62 +8,7 @@ from bench import attempt, checkpoint
 from bench.clock import read as read_clock
 from bench.record import read
 from tests import forked, plants
-from tests.conftest import SMALL
-
-METHODS = "lora:dropout=0.2,e2e"
-FIELDS = ("step", "tokens", "forwards", "backwards", "backward_tokens", "ce")
-
-
-def arguments(folder, out, *more, **changes):
-    """A comparison that writes a checkpoint after every step."""
-    fields = {"model": folder / "model", "text": folder / "text", **SMALL, "steps": 16, **changes}
-    flags = [item for pair in fields.items() for item in (f"--{pair[0]}", pair[1])]
-    return ["compare", *flags, "--methods", METHODS, "--checkpoint-every", 0, "--out", out, *more]
-
-
-def deterministic(out):
-    """What must be the same to the byte, as text: rows, the end's losses, what was trained."""
-    found = {}
-    for path in sorted(out.glob("*.jsonl")):
-        run = read(path)
-        rows = [json.dumps([row[name] for name in FIELDS]) for row in run.rows]
-        state = path.with_suffix("") / "state.safetensors"
-        weights = state.read_bytes() if state.exists() else b""
-        found[run.name] = (run.status, rows, json.dumps(run.end["ce_full"]), weights)
-    return found
-
-
-@pytest.fixture(scope="module")
-def reference(folder, tmp_path_factory):
-    """The folder of a comparison that nothing happened to."""
-    out = tmp_path_factory.mktemp("reference")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
-        command = forked.Command(arguments(folder, out / "out"), out / "log")
-        assert command.wait() == 0, command.err
-    return out / "out"
-
-
-@pytest.fixture
-def start(folder, monkeypatch, tmp_path):
-    """Start the comparison in a process."""
-    monkeypatch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
-    number = iter(range(100))
-
-    def begin(*more, plant=lambda: None, **changes):
-        given = arguments(folder, tmp_path / "out", *more, **changes)
-        return forked.Command(given, tmp_path / f"log-{next(number)}", plant)
-
-    return begin
-
-
-def check_goes_on(start, out, reference):
-    """The same command again ends well, with the same results."""
-    again = start()
-    assert again.wait() == 0, again.err
-    assert deterministic(out) == deterministic(reference)
-    assert not list(out.glob("*/step-*"))  # a run that is done needs none
-    return again
+from tests.killed import check_goes_on, deterministic
 
 
 @pytest.mark.parametrize("instant", plants.instants(None))
