@@ -1,0 +1,103 @@
+"""Real processes, killed and stopped at any instant: the long version is `make test-faults`."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bench.record import read
+from tests import forked, plants
+from tests.conftest import SMALL
+from tests.killed import arguments, deterministic
+
+SHORT, LONG = 3, 20
+faults = pytest.mark.faults
+
+
+class Real:
+    """`python -m bench` with its own interpreter, threads and all."""
+
+    def __init__(self, folder, out, module="bench", first=()):
+        given = map(str, [*first, *arguments(folder, SMALL, out, steps=60)])
+        settings = {"SPLICEBENCH_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "2"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, *given],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **settings},
+        )
+
+    def end(self):
+        """(exit code, stdout, stderr)."""
+        out, err = self.process.communicate(timeout=180)
+        return self.process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """(what must come out, seconds from the first run's record to the end)."""
+    out = tmp_path_factory.mktemp("whole")
+    process = Real(folder, out)
+    forked.until(lambda: list(out.glob("lora-*.jsonl")))
+    began = time.perf_counter()
+    code, _, err = process.end()
+    assert code == 0, err
+    return deterministic(out), time.perf_counter() - began
+
+
+def check_ends_well(folder, out, whole):
+    code, _, err = Real(folder, out).end()
+    assert code == 0, err
+    assert deterministic(out) == whole[0]
+
+
+def moments(number):
+    """Shares of the time that a comparison takes, the same in every call."""
+    draw = random.Random(7)
+    return [draw.random() * 0.8 for _ in range(number)]
+
+
+def strike(folder, out, whole, share, number):
+    """Start a comparison, and send it a signal some time after its first run has begun."""
+    process = Real(folder, out)
+    forked.until(lambda: list(out.glob("lora-*.jsonl")))
+    time.sleep(share * whole[1])
+    process.process.send_signal(number)
+    return process.end()
+
+
+MOMENTS = [
+    pytest.param(share, marks=() if number < SHORT else faults)
+    for number, share in enumerate(moments(LONG))
+]
+
+
+@pytest.mark.parametrize("share", MOMENTS)
+def test_killed_at_random(folder, whole, tmp_path, share):
+    code, _, _ = strike(folder, tmp_path, whole, share, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    check_ends_well(folder, tmp_path, whole)
+
+
+@faults
+@pytest.mark.parametrize("instant", plants.instants(None))
+def test_killed_at_a_chosen_instant(folder, whole, tmp_path, instant):
+    code, _, err = Real(folder, tmp_path, "tests.faulty", [instant]).end()
+    assert code == -signal.SIGKILL, err
+    check_ends_well(folder, tmp_path, whole)
+
+
+@faults
+@pytest.mark.parametrize("share", moments(10))
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_at_random(folder, whole, tmp_path, share, number, expected):
+    code, _, err = strike(folder, tmp_path, whole, share, number)
+    assert code == expected and "stopped; to go on: python -m bench compare" in err
+    assert err.count("\n") == 1
+    assert {read(path).status for path in tmp_path.glob("*.jsonl")} <= {"finished", "interrupted"}
+    check_ends_well(folder, tmp_path, whole)
