@@ -1,6 +1,7 @@
 """Runs methods on one problem, a record each; what ends before its time can be gone on with."""
 
 import traceback
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -96,7 +97,8 @@ def _failed(error, folder):
     """The `Outcome` of a run that raised; the traceback goes into its folder."""
     if isinstance(error, Fault):
         return Outcome("error", str(error), error.code)
-    new_text(folder / "traceback.txt", traceback.format_exc())
+    with suppress(Unavailable):
+        new_text(folder / "traceback.txt", traceback.format_exc())
     if out_of_memory(error):
         why = f"out of memory ({reason(error)}); lower --batch-size, --seq-len or --sae-width"
         return Outcome("error", why, Unavailable.code)

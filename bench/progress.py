@@ -1,6 +1,7 @@
 """Progress bars that are silent when stdout is not a terminal."""
 
 import io
+import os
 import sys
 from contextlib import nullcontext, redirect_stderr
 
@@ -18,6 +19,9 @@ def others_quiet():
 
 
 def say(text):
-    """A line for the reader of the terminal, between the bars."""
-    tqdm.write(text)
-    sys.stdout.flush()
+    """A line for the reader of the terminal, between the bars; none may be reading any more."""
+    try:
+        tqdm.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as after `| head`: what runs goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,6 +8,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+from bench import __version__
 from bench.clock import timestamp
 
 CODE = ("bench", "methods", "analysis", "pyproject.toml", "constraints.txt")
@@ -25,7 +26,7 @@ def provenance(spec):
         "dirty": None if changes is None else bool(changes),
         **clock(spec.device),
         "load": os.getloadavg()[0],
-        "versions": versions(),
+        "versions": {"splicebench": __version__, **versions()},
         "started": timestamp(),
         "command": " ".join(["python -m bench", *sys.argv[1:]]),
     }

@@ -73,14 +73,22 @@ class Writer:
         """Every line so far, as text."""
         self._path = path
         new_file(path, lambda temporary: temporary.write_bytes(self._bytes()))
-        self._file = path.open("ab", buffering=0)
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
 
     def write(self, line):
-        """One JSON line."""
-        self.lines.append(encoded(line))
+        """One JSON line; where there is no room for it nothing of it stays."""
+        text = encoded(line)
+        end = os.lseek(self._file, 0, os.SEEK_END)
         with os_errors(self._path):
-            self._file.write(self.lines[-1].encode() + b"\n")
-            os.fsync(self._file.fileno())
+            try:
+                left = f"{text}\n".encode()
+                while left:
+                    left = left[os.write(self._file, left) :]
+                os.fsync(self._file)
+            except OSError:
+                os.ftruncate(self._file, end)
+                raise
+        self.lines.append(text)
 
     def end(self, status):
         """The end line, with the hash of all before it; no line can follow."""
@@ -91,7 +99,9 @@ class Writer:
 
     def close(self):
         """No line can follow."""
-        self._file.close()
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
     def _bytes(self):
         return "".join(line + "\n" for line in self.lines).encode()

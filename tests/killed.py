@@ -3,6 +3,7 @@
 import json
 
 from bench.record import read
+from bench.verify import verify
 
 METHODS = "lora:dropout=0.2,e2e"
 FIELDS = ("step", "tokens", "forwards", "backwards", "backward_tokens", "ce")
@@ -33,4 +34,5 @@ def check_goes_on(start, out, reference):
     assert again.wait() == 0, again.err
     assert deterministic(out) == deterministic(reference)
     assert not list(out.glob("*/step-*"))  # a run that is done needs none
+    verify([out])
     return again

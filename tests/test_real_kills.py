@@ -10,6 +10,7 @@ import time
 import pytest
 
 from bench.record import read
+from bench.verify import verify
 from tests import forked, plants
 from tests.conftest import SMALL
 from tests.killed import arguments, deterministic
@@ -54,6 +55,7 @@ def check_ends_well(folder, out, whole):
     code, _, err = Real(folder, out).end()
     assert code == 0, err
     assert deterministic(out) == whole[0]
+    verify([out])
 
 
 def moments(number):
