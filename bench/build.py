@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench import agree, cache, evaluate, locks, sae_sources, saes
+from bench.documents import source_sha256
 from bench.done import relevant
 from bench.errors import RunFailed, Usage
 from bench.files import new_folder, synchronize
@@ -17,7 +18,6 @@ from bench.problem import Adapted
 from bench.progress import say
 from bench.provenance import clock, provenance
 from bench.record import SCHEMA, digest, run_name
-from bench.text import source_sha256
 
 
 @dataclass(frozen=True)

@@ -22,19 +22,7 @@ LONGEST_KEY, LONGEST_NAME, LONGEST_VALUE = 2**16, 64, 2**30
 """Bytes of a key, of a tensor's name, and of a string or entries of an array."""
 MOST_DIMENSIONS, MOST_ELEMENTS = 4, 2**40
 STRING, ARRAY = 8, 9
-SCALARS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
+SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 """GGUF's type of a value -> struct's."""
 UINT32 = 4
 ALIGNMENT = 32

@@ -1,6 +1,6 @@
 """What can be found wrong with a command before anything is loaded."""
 
-from bench import hub, method, models, sae_sources, streams, text
+from bench import documents, hub, method, models, sae_sources, streams
 from bench.errors import Unavailable
 from bench.spec import check_site
 
@@ -10,7 +10,7 @@ def check_inputs(spec, out=None):
     models.check_source(spec.model, spec.weights)
     for sae in spec.saes:
         sae_sources.check_source(sae)
-    text.check_source(spec)
+    documents.check_source(spec)
     if out:
         check_writable(out)
 

@@ -8,7 +8,7 @@ import importlib.util
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import hub, models, text
+from bench import documents, hub, models
 from bench.errors import Usage
 
 
@@ -19,7 +19,7 @@ def now(spec, name):
         "source": source(name),
         "versions": {"torch": version("torch")},
         "model": {"sha256": _model(spec.model)},
-        "text_sha256": text.source_sha256(spec),
+        "text_sha256": documents.source_sha256(spec),
     }
 
 

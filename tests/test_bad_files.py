@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import methods
-from bench import method, models, peft_format, sae_sources, tensors_only, text
+from bench import documents, method, models, peft_format, sae_sources, tensors_only, text
 from bench.errors import Rejected, Unavailable, Usage
 from bench.specs import named
 from tests import tiny
@@ -320,7 +320,9 @@ def test_a_document_that_is_there_twice_is_held_once(tmp_path):
     spec = named(
         "smollm2-135m", text=str(tmp_path / "text"), **settings, val_docs=4, val_tokens=192
     )
-    assert len(list((tmp_path / "text").iterdir())) == 48 and len(text.documents(spec.text)) == 24
+    assert (
+        len(list((tmp_path / "text").iterdir())) == 48 and len(documents.documents(spec.text)) == 24
+    )
     found = text.load(spec, tiny.tokenizer(), tiny.VOCABULARY)
     parts = [
         set(map(tuple, p.tokens.tolist())) for p in (found.train, found.curve, found.validation)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import zstandard
 
-from bench import streams, text
+from bench import documents, streams, text
 from bench.errors import Unavailable
 from bench.specs import named
 from tests import tiny
@@ -31,10 +31,10 @@ def test_a_stream_is_read_once(tmp_path, monkeypatch):
         val_tokens=24,
     )
     found = text.load(spec, tiny.tokenizer(), tiny.VOCABULARY)
-    documents = {d for part in (found.train, found.curve, found.validation) for d in part.documents}
-    assert len(documents) == 20  # 1,000 tokens of 4 characters, 202 characters each
+    names = {d for part in (found.train, found.curve, found.validation) for d in part.documents}
+    assert len(names) == 20  # 1,000 tokens of 4 characters, 202 characters each
     (tmp_path / "t.jsonl").unlink()
-    text.check_source(spec)
+    documents.check_source(spec)
     again = text.load(spec, tiny.tokenizer(), tiny.VOCABULARY)
     assert torch.equal(again.train.tokens, found.train.tokens)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench import text
+from bench import documents, text
 from bench.errors import Rejected, Usage
 from bench.specs import named
 from tests import tiny
@@ -108,7 +108,7 @@ def test_documents_too_short_to_hold_out(tmp_path):
 
 def test_a_path_that_is_not_there(tmp_path):
     with pytest.raises(Usage, match="no text at"):
-        text.check_source(spec_for(tmp_path / "nope"))
+        documents.check_source(spec_for(tmp_path / "nope"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(Rejected, match="no .txt or .jsonl file"):
-        text.check_source(spec_for(tmp_path / "empty"))
+        documents.check_source(spec_for(tmp_path / "empty"))

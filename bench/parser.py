@@ -1,0 +1,137 @@
+"""What may be typed after `python -m bench`. Nothing heavy is imported here."""
+
+import argparse
+import dataclasses
+import math
+from typing import get_type_hints
+
+from bench import __version__
+from bench.errors import Usage
+from bench.order import EVERY
+from bench.spec import Spec, documentation, flag
+from bench.specs import named
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that ends a wrong command with one line."""
+
+    def error(self, message):
+        raise Usage(f"{message} (see {self.prog} --help)")
+
+
+def parser():
+    """The parser of `python -m bench`."""
+    top = Parser(prog="python -m bench", description=__import__("bench").__doc__)
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
+    compare = commands.add_parser("compare", help="run methods on one problem; table and figure")
+    compare.add_argument("--seeds", default="0", help="comma-separated, one run each")
+    compare.add_argument("--fresh", action="store_true", help="run again what is already done")
+    compare.add_argument("--init-adapter", metavar="DIR", help="where lora starts: a PEFT adapter")
+    compare.add_argument("--force", action="store_true", help="even with an SAE that check doubts")
+    add_every(compare)
+    add_problem(compare, methods="lora,e2e")
+    speed = commands.add_parser("speed", help="our step against plain Hugging Face and PEFT")
+    speed.add_argument("--pairs", type=int, default=5, help="timed pairs of steps (default: 5)")
+    add_problem(speed, methods="lora:rank=64,lora:rank=64:layers=all,e2e")
+    experiment = commands.add_parser("experiment", help="the papers' experiments, what is missing")
+    experiment.add_argument("names", nargs="+", metavar="NAME", help="such as timing, rivals; all")
+    experiment.add_argument("--scale", default="laptop", help="laptop (default) or full")
+    experiment.add_argument("--out", help="folder of the records (default: results/SCALE)")
+    experiment.add_argument("--dry-run", action="store_true", help="list the runs, run none")
+    experiment.add_argument("--fresh", action="store_true", help="run again what is already done")
+    add_every(experiment)
+    check = commands.add_parser("check", help="does the SAE belong at its site, and if not, why")
+    add_spec(check)
+    export = commands.add_parser("export", help="what a run trained, for PEFT and SAELens")
+    export.add_argument("run", help="a run's record, such as runs/lora-e7c49a90.jsonl")
+    export.add_argument("--to", required=True, metavar="DIR", help="a new folder")
+    downstream = commands.add_parser("downstream", help="benchmarks around a run's SAE, by lm-eval")
+    downstream.add_argument("run", help="a run's record, such as runs/lora-e7c49a90.jsonl")
+    downstream.add_argument("--tasks", help="default: hellaswag,mmlu,truthfulqa_mc1")
+    downstream.add_argument("--limit", type=int, metavar="N", help="documents of each task")
+    downstream.add_argument("--to", metavar="FILE", help="the record (default: beside the run)")
+    downstream.add_argument("--include-path", metavar="DIR", help="a folder of own lm-eval tasks")
+    downstream.add_argument("--saebench", metavar="FILE", help="SAEBench's core numbers, only they")
+    verify = commands.add_parser("verify", help="are these records sound; a line for each fault")
+    verify.add_argument("paths", nargs="+", metavar="PATH", help="folders of records, or files")
+    commands.add_parser("specs", help="the named specs, one line each")
+    commands.add_parser("methods", help="the methods, one line each")
+    return top
+
+
+def add_every(command):
+    """`--checkpoint-every`."""
+    text = f"seconds between checkpoints (default: {EVERY:g}); 0: after every step"
+    command.add_argument("--checkpoint-every", type=seconds, default=EVERY, help=text, metavar="X")
+
+
+def add_problem(command, methods):
+    """What is run on what: `--methods`, `--set`, `--out`, `--spec` and the fields of the spec."""
+    command.add_argument("--methods", default=methods, help="comma-separated; lora:rank=64 sets")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="METHOD.FIELD=VALUE", dest="sets"
+    )
+    command.add_argument("--out", default="runs", help="folder of the records (default: runs)")
+    add_spec(command)
+
+
+def add_spec(command):
+    """`--spec` and the fields of the spec."""
+    command.add_argument("--spec", default=Spec.name, help="a named setting (see `specs`)")
+    fields = command.add_argument_group("fields of the spec (default: as the spec says)")
+    types, texts = get_type_hints(Spec), documentation()
+    for field in dataclasses.fields(Spec):
+        if field.name != "name":
+            kind = {bool: boolean, float: finite}.get(types[field.name], types[field.name])
+            # A switch may be given alone: --cache-clean is --cache-clean true.
+            alone = {"nargs": "?", "const": True} if kind is boolean else {}
+            told = {"help": texts[field.name], "metavar": kind_name(kind)}
+            fields.add_argument(flag(field.name), type=kind, dest=field.name, **alone, **told)
+
+
+def kind_name(kind):
+    """What stands for a value in the help."""
+    return {boolean: "true|false", int: "N", finite: "X"}.get(kind, "NAME")
+
+
+def boolean(text):
+    """`true` or `false`."""
+    if text.lower() not in ("true", "false"):
+        raise ValueError
+    return text.lower() == "true"
+
+
+def finite(text):
+    """A number that is neither infinite nor NaN."""
+    if not math.isfinite(float(text)):
+        raise ValueError
+    return float(text)
+
+
+def seconds(text):
+    """A number that is finite and not negative."""
+    if finite(text) < 0:
+        raise ValueError
+    return float(text)
+
+
+def seeds(text):
+    """`0,1,2` -> (0, 1, 2)."""
+    numbers = text.split(",")
+    if not all(number.strip().isdecimal() and len(number) < 10 for number in numbers):
+        raise Usage(f"--seeds '{text}': expected whole numbers such as 0,1,2")
+    return tuple(dict.fromkeys(map(int, numbers)))
+
+
+def problem(arguments, **defaults):
+    """(the spec with what the command line changes, the labels of the methods)."""
+    labels = [label for label in arguments.methods.split(",") if label]
+    return setting(arguments, **defaults), labels
+
+
+def setting(arguments, **defaults):
+    """The named spec with what the command line changes."""
+    names = [field.name for field in dataclasses.fields(Spec)]
+    given = {n: v for n, v in vars(arguments).items() if n in names and v is not None}
+    return named(arguments.spec, **{**defaults, **given})
