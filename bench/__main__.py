@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before the arguments are known to be good."""
 
 import shlex
+import signal
 import sys
 
 from bench.errors import Fault, Unavailable, out_of_memory
@@ -111,9 +112,9 @@ def main():
             raise
         print("bench: out of memory; lower --batch-size or --seq-len", file=sys.stderr)
         return Unavailable.code
-    except Interrupted as signal:
-        print(f"bench: {signal}: stopped; to go on: {same_command()}", file=sys.stderr)
-        return signal.code
+    except Interrupted as stop:
+        print(f"bench: {stop}: stopped; to go on: {same_command()}", file=sys.stderr)
+        return stop.code
     return 0
 
 
@@ -124,4 +125,6 @@ def same_command():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is written: Python takes a while to leave
+    sys.exit(code)

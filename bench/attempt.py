@@ -52,7 +52,7 @@ class Attempt:
         with a checkpoint written, and whatever the method raises."""
         problem = self.problem
         seed_all(seed)
-        self._set(self.taken or self.harness.start)
+        self._begin()
         fetched = self.meter.fetched
         batches = Batches(problem.train, problem.batch_size, self.steps, seed, fetched)
         bar = progress.bar(total=self.steps, desc=self.path.stem, unit="step")
@@ -66,14 +66,15 @@ class Attempt:
         save_state(adapted, self.folder)
         return self._told(score, adapted)
 
-    def _set(self, taken):
-        """Begin with the problem as it was lent, or as a checkpoint says it was."""
-        self.measured = taken["measured"]
-        self.problem.after_pass = Reached()
-        self.problem.micro_batch = taken["micro_batch"]
-        self.problem.halvings = list(taken["memory"])
-        if self.problem.clean_cache:
-            self.problem.clean_cache.filled = taken["filled"]
+    def _begin(self):
+        """Set what lies outside the method: anew, or as the checkpoint has it."""
+        problem, taken = self.problem, self.taken
+        problem.after_pass = Reached()
+        if taken:
+            self.measured = taken["measured"]
+            problem.micro_batch, problem.halvings = taken["micro_batch"], taken["memory"]
+        if problem.clean_cache:
+            problem.clean_cache.filled = taken["filled"] if taken else 0
 
     def _visit(self, step, adapted, batches):
         """What is done between two steps: measure, keep, and write a checkpoint when it is time."""

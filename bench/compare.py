@@ -11,7 +11,7 @@ from bench import done, locks, method, process
 from bench.errors import Fault, Rejected, RunFailed, Unavailable
 from bench.files import os_errors
 from bench.interrupts import Interrupted
-from bench.order import EVERY, Order
+from bench.order import EVERY, Order, Outcome
 from bench.preflight import check_inputs, check_model
 from bench.progress import say
 from bench.record import close_cut, digest
@@ -80,7 +80,10 @@ def run_all(order, keys):
         path = order.out / f"{runs[pair][0]}.jsonl"
         # All comparisons in a folder share their `none`, which takes no time.
         with locks.held(order.out, keys[pair], f"{label} seed {seed}", wait=label == "none"):
-            outcome = run_one(order, label, seed, path)
+            if not order.fresh and done.is_finished(path):  # by another process, meanwhile
+                outcome = Outcome("finished")
+            else:
+                _, outcome = run_one(one_run.run, order, label, seed, lambda cut=path: [cut])
         say(f"[{number}/{len(todo)}] {label} seed {seed}: {outcome.end}, {path}")
         if outcome.end != "finished":
             say(f"    {outcome.why}")
@@ -90,21 +93,22 @@ def run_all(order, keys):
     return {name for name, _ in runs.values()}, failed
 
 
-def run_one(order, label, seed, path):
-    """One run in a process of its own -> its `Outcome`, however that process ends."""
-    from bench import one_run
-    from bench.harness import Outcome
+def run_one(run, order, label, seed, cut):
+    """`run(order, label, seed)` in a process of its own -> (record's path or None, `Outcome`).
 
+    However that process ends; `cut()` are the records that it may have left without an end.
+    """
     try:
-        _, outcome = process.call(one_run.run, order, label, seed)
+        path, outcome = process.call(run, order, label, seed)
     except process.Died as fault:
-        close_cut(path, {"end": "error", "reason": str(fault)})
-        return Outcome("error", str(fault), fault.code)
+        for path in cut():
+            close_cut(path, {"end": "error", "reason": str(fault)})
+        return None, Outcome("error", str(fault), fault.code)
     except Fault as fault:
-        return Outcome("error", str(fault), fault.code)
-    if outcome.end == "interrupted":
+        return None, Outcome("error", str(fault), fault.code)
+    if outcome.end == "interrupted":  # by a signal to that process alone
         raise Interrupted(signal.SIGTERM)
-    return outcome
+    return path, outcome
 
 
 def raise_worst(failed):

@@ -32,6 +32,14 @@ def status(path, header):
     return run.status if run.status in ENDED else None
 
 
+def is_finished(path):
+    """Whether a finished record lies at `path`."""
+    try:
+        return path.exists() and read(path).status == "finished"
+    except Rejected:
+        return False
+
+
 def all_of(order, wanted):
     """The records of all `wanted` (label, seed) pairs, or None where one is missing or not sure.
 

@@ -6,20 +6,20 @@ has a manifest, NAME.json, that says which records are its own and what each is 
 
 import dataclasses
 import json
-import signal
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
 from bench import locks, process
+from bench.compare import run_one
 from bench.errors import Fault, Locked, RunFailed
 from bench.files import new_text, os_errors, set_aside
-from bench.interrupts import Interrupted
 from bench.order import EVERY, Order
 from bench.plans import expanded, jobs
 from bench.pool import ADAPTER, Pool, run_seed
 from bench.preflight import asks_the_hub, check_writable, quiet_libraries
 from bench.progress import say
-from bench.record import close_cut, digest
+from bench.record import digest
 from bench.times import Times
 from bench.unchanged import check_unchanged, now
 
@@ -151,14 +151,8 @@ class Runner:
         from bench import stages
 
         (label, spec), seed = self.pool.resolve(job), run_seed(job)
-        try:
-            path, outcome = process.call(stages.run, self._order(spec), label, seed)
-        except process.Died as fault:
-            for path in self.pool.cut(label, spec, seed):
-                close_cut(path, {"end": "error", "reason": str(fault)})
-            raise
-        if outcome.end == "interrupted":
-            raise Interrupted(signal.SIGTERM)
+        order, cut = self._order(spec), partial(self.pool.cut, label, spec, seed)
+        path, outcome = run_one(stages.run, order, label, seed, cut)
         self.reason = outcome.why
         if outcome.end != "finished":
             return None

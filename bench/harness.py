@@ -2,7 +2,6 @@
 
 import traceback
 from contextlib import suppress
-from typing import NamedTuple
 
 import torch
 
@@ -12,19 +11,9 @@ from bench.drive import Diverged, warm_up
 from bench.errors import Fault, RunFailed, Unavailable, out_of_memory, reason
 from bench.files import new_text
 from bench.interrupts import Stopped
-from bench.order import EVERY
+from bench.order import EVERY, Outcome
 from bench.record import Writer, encoded
 from bench.resume import going_on
-
-
-class Outcome(NamedTuple):
-    """How a run ended."""
-
-    end: str
-    """finished, diverged, interrupted or error."""
-    why: str = ""
-    code: int = 0
-    """The exit code that it calls for."""
 
 
 class Harness:
@@ -38,8 +27,7 @@ class Harness:
         """What seconds depend on: machine, device, threads."""
         self.sae_cost = sae_cost
         """What the SAEs have cost so far: {} for fresh ones, None where it is not known."""
-        self.start = {"micro_batch": problem.micro_batch, "memory": [], "measured": -1, "filled": 0}
-        """What an attempt begins with that has no checkpoint."""
+        self._micro_batch = problem.micro_batch
         self._lent = {name: t.clone() for name, t in problem.saes.state_dict().items()}
         self._warm = set()
 
@@ -77,7 +65,11 @@ class Harness:
         return outcome
 
     def _warm_up(self, method, config):
-        """Once for a method and config on this problem."""
+        """Once for a method and config on this problem.
+
+        Memory that runs out here does so off the clock, and the run begins in smaller parts.
+        """
+        self.problem.micro_batch, self.problem.halvings = self._micro_batch, []
         if (method.__name__, repr(config)) not in self._warm:
             with interrupts.at_once():
                 warm_up(method, self.problem, config)

@@ -15,7 +15,8 @@ def of_file(path):
     path = path.resolve()
     if path.stat().st_size < LARGE:
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    now = [path.stat().st_size, path.stat().st_mtime_ns]
+    stat = path.stat()
+    now = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     name = hashlib.sha256(str(path).encode()).hexdigest()[:24]
     memo = cache.root() / "hashes" / f"{name}.json"
     try:

@@ -1,7 +1,8 @@
-"""What is asked of one call, besides the methods."""
+"""What is asked of one call, besides the methods, and how a run ended."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.spec import Spec
 
@@ -24,3 +25,13 @@ class Order:
     """Whether a record that is there is set aside first."""
     force: bool = False
     """Whether an SAE that does not seem to belong is taken all the same."""
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    end: str
+    """finished, diverged, interrupted or error."""
+    why: str = ""
+    code: int = 0
+    """The exit code that it calls for."""

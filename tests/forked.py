@@ -29,6 +29,7 @@ class Command:
         code = 99
         try:
             os.setsid()
+            hear_ctrl_c()
             for number, name in ((1, "out"), (2, "err")):
                 os.dup2(os.open(self._log / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
@@ -71,6 +72,11 @@ class Command:
     def err(self):
         """What it has printed on stderr."""
         return (self._log / "err").read_text()
+
+
+def hear_ctrl_c():
+    """As in a terminal: a shell that starts something in the background has it ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def until(condition, seconds=60):

@@ -31,6 +31,7 @@ class Real:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **settings},
+            preexec_fn=forked.hear_ctrl_c,
         )
 
     def end(self):
@@ -41,14 +42,16 @@ class Real:
 
 @pytest.fixture(scope="module")
 def whole(folder, tmp_path_factory):
-    """(what must come out, seconds from the first run's record to the end)."""
+    """(what must come out, seconds from the first run's record to the end of the last)."""
     out = tmp_path_factory.mktemp("whole")
     process = Real(folder, out)
     forked.until(lambda: list(out.glob("lora-*.jsonl")))
     began = time.perf_counter()
+    forked.until(lambda: any('"end"' in path.read_text() for path in out.glob("e2e-*.jsonl")))
+    took = time.perf_counter() - began
     code, _, err = process.end()
     assert code == 0, err
-    return deterministic(out), time.perf_counter() - began
+    return deterministic(out), took
 
 
 def check_ends_well(folder, out, whole):
