@@ -1,5 +1,6 @@
 """The command line. Nothing heavy is imported before the arguments are known to be good."""
 
+import os
 import shlex
 import signal
 import sys
@@ -8,6 +9,9 @@ from bench.errors import Fault, Unavailable, out_of_memory
 from bench.interrupts import Interrupted, handling, leave
 from bench.parser import parser, problem, seeds, setting
 from bench.specs import SPECS
+
+# Asked whether there is a GPU, torch must not start CUDA: runs are forked from this process.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 
 def compare(arguments):

@@ -1,6 +1,7 @@
 """One attempt at a run: from its start, or from a checkpoint, to its end or as far as it gets."""
 
 import math
+import shutil
 
 import torch
 
@@ -44,7 +45,7 @@ class Attempt:
         self.keeps = checkpoints(getattr(method, "CHECKPOINTS", 1), steps)
         self.measured = -1
         """The last step that has a row."""
-        self._saved_at = self._took = 0.0
+        self._saved_at, self._took = None, 0.0
         """When the last checkpoint was written, by the meter, and how long that took."""
 
     def go(self, seed):
@@ -69,7 +70,8 @@ class Attempt:
     def _begin(self):
         """Set what lies outside the method: anew, or as the checkpoint has it."""
         problem, taken = self.problem, self.taken
-        problem.after_pass = Reached()
+        # Looked at in the first passes of the run, which are not those of a later attempt.
+        problem.after_pass = (lambda adapted: None) if taken else Reached()
         if taken:
             self.measured = taken["measured"]
             problem.micro_batch, problem.halvings = taken["micro_batch"], taken["memory"]
@@ -78,6 +80,8 @@ class Attempt:
 
     def _visit(self, step, adapted, batches):
         """What is done between two steps: measure, keep, and write a checkpoint when it is time."""
+        if self._saved_at is None:  # at the start, or where the checkpoint was taken
+            self._saved_at = self._now()
         for halving in self.problem.halvings:
             halving.setdefault("step", step)
         if step == 0:
@@ -164,6 +168,8 @@ class Attempt:
                 spent = {k: v + cost.get(k, 0) for k, v in self.meter.reading().items()}
                 cost = {**spent, **self.harness.clock}
             about = {"share": round(share, 4), "run": self.path.stem, "cost": cost}
+            for left in self.folder.glob(f".{name}-*"):  # of a process that was killed
+                shutil.rmtree(left)
             with new_folder(self.folder / name, replace=True) as temporary:
                 saes.save(sae, temporary, **about)
 
@@ -174,17 +180,20 @@ class Attempt:
                 return measure(self.problem, self.harness.validation, adapted)
         return self.harness.spliced
 
+    def spent(self):
+        """What any end line says, however the run ended."""
+        spread, halvings = self.meter.spread(), self.problem.halvings
+        told = {"step_seconds": spread} if spread else {}
+        return told | ({"memory": halvings} if halvings else {})
+
     def _told(self, score, adapted):
-        told = {
+        return {
             "ce_full": score.ce,
             "l0_full": mean(score.l0),
             "fvu_full": mean(score.fvu),
             **by_site(score, "_full"),
             "trained_parameters": sum(p.numel() for p in trained(adapted)),
         }
-        spread, halvings = self.meter.spread(), self.problem.halvings
-        told |= {"step_seconds": spread} if spread else {}
-        return told | ({"memory": halvings} if halvings else {})
 
 
 def save_state(adapted, folder):

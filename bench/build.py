@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench import agree, cache, evaluate, locks, sae_sources, saes
 from bench.documents import source_sha256
-from bench.done import relevant
+from bench.done import ended, relevant
 from bench.errors import RunFailed, Usage
 from bench.files import new_folder, synchronize
 from bench.harness import Harness
@@ -174,7 +174,8 @@ def sae_folders(loaded, mse, every=EVERY):
     own = own_folder(loaded, mse)
     if not own.exists():
         with locks.held(own.parent, own.name, "the training of the SAE"):
-            _train(loaded, mse, own, every)
+            if not own.exists():  # another process may just have ended
+                _train(loaded, mse, own, every)
     (record,) = own.glob("*.jsonl")
     return saes.checkpoint(own / record.stem, spec.sae_share)
 
@@ -218,13 +219,15 @@ def _train(loaded, mse, folder, every):
     bare = dataclasses.replace(loaded, spec=spec)
     fresh_bench = _bench_with(bare, fresh_folders(loaded), "fresh")
     header = fresh_bench.header(mse, spec.sae_seed)
-    begun = folder.with_name(f"{folder.name}.begun")
-    path = begun / f"{fresh_bench.name(mse, spec.sae_seed)}.jsonl"
-    harness = fresh_bench.harness
-    outcome = harness.run(mse.module, mse.config, header, spec.steps, path, every)
-    if outcome.end == "interrupted":
-        raise Stopped
-    if outcome.end != "finished":
-        raise RunFailed(f"the training of the SAE ended as '{outcome.end}' ({outcome.why})")
+    name = fresh_bench.name(mse, spec.sae_seed)
+    begun = folder.with_name(f"{folder.name}.{name}.begun")
+    path = begun / f"{name}.jsonl"
+    if ended(path) != "finished":  # killed, perhaps, when all but the next line was done
+        harness = fresh_bench.harness
+        outcome = harness.run(mse.module, mse.config, header, spec.steps, path, every)
+        if outcome.end == "interrupted":
+            raise Stopped
+        if outcome.end != "finished":
+            raise RunFailed(f"the training of the SAE ended as '{outcome.end}' ({outcome.why})")
     begun.rename(folder)
     synchronize(folder.parent)

@@ -68,13 +68,17 @@ def latest(folder, run):
 def clear(folder):
     """Delete the checkpoints of a run that has ended well."""
     for path in [*found(folder), *folder.glob("*.writing")]:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _load(path, run):
     import torch
 
-    if _hash(path) != path.stem.rpartition("-")[2]:
+    try:
+        sound = _hash(path) == path.stem.rpartition("-")[2]
+    except OSError as error:
+        raise Rejected(f"{path}: cannot be read ({error.strerror or error})") from None
+    if not sound:
         raise Rejected(f"{path}: damaged ({path.stat().st_size:,} bytes that do not fit its name)")
     try:
         taken = torch.load(path, map_location="cpu", weights_only=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench import done, locks, method, process
-from bench.errors import Fault, Rejected, RunFailed, Unavailable
+from bench.errors import Fault, Locked, Rejected, RunFailed, Unavailable, Usage
 from bench.files import os_errors
 from bench.interrupts import Interrupted
 from bench.order import EVERY, Order, Outcome
@@ -41,21 +41,30 @@ def compare(spec, labels, sets=(), seeds=(0,), out="runs", fresh=False, force=Fa
     entries = [method.entry(label, sets) for label in labels]
     folder, _ = check_model(spec, entries)
     order = Order(spec, folder, Path(out), tuple(sets), every, fresh, force)
-    keys = {pair: lock_key(order, *pair) for pair in wanted}
-    locks.check_free(order.out, {keys[pair]: "{} seed {}".format(*pair) for pair in wanted})
+    # All comparisons in a folder share their `none`.
+    keys = {pair: lock_key(order, *pair) for pair in wanted if pair[0] != "none"}
+    locks.check_free(order.out, {k: "{} seed {}".format(*pair) for pair, k in keys.items()})
     with locks.held(order.out, digest(list(keys.values()))[:16], "this comparison"):
-        names, failed = run_all(order, keys)
+        names, failed = run_all(order, wanted, keys)
     report(order.out, names)
     raise_worst(failed)
     return None
 
 
 def tell_done(out, runs):
-    """Say that there is nothing to do, and the table of what there is."""
+    """Say that there is nothing to do, and the table of what there is.
+
+    Where that is not the table that lies there, as after a kill, it is drawn anew.
+    """
     from analysis.load import load
     from analysis.tables import table
 
-    say("\n\n".join(map(table, load(out, {run.name for run in runs}))))
+    names = {run.name for run in runs}
+    text, there = "\n\n".join(map(table, load(out, names))), out / "table.txt"
+    if there.exists() and there.read_text(encoding="utf-8") == text:
+        say(text)
+    else:
+        report(out, names)
     say(f"nothing to do: {len(runs)} of {len(runs)} runs were already done (--fresh runs again)")
     diverged = {run.name: ("diverged", RunFailed.code) for run in runs if run.status == "diverged"}
     raise_worst(diverged)
@@ -67,23 +76,19 @@ def lock_key(order, label, seed):
     return digest([entry.name, entry.settings, asdict(order.spec), seed])[:16]
 
 
-def run_all(order, keys):
+def run_all(order, wanted, keys):
     """Every (label, seed) in turn -> (names of the runs, what failed: name -> (how, code))."""
     from bench import one_run
 
-    runs = dict(zip(keys, process.call(one_run.prepare, order, list(keys)), strict=True))
+    runs = dict(zip(wanted, process.call(one_run.prepare, order, wanted), strict=True))
     todo = [pair for pair, (_, status) in runs.items() if not status]
     failed = {name: (status, RunFailed.code) for name, status in runs.values() if status}
     failed = {name: told for name, told in failed.items() if told[0] != "finished"}
     for number, pair in enumerate(todo, start=1):
         label, seed = pair
         path = order.out / f"{runs[pair][0]}.jsonl"
-        # All comparisons in a folder share their `none`, which takes no time.
-        with locks.held(order.out, keys[pair], f"{label} seed {seed}", wait=label == "none"):
-            if not order.fresh and done.is_finished(path):  # by another process, meanwhile
-                outcome = Outcome("finished")
-            else:
-                _, outcome = run_one(one_run.run, order, label, seed, lambda cut=path: [cut])
+        key = keys.get(pair, path.stem)
+        _, outcome = run_one(one_run.run, order, label, seed, key, lambda cut=path: [cut])
         say(f"[{number}/{len(todo)}] {label} seed {seed}: {outcome.end}, {path}")
         if outcome.end != "finished":
             say(f"    {outcome.why}")
@@ -93,13 +98,15 @@ def run_all(order, keys):
     return {name for name, _ in runs.values()}, failed
 
 
-def run_one(run, order, label, seed, cut):
+def run_one(run, order, label, seed, key, cut):
     """`run(order, label, seed)` in a process of its own -> (record's path or None, `Outcome`).
 
-    However that process ends; `cut()` are the records that it may have left without an end.
+    However that process ends; `cut()` are the records that it may have left without an end. Who
+    else comes with these settings finds the lock `key`; the record has one of its own.
     """
     try:
-        path, outcome = process.call(run, order, label, seed)
+        with locks.held(order.out, f"{key}-run", f"{label} seed {seed}", wait=label == "none"):
+            path, outcome = process.call(run, order, label, seed)
     except process.Died as fault:
         for path in cut():
             close_cut(path, {"end": "error", "reason": str(fault)})
@@ -111,13 +118,16 @@ def run_one(run, order, label, seed, cut):
     return path, outcome
 
 
+WORST = (Locked, Unavailable, Rejected, Usage, RunFailed)
+"""Of several faults the first of these kinds gives the exit code."""
+
+
 def raise_worst(failed):
-    """Raise for the runs that failed, with the exit code that tells most."""
+    """Raise for the runs that failed: name -> (how, exit code)."""
     if not failed:
         return
     codes = {code for _, code in failed.values()}
-    kinds = {kind.code: kind for kind in (Unavailable, Rejected, RunFailed)}
-    kind = next((kinds[code] for code in kinds if code in codes), RunFailed)
+    kind = next((kind for kind in WORST if kind.code in codes), RunFailed)
     told = ", ".join(f"{name} ({how})" for name, (how, _) in failed.items())
     raise kind(f"{len(failed)} of the runs did not finish: {told}")
 

@@ -1,12 +1,13 @@
 """Which runs are there already; nothing here imports torch."""
 
 from dataclasses import asdict
+from pathlib import Path
 
-from bench import checkpoint, hub, sae_sources, saes, sparsify
+from bench import checkpoint, packages, sae_sources, saes, sparsify
 from bench.errors import Fault, Rejected
 from bench.record import digest, read, read_folder
 from bench.spec import MADE_HERE, Spec
-from bench.unchanged import check_unchanged, now
+from bench.unchanged import check_unchanged, now, source
 
 ENDED = ("finished", "diverged")
 """Ends that are results: such a run is not run again unless `--fresh` asks for it."""
@@ -32,12 +33,13 @@ def status(path, header):
     return run.status if run.status in ENDED else None
 
 
-def is_finished(path):
-    """Whether a finished record lies at `path`."""
+def ended(path):
+    """How the run with its record at `path` ended, where that is a result; else None."""
     try:
-        return path.exists() and read(path).status == "finished"
+        status = read(path).status if path.exists() else None
     except Rejected:
-        return False
+        return None
+    return status if status in ENDED else None
 
 
 def all_of(order, wanted):
@@ -54,7 +56,7 @@ def all_of(order, wanted):
         name = label.partition(":")[0]
         sets = relevant(order.sets, name)
         run = there.get(digest([label, sets, asdict(order.spec), seed]))
-        if run is None or not _sure(run.header, order.spec):
+        if run is None or not _sure(run, order.spec):
             return None
         if status(run.path, now(order.spec, name)) is None:
             return None
@@ -72,13 +74,19 @@ def _key(header):
     return digest([header.get("label"), header["sets"], spec, header["seed"]])
 
 
-def _sure(header, spec):
-    """Whether nothing but loading could tell that the run would be another one now."""
+def _sure(run, spec):
+    """Whether a run is known to be the one that is wanted, without anything being loaded."""
+    header = run.header
     if any(value for field, value in header["config"].items() if field.endswith("_sha256")):
         return False  # it starts from an adapter, which may have changed
+    if packages.is_file(spec.model):
+        return False
+    if spec.sae == "own":
+        training = run.path.with_name(f"{header['sae'].get('run')}.jsonl")
+        return training.exists() and read(training).header.get("source") == source("mse")
     if spec.sae in MADE_HERE or any(map(sae_sources.from_hub, spec.saes)):
         return True
-    folders = [sae_sources.locate(sae) for sae in spec.saes if not hub.is_id(sae)]
+    folders = [Path(sae).expanduser() for sae in spec.saes]
     if any(map(sparsify.is_folder, folders)):
         return False
     try:

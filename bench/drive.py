@@ -102,16 +102,16 @@ def _plain(value):
 @contextmanager
 def evaluating(adapted):
     """Modules of the state in eval mode, and the random numbers as they were afterwards."""
-    modules = [part for part in adapted.state.values() if isinstance(part, torch.nn.Module)]
-    modes = [module.training for module in modules]
+    parts = [part for part in adapted.state.values() if isinstance(part, torch.nn.Module)]
+    modes = [(module, module.training) for part in parts for module in part.modules()]
     try:
         with torch.random.fork_rng(enabled=True):
-            for module in modules:
-                module.eval()
+            for part in parts:
+                part.eval()
             yield
     finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.train(mode)
+        for module, mode in modes:  # each its own: a part of it may have been in eval before
+            module.training = mode
 
 
 def warm_up(method, problem, config):

@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import fmean
 
 from bench import locks, process
-from bench.compare import run_one
-from bench.errors import Fault, Locked, RunFailed
+from bench.compare import raise_worst, run_one
+from bench.errors import Fault, RunFailed
 from bench.files import new_text, os_errors, set_aside
 from bench.order import EVERY, Order
 from bench.plans import expanded, jobs
@@ -31,27 +31,39 @@ def experiment(names, scale, out=None, dry_run=False, fresh=False, every=EVERY):
     run diverged or raised: the others are there all the same.
     """
     plans = {name: jobs(name, scale) for name in expanded(names, scale)}
-    pool = Pool(Path(out or f"results/{scale}"), scale, fresh)
+    pool = Pool(Path(out or f"results/{scale}"), scale)
     wanted = {}
     for name, plan in plans.items():
         for job in (needed for planned in plan for needed in (planned.after, planned) if needed):
             wanted.setdefault(pool.key(job), (name, job))
     todo = {key: (name, job) for key, (name, job) in wanted.items() if not pool.find(job)}
+    if fresh:
+        todo = dict(wanted)
     if dry_run:
         return tell(wanted, todo)
-    check_sources(pool, wanted)
+    if not fresh:
+        check_sources(pool, wanted)
     if not todo:
+        report_where_needed(pool.folder)
         say(f"nothing to do: all {len(wanted)} runs of {', '.join(plans)} are in {pool.folder}")
         return None
     check_writable(pool.folder)
     if len(todo) < len(wanted):
         say(f"{len(wanted) - len(todo)} of {len(wanted)} runs are in {pool.folder} already")
     with locks.held(pool.folder, digest(list(wanted))[:16], "this experiment"):
-        failed = run_all(list(todo.values()), plans, Runner(pool, fresh, every))
+        if fresh:
+            pool = set_all_aside(pool, wanted)
+        failed = run_all(list(todo.values()), plans, Runner(pool, every))
     report(pool.folder)
-    if failed:
-        raise RunFailed(f"{len(failed)} of the runs did not finish: {'; '.join(failed)}")
+    raise_worst(failed)
     return None
+
+
+def set_all_aside(pool, wanted):
+    """Rename what these jobs have left out of the way, at once -> the pool without it."""
+    for path in [path for _, job in wanted.values() for path in pool.left_by(job)]:
+        set_aside(path)
+    return Pool(pool.folder, pool.scale)
 
 
 def tell(wanted, todo):
@@ -78,11 +90,11 @@ def check_sources(pool, wanted):
 
 
 def run_all(todo, plans, runner):
-    """Every job in turn, manifests kept up to date -> what failed, a line each."""
+    """Every job in turn, manifests kept up to date -> what failed: job -> (why, exit code)."""
     quiet_libraries(online=any(asks_the_hub(job.spec) for _, job in todo))
     from bench import stages
 
-    pool, failed = runner.pool, []
+    pool, failed = runner.pool, {}
     steps = sorted({job.spec.steps for _, job in todo})
     times = Times(process.call(stages.estimated, todo[0][1], steps))
     say(f"{len(todo)} runs to do: {times.told([job for _, job in todo])}")
@@ -92,7 +104,7 @@ def run_all(todo, plans, runner):
         took, reached = times.add(job, runner.run, job)
         write_manifests(plans, pool)
         if reached is None:
-            failed.append(f"{what} ({runner.reason})")
+            failed[what] = (runner.reason, runner.code)
         else:
             reached = f"CE {reached:.4f}"
         following = [job for _, job in todo[number:]]
@@ -109,24 +121,21 @@ def told(at):
 class Runner:
     """Runs jobs one after the other, each in a process of its own."""
 
-    def __init__(self, pool, fresh=False, every=EVERY):
-        self.pool, self.fresh, self.every = pool, fresh, every
-        self.reason = ""
-        """Why the last job gave nothing."""
+    def __init__(self, pool, every=EVERY):
+        self.pool, self.every = pool, every
+        self.reason, self.code = "", 0
+        """Why the last job gave nothing, and the exit code that this calls for."""
 
     def run(self, job):
         """One job -> its CE on the validation set in nats, or None where it did not finish."""
         try:
             if job.after:
                 self._bring_weights(job.after)
-            with locks.held(self.pool.folder, self.pool.key(job)[:16], f"{job.label} {job.seed}"):
-                if job.measure:
-                    return self._measure(job)
-                return self._train(job) if job.trains_own else self._run(job)
-        except Locked:
-            raise
+            if job.measure:
+                return self._measure(job)
+            return self._train(job) if job.trains_own else self._run(job)
         except Fault as fault:
-            self.reason = str(fault)
+            self.reason, self.code = str(fault), fault.code
             return None
 
     def _bring_weights(self, first):
@@ -145,15 +154,15 @@ class Runner:
             process.call(stages.write_adapter, run, folder / ADAPTER)
 
     def _order(self, spec):
-        return Order(spec, None, self.pool.folder, (), self.every, self.fresh)
+        return Order(spec, None, self.pool.folder, (), self.every)
 
     def _run(self, job):
         from bench import stages
 
         (label, spec), seed = self.pool.resolve(job), run_seed(job)
         order, cut = self._order(spec), partial(self.pool.cut, label, spec, seed)
-        path, outcome = run_one(stages.run, order, label, seed, cut)
-        self.reason = outcome.why
+        path, outcome = run_one(stages.run, order, label, seed, self.pool.key(job)[:16], cut)
+        self.reason, self.code = outcome.why or outcome.end, outcome.code
         if outcome.end != "finished":
             return None
         return fmean(self.pool.add(path).end["ce_full"])
@@ -194,6 +203,16 @@ def write_manifests(plans, pool):
 def write_json(path, value):
     """A JSON file that is whole or not there."""
     new_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def report_where_needed(folder):
+    """Draw the experiments again where their table is not the one that lies there."""
+    from analysis import manifest
+    from analysis.experiment_table import tables
+
+    there = folder / "experiments.txt"
+    if not there.exists() or there.read_text(encoding="utf-8") != tables(manifest.load(folder)):
+        report(folder)
 
 
 def report(folder):

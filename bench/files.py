@@ -7,6 +7,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from tempfile import mkdtemp
 
 from bench.errors import Fault, Unavailable, disk_full
@@ -29,20 +30,21 @@ def new_folder(path, replace_empty=False, replace=False):
                 synchronize(file)
             synchronize(temporary)
             if replace and path.exists():
-                shutil.rmtree(path)
+                path.rename(temporary.with_name(f"{temporary.name}-old"))
             if replace_empty or not path.exists():
                 temporary.rename(path)  # onto an empty folder at most
                 path.chmod(0o755)
                 synchronize(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary.with_name(f"{temporary.name}-old"), ignore_errors=True)
 
 
 def new_file(path, write):
     """`write(temporary path)`, then rename to `path`: the file is whole or not there."""
     with os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}-{os.getpid()}")
+        temporary = path.with_name(f".{path.name}-{os.getpid()}-{token_hex(3)}")
         try:
             write(temporary)
             synchronize(temporary)

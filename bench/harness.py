@@ -44,22 +44,22 @@ class Harness:
     def _attempt(self, method, config, header, steps, path, every):
         taken, segments, told = going_on(path, header)
         writer = Writer(path, taken["lines"] if taken else [encoded(header)])
-        attempt = (method, config, steps, path, writer, every, taken, segments)
-        ended, outcome = {}, Outcome("interrupted")
+        settings = (method, config, steps, path, writer, every, taken, segments)
+        attempt, ended, outcome = Attempt(self, *settings), {}, Outcome("interrupted")
         try:
             self._warm_up(method, config)
-            ended, outcome = Attempt(self, *attempt).go(header["seed"]), Outcome("finished")
+            ended, outcome = attempt.go(header["seed"]), Outcome("finished")
         except Diverged as error:
             outcome = Outcome("diverged", str(error), RunFailed.code)
         except Stopped:
             outcome = Outcome("interrupted", "stopped between two steps")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             outcome = _failed(error, path.with_suffix(""))
         finally:
             if self._take_back():
                 why = "the method changed the SAEs that it was lent"
                 ended, outcome = {}, Outcome("error", why, RunFailed.code)
-            outcome = _close(writer, outcome, {**ended, **told})
+            outcome = _close(writer, outcome, {**ended, **attempt.spent(), **told})
         if outcome.end == "finished":
             checkpoint.clear(path.with_suffix(""))
         return outcome

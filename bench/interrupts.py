@@ -21,14 +21,34 @@ class Interrupted(BaseException):
 def handling(handler):
     """Handle signals inside the block; one that is ignored, as after nohup, stays so."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
-        if before[number] != signal.SIG_IGN:
-            signal.signal(number, handler)
     try:
+        handle(handler)
         yield
     finally:
         for number in SIGNALS:
             signal.signal(number, before[number])
+
+
+def handle(handler, signals=SIGNALS):
+    """Handle signals from now on, those that are ignored excepted."""
+    for number in signals:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+@contextmanager
+def blocked():
+    """Inside the block signals wait; a process that is forked there begins with waiting ones."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def unblock():
+    """Let the signals come that have waited."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def leave(number, frame):

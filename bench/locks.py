@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from bench.clock import timestamp
 from bench.errors import Locked
@@ -31,8 +31,8 @@ def held(folder, key, what, wait=False):
 def check_free(folder, wanted):
     """Raise `Locked` where another process holds one of these locks: key -> what it stands for."""
     for key, what in wanted.items():
-        if (folder / f".{key}.lock").exists():
-            with held(folder, key, what):
+        if (folder / f".{key}-run.lock").exists():
+            with held(folder, f"{key}-run", what):
                 pass  # left behind by a process that was killed: taken, and gone
 
 
@@ -53,8 +53,9 @@ def _take(path, what, wait):
             break
         os.close(descriptor)  # its holder has just removed it
     told = {"pid": os.getpid(), "host": socket.gethostname(), "since": timestamp()}
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(told).encode(), 0)
+    with suppress(OSError):  # a full disk: then nobody knows who holds it
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(told).encode(), 0)
     return descriptor
 
 

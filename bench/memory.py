@@ -11,7 +11,8 @@ class OutOfMemory(Unavailable):
 
 class Before:
     """What a training pass changes of an adapted model, to be put back after one that broke off:
-    gradients, buffers and random numbers. (Gradients are mostly not there yet, and cost nothing.)
+    gradients, buffers and random numbers. (Gradients are mostly not there yet, and cost nothing.
+    What a loss writes into a parameter, as `mse` does once, stays.)
     """
 
     def __init__(self, adapted):
@@ -26,12 +27,19 @@ class Before:
     def restore(self):
         """Put it back."""
         for parameter, gradient in self._gradients:
-            parameter.grad = gradient
+            parameter.grad = None if gradient is None else gradient.clone()
         for buffer, value in self._buffers:
             buffer.copy_(value)
         set_random_state(self._random)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def has_drawn(self):
+        """Whether random numbers were drawn since, as for dropout."""
+        now = random_state()
+        before = [self._random["cpu"], *self._random["cuda"]]
+        pairs = zip(before, [now["cpu"], *now["cuda"]], strict=True)
+        return any(not torch.equal(*pair) for pair in pairs)
 
 
 def random_state():
@@ -47,7 +55,7 @@ def set_random_state(state):
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def attempt(function, *arguments):
+def unless_full(function, *arguments):
     """What the function gives, or None where memory ran out in it."""
     try:
         return function(*arguments)

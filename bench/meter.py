@@ -82,8 +82,6 @@ class Meter:
                 yield
         finally:
             self._on = False
-        self.cost.suspended_seconds += passed[0].suspended
-        self.cost.clock_jump_seconds += passed[0].jump
         if a_step:
             self.steps.append(passed[0].seconds)
 
@@ -104,6 +102,8 @@ class Meter:
         finally:
             self._synchronize()
             passed.append(clock.read().since(started))
+            self.cost.suspended_seconds += passed[0].suspended
+            self.cost.clock_jump_seconds += abs(passed[0].jump)
             setattr(self.cost, field, getattr(self.cost, field) + passed[0].seconds)
 
     def spread(self):

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import methods
+from bench import unchanged
 from bench.errors import Fault, Unavailable, Usage, unknown
 
 
@@ -74,7 +75,7 @@ def entry(label, sets=()):
         raise _missing(name, error) from None
     except (ImportError, AttributeError, SyntaxError, NameError) as error:
         raise Usage(f"methods/{name}.py does not load: {type(error).__name__}: {error}") from None
-    source = _source(module)
+    source = unchanged.source(name)
     values = {}
     for item in items:
         field, equals, text = item.partition("=")
@@ -99,15 +100,6 @@ def _missing(name, error):
     return Unavailable(
         f"methods/{name}.py needs '{package}', which is not installed: pip install {package}"
     )
-
-
-def _source(module):
-    """The text of a method's file, and of other methods' that it has imported as modules."""
-    found = Path(module.__file__).read_text(encoding="utf-8")
-    for part in vars(module).values():
-        if isinstance(part, ModuleType) and part.__name__.startswith("methods."):
-            found += _source(part)
-    return found
 
 
 def parse(text, kind, what):

@@ -9,10 +9,11 @@ import shutil
 import sae_lens  # noqa: F401
 from transformer_lens.model_bridge import TransformerBridge  # noqa: F401
 
-from bench import build, done, estimate, method
-from bench.errors import Rejected
-from bench.files import set_aside
+from bench import build, done, estimate, locks, method
+from bench.errors import Rejected, RunFailed
+from bench.files import new_file, set_aside
 from bench.loaded import load
+from bench.order import Outcome
 from bench.progress import say
 from bench.times import in_words
 
@@ -38,7 +39,9 @@ def prepare(order, wanted):
         entry = method.entry(label, order.sets)
         name = bench.name(entry, seed)
         path = order.out / f"{name}.jsonl"
-        runs.append((name, None if order.fresh else done.status(path, bench.header(entry, seed))))
+        if order.fresh:
+            set_aside(path)
+        runs.append((name, done.status(path, bench.header(entry, seed))))
     todo = [label for (label, _), (_, status) in zip(wanted, runs, strict=True) if not status]
     if todo and not trains_sae:
         n_trained = sum(label.partition(":")[0] != "none" for label in todo)
@@ -55,12 +58,17 @@ def run(order, label, seed):
 def run_on(bench, order, label, seed):
     """One run on what is loaded -> (its record's path, its `Outcome`)."""
     entry = method.entry(label, order.sets)
-    path = order.out / f"{bench.name(entry, seed)}.jsonl"
-    if order.fresh:
-        set_aside(path)
+    name = bench.name(entry, seed)
+    path = order.out / f"{name}.jsonl"
     header = bench.header(entry, seed, order.sets)
     steps, every = order.spec.steps, order.every
-    return path, bench.harness.run(entry.module, entry.config, header, steps, path, every)
+    # All comparisons in a folder share their `none`, which takes no time: that is waited for.
+    with locks.held(order.out, name, f"{label} seed {seed}", wait=entry.name == "none"):
+        status = done.ended(path)  # by another process, meanwhile
+        if status:
+            code = RunFailed.code if status == "diverged" else 0
+            return path, Outcome(status, "as before (--fresh runs it again)", code)
+        return path, bench.harness.run(entry.module, entry.config, header, steps, path, every)
 
 
 def _bench(order):
@@ -114,5 +122,7 @@ def describe(bench):
 def keep_sae_record(bench, out):
     """Copy the record of the SAE's training beside the runs that use it."""
     source, target = bench.sae_record, out / bench.sae_record.name if bench.sae_record else None
-    if source and source.exists() and not (target.exists() and target.samefile(source)):
-        shutil.copyfile(source, target)
+    if not source or not source.exists():
+        return
+    if not target.exists() or target.read_bytes() != source.read_bytes():
+        new_file(target, lambda temporary: shutil.copyfile(source, temporary))

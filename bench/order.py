@@ -22,7 +22,7 @@ class Order:
     every: float = EVERY
     """Seconds between two checkpoints; 0 writes one after every step."""
     fresh: bool = False
-    """Whether a record that is there is set aside first."""
+    """Whether records that are there are set aside before anything is run."""
     force: bool = False
     """Whether an SAE that does not seem to belong is taken all the same."""
 

@@ -12,15 +12,15 @@ ADAPTER = "peft"
 
 
 class Pool:
-    """The records in `folder`; with `fresh` those that are there do not count."""
+    """The records in `folder`, of runs that are finished."""
 
-    def __init__(self, folder, scale, fresh=False):
+    def __init__(self, folder, scale):
         self.folder, self.scale = folder, scale
         self.runs = {}
         """Name -> record, of every finished run."""
         self._names = {}
         self._measured = set()
-        if folder.is_dir() and not fresh:
+        if folder.is_dir():
             for run in read_folder(folder):
                 if run.status == "finished":
                     self._take(run)
@@ -41,9 +41,21 @@ class Pool:
 
     def cut(self, label, spec, seed):
         """The paths of the records of this run that have no end."""
+        return [run.path for run in self._records(label, spec, seed) if run.status == "cut off"]
+
+    def left_by(self, job):
+        """The paths of whatever this job has left, however it ended."""
+        if job.measure:
+            name = self.find(job)
+            return [self.folder / f"{name}.json"] if name else []
+        resolved = self.resolve(job)
+        runs = self._records(*resolved, run_seed(job)) if resolved else []
+        return [run.path for run in runs]
+
+    def _records(self, label, spec, seed):
         wanted = identity(label, asdict(spec), seed)
-        runs = [run for run in read_folder(self.folder) if run.status == "cut off"]
-        return [run.path for run in runs if wanted == identity_of(run.header)]
+        runs = read_folder(self.folder) if self.folder.is_dir() else []
+        return [run for run in runs if wanted == identity_of(run.header)]
 
     def find(self, job):
         """The name of the record or measurement that this job left, or None."""

@@ -17,7 +17,7 @@ from torch.profiler import record_function
 from bench.blocks import Blocks
 from bench.hooks import HookPoints, block_after, end_block, start_block
 from bench.losses import Head
-from bench.memory import Before, attempt, halved
+from bench.memory import Before, halved, unless_full
 from bench.saes import trainable
 from bench.seen import Seen, kl_to_clean, reconstruction, splice
 
@@ -124,11 +124,14 @@ class Problem:
         micro-batch is one window already.
         """
         before = Before(adapted)
-        while (value := attempt(self._pass, tokens, adapted, loss)) is None:
+        known = len(self.halvings)
+        while (value := unless_full(self._pass, tokens, adapted, loss)) is None:
             before.restore()
             self.micro_batch = halved(min(self.micro_batch, len(tokens)), tokens.shape[1])
-            changed = not getattr(loss, "mean_over_tokens", False)
-            self.halvings.append({"micro_batch": self.micro_batch, "loss_changed": changed})
+            self.halvings.append({"micro_batch": self.micro_batch})
+        for halving in self.halvings[known:]:  # other parts draw other numbers
+            changed = not getattr(loss, "mean_over_tokens", False) or before.has_drawn()
+            halving["loss_changed"] = changed
         self.last_loss = value
         self.after_pass(adapted)
         return value

@@ -2,7 +2,7 @@
 
 Ctrl-C and SIGTERM go to this process; the other one is asked to stop, and has the time to finish
 its step and write. The second Ctrl-C leaves at once. The parent must compute nothing: a process
-whose threads have worked must not be forked.
+whose threads have worked, or that has started CUDA, must not be forked.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from bench import interrupts
 from bench.errors import Fault, RunFailed, Unavailable, out_of_memory
-from bench.interrupts import Interrupted, handling
+from bench.interrupts import Interrupted, blocked, handle, handling, unblock
 
 
 class Died(RunFailed):
@@ -31,14 +31,16 @@ def call(function, *arguments):
     answers, answer = context.Pipe(duplex=False)
     sys.stdout.flush()
     process = context.Process(target=_work, args=(answer, os.getpid(), function, arguments))
-    process.start()
-    answer.close()
-    with _asking(process) as came:
-        try:
-            kind, value = answers.recv()
-        except EOFError:
-            kind, value = "died", None
-        process.join()
+    with blocked():  # no signal finds a process that nobody asks, or that does not listen yet
+        process.start()
+        answer.close()
+        with _asking(process) as came:
+            unblock()
+            try:
+                kind, value = answers.recv()
+            except (EOFError, OSError):  # nothing came, or half of it
+                kind, value = "died", None
+            process.join()
     if came or kind == "stopped":
         raise Interrupted(came[0] if came else signal.SIGTERM)
     if kind == "died":
@@ -77,12 +79,12 @@ def _asking(process):
 
 def _work(answer, parent, function, arguments):
     """What the new process does: the function, and the answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupts.ask)
-    _die_with(parent)
     interrupts.forget()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both
+    handle(interrupts.ask, (signal.SIGTERM, signal.SIGHUP))
+    _die_with(parent)
     try:
+        unblock()
         with interrupts.at_once():
             told = ("value", function(*arguments))
     except interrupts.Stopped:

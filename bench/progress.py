@@ -3,9 +3,13 @@
 import io
 import os
 import sys
+import threading
 from contextlib import nullcontext, redirect_stderr
 
 from tqdm.auto import tqdm
+
+# Its own lock is shared between processes: one that is killed while it holds it would stop all.
+tqdm.set_lock(threading.RLock())
 
 
 def bar(items=None, **settings):

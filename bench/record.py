@@ -8,10 +8,11 @@ import hashlib
 import json
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.errors import Rejected
+from bench.errors import Rejected, Unavailable
 from bench.files import new_file, os_errors
 
 SCHEMA = 1
@@ -115,8 +116,11 @@ def encoded(line):
 
 
 def close_cut(path, end):
-    """Write the end line of a record whose process cannot any more; a torn last line goes."""
-    if path.exists():
+    """Write the end line of a record whose process cannot any more; a torn last line goes.
+
+    A record that cannot be read, or has no room for it, stays as it is.
+    """
+    with suppress(OSError, ValueError, Unavailable):
         whole = [text for text in path.read_text(encoding="utf-8").split("\n")[:-1] if text]
         if whole and not json.loads(whole[-1]).get("end"):
             Writer(path, whole).end(end)

@@ -32,7 +32,7 @@ def going_on(path, header):
     check_unchanged(before, header, path)
     say(f"{path.stem} goes on from step {taken['step']:,}")
     segments = [*taken["segments"], {**now, "step": taken["step"], "started": timestamp()}]
-    return taken, segments, _told(segments)
+    return taken, segments, _told(segments, header["spec"].get("cache_clean"))
 
 
 def _keep_whole_and_damaged(path, folder):
@@ -46,12 +46,15 @@ def _keep_whole_and_damaged(path, folder):
             set_aside(path)
 
 
-def _told(segments):
-    """What the end line says of a run that was put together from several segments."""
+def _told(segments, cached):
+    """What the end line says of a run that was put together from several segments.
+
+    A step that is run again finds in the cache of the clean side what it had made the first time.
+    """
     first, *later = segments
     differ = [f for f in OF_THE_MACHINE if any(each[f] != first[f] for each in later)]
     steps = [{"step": s["step"], "started": s["started"], "load": s["load"]} for s in later]
     told = {"segments": len(segments), "timing": "resumed", "resumed": steps}
-    if differ:
-        told |= {"deterministic": False, "why": f"another {', '.join(differ)} in between"}
-    return told
+    why = [f"another {', '.join(differ)} in between"] if differ else []
+    why += ["steps that were run twice found the clean side in the cache"] if cached else []
+    return told | ({"deterministic": False, "why": "; ".join(why)} if why else {})

@@ -46,9 +46,18 @@ def _differ(before, after, field):
 def source(name):
     """The text of a method's file, and of the methods that it imports, without importing any."""
     content = Path(importlib.util.find_spec(f"methods.{name}").origin).read_text(encoding="utf-8")
-    parts = (node for node in ast.parse(content).body if isinstance(node, ast.ImportFrom))
-    own = [alias.name for node in parts if node.module == "methods" for alias in node.names]
+    own = [other for node in ast.parse(content).body for other in _methods_in(node)]
     return content + "".join(map(source, own))
+
+
+def _methods_in(statement):
+    """The methods that one statement of a method's file imports, however it does."""
+    if isinstance(statement, ast.ImportFrom) and statement.module == "methods":
+        return [alias.name for alias in statement.names]
+    modules = [alias.name for alias in getattr(statement, "names", ()) if hasattr(alias, "name")]
+    if isinstance(statement, ast.ImportFrom):
+        modules = [statement.module or ""]
+    return [m.removeprefix("methods.") for m in modules if m.startswith("methods.")]
 
 
 def _model(model):

@@ -57,6 +57,35 @@ def after(owner, name, at, kill, condition=lambda *a: True):
     return lambda: _instead(owner, name, wrap)
 
 
+def together(*all_of_them):
+    """Several plants at once."""
+
+    def plant():
+        for one in all_of_them:
+            one()
+
+    return plant
+
+
+def at_steps(owner, name, numbers):
+    """A method that is asked after every step says yes at these calls of it only."""
+    seen = [0]
+
+    def wrap(original):
+        def planted(*arguments):
+            seen[0] += 1
+            return seen[0] in numbers
+
+        return planted
+
+    return lambda: _instead(owner, name, wrap)
+
+
+def is_row_of_lora(writer, line):
+    """Whether a row of a run of `lora` is written."""
+    return "step" in line and writer._path.name.startswith("lora")
+
+
 def slowly(owner, name, seconds):
     """A function takes so long, without holding signals up."""
 

@@ -87,6 +87,24 @@ def test_a_loss_of_the_whole_batch_says_that_it_changed():
     assert problem.halvings == [{"micro_batch": 3, "loss_changed": True}]
 
 
+def test_gradients_that_were_there_before_stay():
+    problem = tiny.problem(batch_size=4)
+    adapted = next(method.entry("e2e").module.train(problem, [], method.entry("e2e").config))
+    weight, tokens, calls = adapted.saes[0].W_dec, tiny.windows(4), []
+
+    def loss(seen):
+        calls.append(len(seen.tokens))
+        if len(seen.tokens) > 1 and len(calls) > 1 and calls[-2] != 4:
+            raise MemoryError
+        return seen.kl
+
+    problem.backward(tokens, adapted)
+    once = weight.grad.clone()
+    problem.micro_batch = 2
+    problem.backward(tokens, adapted, loss)
+    torch.testing.assert_close(weight.grad, 2 * once)
+
+
 def test_what_a_pass_did_before_memory_ran_out_is_taken_back():
     problem = tiny.problem(batch_size=4)
     adapted = next(method.entry("lora:dropout=0.5").module.train(problem, [], lora(0.5)))
@@ -273,6 +291,19 @@ def test_two_at_the_same_run(start, reference, tmp_path):
     first.wait()
     check_goes_on(start, tmp_path / "out", reference)
     assert not list((tmp_path / "out").glob(".*.lock"))
+
+
+def test_all_that_is_fresh_is_so_even_after_a_stop(start, tmp_path):
+    """Set aside at once, so that the command without --fresh goes on with the new."""
+    assert start().wait() == 0
+    old = deterministic(tmp_path / "out")
+    stopped = start("--fresh", plant=stopped_after(5))
+    assert stopped.wait() == 143 and "--fresh" not in stopped.err
+    assert not list((tmp_path / "out").glob("e2e-*.jsonl"))
+    again = start()
+    assert again.wait() == 0 and "goes on from step" in again.out
+    assert deterministic(tmp_path / "out") == old
+    assert len(list((tmp_path / "out").glob("*-*.jsonl.1"))) == 3
 
 
 def test_a_run_of_another_command_is_locked_too(start, tmp_path):

@@ -78,7 +78,7 @@ def strike(folder, out, whole, share, number):
 
 MOMENTS = [
     pytest.param(share, marks=() if number < SHORT else faults)
-    for number, share in enumerate(moments(LONG))
+    for number, share in enumerate(moments(SHORT + LONG))
 ]
 
 
