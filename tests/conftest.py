@@ -91,8 +91,8 @@ def start(folder, monkeypatch, tmp_path):
     monkeypatch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
     number = iter(range(100))
 
-    def begin(*more, plant=lambda: None, **changes):
+    def begin(*more, plant=lambda: None, draws=False, **changes):
         given = arguments(folder, SMALL, tmp_path / "out", *more, **changes)
-        return forked.Command(given, tmp_path / f"log-{next(number)}", plant)
+        return forked.Command(given, tmp_path / f"log-{next(number)}", plant, draws)
 
     return begin

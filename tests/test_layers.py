@@ -35,7 +35,7 @@ def test_the_bench_draws_nothing():
 @pytest.mark.parametrize("folder", ["methods", "analysis"])
 def test_nobody_but_the_meter_holds_a_clock(folder):
     assert not [path.name for path in FILES[folder] if "time" in set(imported(path))]
-    assert [path.name for path in FILES["bench"] if "time" in set(imported(path))] == ["meter.py"]
+    assert [path.name for path in FILES["bench"] if "time" in set(imported(path))] == ["clock.py"]
 
 
 def test_analysis_never_imports_torch():
