@@ -17,7 +17,7 @@ def check(spec):
     check_inputs(spec)
     folder, _ = check_model(spec, [])
     loaded = load(spec, folder)
-    bench = build.bench(loaded, method.entry(f"mse:lr={spec.sae_lr}"))
+    bench = build.bench(loaded, method.of_own_saes(spec))
     problem, held_out = bench.harness.problem, bench.harness.validation
     wrong = list(bench.doubts)
     for index, sae in enumerate(problem.saes):

@@ -4,7 +4,7 @@ Every run has a process of its own; this one loads nothing and computes nothing.
 """
 
 import signal
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from bench import done, locks, method, process
@@ -38,11 +38,11 @@ def compare(spec, labels, sets=(), seeds=(0,), out="runs", fresh=False, force=Fa
     order = Order(spec, None, Path(out), tuple(sets), every, fresh, force)
     if not fresh and (runs := done.all_of(order, wanted)):
         return tell_done(order.out, runs)
-    entries = [method.entry(label, sets) for label in labels]
-    folder, _ = check_model(spec, entries)
-    order = Order(spec, folder, Path(out), tuple(sets), every, fresh, force)
+    entries = {label: method.entry(label, sets) for label in labels}
+    folder, _ = check_model(spec, entries.values())
+    order = replace(order, model_folder=folder)
     # All comparisons in a folder share their `none`.
-    keys = {pair: lock_key(order, *pair) for pair in wanted if pair[0] != "none"}
+    keys = {(k, n): lock_key(entries[k], spec, n) for k, n in wanted if k != "none"}
     locks.check_free(order.out, {k: "{} seed {}".format(*pair) for pair, k in keys.items()})
     with locks.held(order.out, digest(list(keys.values()))[:16], "this comparison"):
         names, failed = run_all(order, wanted, keys)
@@ -70,10 +70,9 @@ def tell_done(out, runs):
     raise_worst(diverged)
 
 
-def lock_key(order, label, seed):
-    """What the run of this label and seed is locked by: all that it is, its SAE aside."""
-    entry = method.entry(label, order.sets)
-    return digest([entry.name, entry.settings, asdict(order.spec), seed])[:16]
+def lock_key(entry, spec, seed):
+    """What the run of this method and seed is locked by: all that it is, its SAE aside."""
+    return digest([entry.name, entry.settings, asdict(spec), seed])[:16]
 
 
 def run_all(order, wanted, keys):

@@ -6,7 +6,7 @@ from pathlib import Path
 from bench import checkpoint, packages, sae_sources, saes, sparsify
 from bench.errors import Fault, Rejected
 from bench.record import digest, read, read_folder
-from bench.spec import MADE_HERE, Spec
+from bench.spec import MADE_HERE, as_recorded
 from bench.unchanged import check_unchanged, now, source
 
 ENDED = ("finished", "diverged")
@@ -19,10 +19,7 @@ def status(path, header):
     `header` is the one that the run would have now; `Usage` where what it was made of has
     changed since, for a run that is done or has left a checkpoint.
     """
-    try:
-        run = read(path) if path.exists() else None
-    except Rejected:
-        return None  # what can be made of it is seen when it is run
+    run = _at(path)
     if run is None:
         return None
     folder = path.with_suffix("")
@@ -35,11 +32,19 @@ def status(path, header):
 
 def ended(path):
     """How the run with its record at `path` ended, where that is a result; else None."""
+    run = _at(path)
+    return run.status if run and run.status in ENDED else None
+
+
+def _at(path):
+    """The record at `path`; None where there is none, or it cannot be read.
+
+    What can be made of such a one is seen when it is run.
+    """
     try:
-        status = read(path).status if path.exists() else None
+        return read(path) if path.exists() else None
     except Rejected:
         return None
-    return status if status in ENDED else None
 
 
 def all_of(order, wanted):
@@ -70,8 +75,7 @@ def relevant(sets, name):
 
 
 def _key(header):
-    spec = {**asdict(Spec()), **header["spec"]}
-    return digest([header.get("label"), header["sets"], spec, header["seed"]])
+    return digest([header.get("label"), header["sets"], as_recorded(header), header["seed"]])
 
 
 def _sure(run, spec):

@@ -102,6 +102,11 @@ def _missing(name, error):
     )
 
 
+def of_own_saes(spec):
+    """The entry of the method that trains the own SAEs of a spec."""
+    return entry(f"mse:lr={spec.sae_lr}")
+
+
 def parse(text, kind, what):
     """The text of a setting as its type; `Usage` that says what was expected."""
     if get_origin(kind) is Literal:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from bench import cache, hub, packages
+from bench import cache, hashes, hub, packages
 from bench.errors import Rejected, Unavailable, Usage
 from bench.files import new_text
 from bench.peft_format import FAMILIES
@@ -218,6 +218,5 @@ def fingerprint(folder):
     found = hashlib.sha256()
     weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     for path in sorted([folder / "config.json", *weights]):
-        with path.open("rb") as file:
-            found.update(hashlib.file_digest(file, "sha256").digest())
+        found.update(bytes.fromhex(hashes.of_file(path)))
     return found.hexdigest()

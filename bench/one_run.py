@@ -26,11 +26,11 @@ def prepare(order, wanted):
     has changed since.
     """
     loaded, spec = load(order.spec, order.model_folder), order.spec
-    trains_sae = spec.sae == "own" and not build.own_folder(loaded, _mse(spec)).exists()
-    n_trained = sum(label.partition(":")[0] != "none" for label, _ in wanted)
+    mse = method.of_own_saes(spec)
+    trains_sae = spec.sae == "own" and not build.own_folder(loaded, mse).exists()
     if trains_sae:
-        say(expectation(loaded, n_trained, trains_sae))
-    bench = build.bench(loaded, _mse(spec), order.every)
+        say(expectation(loaded, _n_trained(label for label, _ in wanted), trains_sae))
+    bench = build.bench(loaded, mse, order.every)
     keep_sae_record(bench, order.out)
     say(describe(bench))
     check_sae(bench, order.force)
@@ -44,14 +44,19 @@ def prepare(order, wanted):
         runs.append((name, done.status(path, bench.header(entry, seed))))
     todo = [label for (label, _), (_, status) in zip(wanted, runs, strict=True) if not status]
     if todo and not trains_sae:
-        n_trained = sum(label.partition(":")[0] != "none" for label in todo)
-        say(expectation(loaded, n_trained, trains_sae))
+        say(expectation(loaded, _n_trained(todo), trains_sae))
     return runs
+
+
+def _n_trained(labels):
+    """How many of these train anything."""
+    return sum(label.partition(":")[0] != "none" for label in labels)
 
 
 def run(order, label, seed):
     """One run -> (its record's path, its `Outcome`)."""
-    bench = _bench(order)
+    loaded = load(order.spec, order.model_folder, tell=False)
+    bench = build.bench(loaded, method.of_own_saes(order.spec), order.every)
     return run_on(bench, order, label, seed)
 
 
@@ -69,16 +74,6 @@ def run_on(bench, order, label, seed):
             code = RunFailed.code if status == "diverged" else 0
             return path, Outcome(status, "as before (--fresh runs it again)", code)
         return path, bench.harness.run(entry.module, entry.config, header, steps, path, every)
-
-
-def _bench(order):
-    loaded = load(order.spec, order.model_folder, tell=False)
-    return build.bench(loaded, _mse(order.spec), order.every)
-
-
-def _mse(spec):
-    """The method that trains SAEs."""
-    return method.entry(f"mse:lr={spec.sae_lr}")
 
 
 def check_sae(bench, force):

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from bench.record import digest, read, read_folder
 from bench.saes import checkpoint_name
-from bench.spec import Spec
+from bench.spec import as_recorded
 
 ADAPTER = "peft"
 """In a run's folder: its adapter as PEFT has it, where another run goes on from it."""
@@ -105,8 +105,7 @@ def run_seed(job):
 
 def identity_of(header):
     """`identity` of the run with this header."""
-    spec = {**asdict(Spec()), **header["spec"]}  # fields that are younger than the record
-    return identity(header.get("label"), spec, header["seed"])
+    return identity(header.get("label"), as_recorded(header), header["seed"])
 
 
 def identity(*parts):

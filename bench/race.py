@@ -24,7 +24,7 @@ class Ours:
         loaded = load(spec, Path(folder))
         self.model_type = loaded.model["type"]
         self.entry = method.entry(label, sets)
-        folders = build.sae_folders(loaded, method.entry(f"mse:lr={spec.sae_lr}"))
+        folders = build.sae_folders(loaded, method.of_own_saes(spec))
         (self.sae_folder,) = folders
         self.problem = loaded.problem(saes.load_all(folders, loaded.widths, spec.device))
         self.meter, self.memory, self.steps = Meter(self.problem.bridge), Memory(), steps

@@ -118,6 +118,11 @@ class Spec:
         return sources(self.sae, len(self.sites))
 
 
+def as_recorded(header):
+    """The spec in a record's header, as a dict, with fields that are younger than the record."""
+    return {**dataclasses.asdict(Spec()), **header["spec"]}
+
+
 MADE_HERE = ("own", "fresh")
 """SAEs that the suite makes itself, for all sites of a spec together."""
 

@@ -47,7 +47,7 @@ def write_adapter(run, target):
 
 def _bench(order, label):
     """The `Bench` of a spec, with the record of its SAE's training beside the runs."""
-    mse = method.entry(f"mse:lr={order.spec.sae_lr}")
+    mse = method.of_own_saes(order.spec)
     bench = build.bench(_load(order.spec, label), mse, order.every)
     one_run.keep_sae_record(bench, order.out)
     return bench

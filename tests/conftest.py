@@ -8,6 +8,7 @@ import os
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import sys
+from functools import partial
 
 import huggingface_hub
 import pytest
@@ -96,3 +97,9 @@ def start(folder, monkeypatch, tmp_path):
         return forked.Command(given, tmp_path / f"log-{next(number)}", plant, draws)
 
     return begin
+
+
+@pytest.fixture
+def bench(small):
+    """`python -m bench compare` on the small setting."""
+    return partial(small, "compare")

@@ -1,9 +1,13 @@
 """A comparison that can be killed and gone on with, and what must then be the same."""
 
 import json
+import os
+import signal
 
+from bench import checkpoint
 from bench.record import read
 from bench.verify import verify
+from tests import plants
 
 METHODS = "lora:dropout=0.2,e2e"
 FIELDS = ("step", "tokens", "forwards", "backwards", "backward_tokens", "ce")
@@ -36,3 +40,16 @@ def check_goes_on(start, out, reference):
     assert not list(out.glob("*/step-*"))  # a run that is done needs none
     verify([out])
     return again
+
+
+def stopped_after(n_checkpoints):
+    """A plant: the run is asked to stop when it has written so many checkpoints."""
+
+    def ask():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    return plants.after(checkpoint, "write", n_checkpoints, ask)
+
+
+def runs_of(out, method):
+    return [read(path) for path in sorted(out.glob(f"{method}-*.jsonl"))]

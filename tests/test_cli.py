@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,6 @@ from tests import tiny
 PLANTED = str(Path(__file__).parent / "planted")
 
 
-@pytest.fixture
-def bench(small):
-    """`python -m bench compare` on the small setting."""
-    return partial(small, "compare")
-
-
 def deterministic(folder):
     """What must not change from run to run of the same command."""
     columns = ("step", "ce", "kl", "forwards", "backwards", "block_forwards", "tokens")
@@ -36,7 +29,8 @@ def deterministic(folder):
     return {r.name: ([[row[c] for c in columns] for row in r.rows], r.end["ce_full"]) for r in runs}
 
 
-def test_a_comparison_from_first_use_to_the_figure(bench, tmp_path):
+def test_a_comparison_from_first_use_to_the_figure(bench, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPLICEBENCH_CACHE", str(tmp_path / "cache"))
     code, out, err = bench("--methods", "lora,e2e,mse", "--seeds", "0,1", "--out", tmp_path / "a")
     assert code == 0, err
     assert "training the SAE" in out and "gap closed" in out
