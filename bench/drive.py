@@ -7,7 +7,7 @@ import numpy
 import torch
 
 from bench.batches import noise
-from bench.memory import random_state, set_random_state
+from bench.devices import random_state, set_random_state
 
 
 class Diverged(Exception):
@@ -104,12 +104,13 @@ def evaluating(adapted):
     """Modules of the state in eval mode, and the random numbers as they were afterwards."""
     parts = [part for part in adapted.state.values() if isinstance(part, torch.nn.Module)]
     modes = [(module, module.training) for part in parts for module in part.modules()]
+    drawn = random_state()
     try:
-        with torch.random.fork_rng(enabled=True):
-            for part in parts:
-                part.eval()
-            yield
+        for part in parts:
+            part.eval()
+        yield
     finally:
+        set_random_state(drawn)
         for module, mode in modes:  # each its own: a part of it may have been in eval before
             module.training = mode
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import torch
 
 from bench import losses, progress
+from bench.devices import wide
 from bench.errors import Rejected
 from bench.files import new_file
 from bench.losses import Teacher
 from bench.problem import Adapted, Clean
 from bench.seen import flat
 
-TOKENS_AT_ONCE = 2_048
+TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 16_384, "mps": 4_096}
 """Tokens that go through the model at once."""
 
 
@@ -62,28 +63,29 @@ class Gauge:
     def __init__(self, sae):
         self.sae = sae
         self.n, self.fired, self.error, self.squares, self.sum = 0, 0, 0.0, 0.0, 0.0
+        """Sums over tokens, on the device: nothing waits for it in between."""
 
     def __call__(self, activations):
         latents = self.sae.encode(activations)
         made = self.sae.decode(latents)
         self.n += len(activations)
-        self.fired += int(latents.count_nonzero())
-        given = activations.double()
-        self.error += float((given - made).square().sum())
-        self.squares += float(given.square().sum())
+        self.fired += latents.count_nonzero()
+        given = activations.to(wide(activations.device))
+        self.error += (given - made).square().sum()
+        self.squares += given.square().sum()
         self.sum = self.sum + given.sum(0)
         return made
 
     @property
     def l0(self):
         """Latents that fire, a token."""
-        return self.fired / self.n
+        return int(self.fired) / self.n
 
     @property
     def fvu(self):
         """Squared error over the variance around the mean activation."""
-        variance = self.squares - float(self.sum.square().sum()) / self.n
-        return self.error / variance if variance else math.nan
+        variance = float(self.squares) - float(self.sum.square().sum()) / self.n
+        return float(self.error) / variance if variance else math.nan
 
 
 @torch.no_grad()
@@ -93,7 +95,7 @@ def measure(problem, held_out, adapted):
     entropies, kls = by_token(problem, held_out, adapted, gauges, teacher=held_out.teacher)
     return Score(
         per_document(entropies, problem, held_out),
-        None if kls is None else kls.double().mean().item(),
+        None if kls is None else kls.to(wide(kls.device)).mean().item(),
         [gauge.l0 for gauge in gauges],
         [gauge.fvu for gauge in gauges],
     )
@@ -165,8 +167,13 @@ def _measure_clean(problem, tokens, with_kl):
 
 def parts(tokens):
     """Slices of windows that go through the model at once."""
-    size = max(1, TOKENS_AT_ONCE // tokens.shape[1])
+    size = at_once(tokens.device, tokens.shape[1])
     return [slice(at, at + size) for at in range(0, len(tokens), size)]
+
+
+def at_once(device, length):
+    """How many windows of this length go through the model at once."""
+    return max(1, TOKENS_AT_ONCE[device.type] // length)
 
 
 def predictions(problem, tokens):
@@ -184,8 +191,8 @@ def per_document(entropies, problem, windows):
     number = {name: i for i, name in enumerate(names)}
     document = torch.tensor([number[name] for name in windows.documents], device=rows.device)
     document = document[rows // windows.tokens.shape[1]]
-    sums = entropies.new_zeros(len(names), dtype=torch.float64)
-    sums.index_add_(0, document, entropies.double())
+    sums = entropies.new_zeros(len(names), dtype=wide(entropies.device))
+    sums.index_add_(0, document, entropies.to(sums.dtype))
     counts = torch.bincount(document, minlength=len(names))
     if not counts.all():
         empty = names[int(counts.argmin())]

@@ -11,7 +11,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from bench import progress
 from bench.errors import Rejected, Usage
-from bench.evaluate import TOKENS_AT_ONCE
+from bench.evaluate import at_once
 
 GENERATES = "generates text, and the passes here are over whole windows: expected multiple choice"
 
@@ -82,7 +82,7 @@ class WindowLM(TemplateLM):
             window = self._window(context, continuation)
             windows.setdefault(window, []).append((number, continuation))
         answers = [(0.0, True)] * len(requests)  # as it stays for an empty continuation
-        for batch in progress.bar(batches(windows), desc="windows"):
+        for batch in progress.bar(batches(windows, self._device), desc="windows"):
             finals = self._finals(torch.tensor(batch, device=self._device))
             asked = [
                 (number, continuation, final[len(final) - len(continuation) :])
@@ -136,7 +136,7 @@ class WindowLM(TemplateLM):
         return zip((number for number, _, _ in asked), answers, strict=True)
 
 
-def batches(windows):
+def batches(windows, device):
     """Windows (tuples of ids) in lists of one length each, longest first: what fails fails soon."""
     by_length = {}
     for window in windows:
@@ -144,6 +144,6 @@ def batches(windows):
     return [
         alike[at : at + size]
         for length, alike in sorted(by_length.items(), reverse=True)
-        for size in [max(1, TOKENS_AT_ONCE // length)]
+        for size in [at_once(device, length)]
         for at in range(0, len(alike), size)
     ]

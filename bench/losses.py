@@ -12,8 +12,12 @@ from typing import NamedTuple
 import torch
 from torch.profiler import record_function
 
-CHUNK_NUMBERS = 7 * 2**20
-"""Logits per chunk: 149 tokens at a vocabulary of 49,152, 28 MiB in float32."""
+from bench.devices import wide
+from bench.products import product
+
+CHUNK_NUMBERS = {"cpu": 7 * 2**20, "cuda": 2**27, "mps": 2**25}
+"""Logits per chunk: on a CPU 149 tokens at a vocabulary of 49,152, 28 MiB in float32; on CUDA 524
+at 256,000, half a GiB, so that a product fills the chip."""
 CHUNK_TOKENS = 64
 """But no fewer tokens than these: each chunk reads the whole unembedding."""
 
@@ -39,8 +43,8 @@ class Head:
 
     def raw(self, hidden):
         """Logits before the softcap, float32: [tokens, d_model] -> [tokens, vocab]."""
-        bias = None if self.bias is None else self.bias.float()
-        return torch.nn.functional.linear(hidden.float(), self.weight.float(), bias)
+        logits = product(hidden, self.weight.T)
+        return logits if self.bias is None else logits.add_(self.bias.float())
 
     def cap(self, logits):
         """The softcap, c * tanh(logits / c), in place; as it is without one."""
@@ -56,11 +60,12 @@ class Head:
         """Gradient at capped `logits` -> gradient at the hidden states; eats its inputs."""
         if self.softcap is not None:
             gradient.mul_(logits.div_(self.softcap).square_().neg_().add_(1))
-        return gradient @ self.weight.float()
+        return product(gradient, self.weight)
 
     def chunks(self, n_tokens):
         """Slices that cover `n_tokens`, as even as can be: a chunk of tokens each."""
-        most = max(CHUNK_TOKENS, CHUNK_NUMBERS // self.weight.shape[0])
+        numbers = CHUNK_NUMBERS[self.weight.device.type]
+        most = max(CHUNK_TOKENS, numbers // self.weight.shape[0])
         n_chunks = -(-n_tokens // most)
         size = max(1, -(-n_tokens // max(1, n_chunks)))
         return [slice(at, at + size) for at in range(0, n_tokens, size)]
@@ -96,7 +101,7 @@ def kl_to(teacher, adapted, head):
 
     with record_function("losses"):
         log_z = _Chunked.apply(adapted, head, of_chunk)
-        expected = torch.linalg.vecdot(teacher.states.double(), adapted.double())
+        expected = _vecdot(teacher.states, adapted)
         return (teacher.constant - expected + log_z).float()
 
 
@@ -137,7 +142,7 @@ def teacher_of(clean, head):
     for rows in head.chunks(len(clean)):
         p, log_z = _softmax(head.logits(clean[rows]))
         states[rows] = p @ head.weight.float()
-        constants.append(torch.linalg.vecdot(states[rows].double(), clean[rows].double()) - log_z)
+        constants.append(_vecdot(states[rows], clean[rows]) - log_z)
     return Teacher(states, torch.cat(constants))
 
 
@@ -158,13 +163,18 @@ def evaluate(adapted, targets, head, teacher=None):
             continue
         if len(teacher.constant):
             logsumexp = logits.gather(-1, at).squeeze(-1) + entropy
-            expected = torch.linalg.vecdot(teacher.states[rows].double(), hidden.double())
+            expected = _vecdot(teacher.states[rows], hidden)
             kls.append(teacher.constant[rows] - expected + logsumexp)
         else:
             clean = head.logits(teacher.states[rows])
             p = torch.softmax(clean, -1)
             kls.append(torch.linalg.vecdot(p, torch.log_softmax(clean, -1).sub_(log_q)))
     return torch.cat(entropies), torch.cat(kls).float() if kls else None
+
+
+def _vecdot(a, b):
+    """The product of each pair of rows, in float64 where the device has it: [rows]."""
+    return torch.linalg.vecdot(a.to(wide(a.device)), b.to(wide(b.device)))
 
 
 def _softmax(logits):

@@ -2,6 +2,7 @@
 
 import torch
 
+from bench.devices import random_state, set_random_state
 from bench.errors import Unavailable, out_of_memory
 
 
@@ -36,23 +37,12 @@ class Before:
 
     def has_drawn(self):
         """Whether random numbers were drawn since, as for dropout."""
-        now = random_state()
-        before = [self._random["cpu"], *self._random["cuda"]]
-        pairs = zip(before, [now["cpu"], *now["cuda"]], strict=True)
+        pairs = zip(_flat(self._random), _flat(random_state()), strict=True)
         return any(not torch.equal(*pair) for pair in pairs)
 
 
-def random_state():
-    """Torch's random numbers, on the CPU and on every accelerator that has drawn some."""
-    started = torch.cuda.is_available() and torch.cuda.is_initialized()
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if started else []}
-
-
-def set_random_state(state):
-    """Set what `random_state` gave."""
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+def _flat(state):
+    return [state["cpu"], *state["cuda"], *([state["mps"]] if "mps" in state else [])]
 
 
 def unless_full(function, *arguments):

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from bench import clock
+from bench import clock, devices
 
 
 @dataclass
@@ -35,6 +35,8 @@ class Cost:
     """How long the machine was suspended within a timed part: the clock does not count that."""
     clock_jump_seconds: float = 0.0
     """How far the time of day was set within a timed part, which no duration depends on."""
+    peak_bytes: int = 0
+    """The most memory of the device that the timed parts took (`bench.devices.peak_bytes`)."""
 
 
 SELDOM = ("suspended_seconds", "clock_jump_seconds")
@@ -58,6 +60,7 @@ class Meter:
         self.steps = deque(maxlen=STEPS_KEPT)
         """Seconds that each of the last steps took."""
         self._bridge = bridge
+        self._device = bridge.unembed.weight.device
         self._on = False
 
     def reading(self):
@@ -77,11 +80,14 @@ class Meter:
     def running(self, a_step=True):
         """The clock runs and passes count inside the block, which is a step or comes before."""
         self._on = True
+        devices.forget_peak(self._device)
         try:
             with self._accumulating("seconds") as passed:
                 yield
         finally:
             self._on = False
+            peak = devices.peak_bytes(self._device)
+            self.cost.peak_bytes = max(self.cost.peak_bytes, peak)
         if a_step:
             self.steps.append(passed[0].seconds)
 
@@ -95,12 +101,12 @@ class Meter:
 
     @contextmanager
     def _accumulating(self, field):
-        self._synchronize()
+        devices.synchronize(self._device)
         started, passed = clock.read(), []
         try:
             yield passed
         finally:
-            self._synchronize()
+            devices.synchronize(self._device)
             passed.append(clock.read().since(started))
             self.cost.suspended_seconds += passed[0].suspended
             self.cost.clock_jump_seconds += abs(passed[0].jump)
@@ -151,11 +157,6 @@ class Meter:
                     setattr(self.cost, name, getattr(self.cost, name) + number)
 
         output.register_hook(count)
-
-    def _synchronize(self):
-        device = self._bridge.unembed.weight.device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
 
 
 def _percentile(ordered, percent):

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from bench import cache, hashes, hub, packages
-from bench.errors import Rejected, Unavailable, Usage
+from bench.errors import Rejected, Usage
 from bench.files import new_text
 from bench.peft_format import FAMILIES
 from bench.shapes import SHAPES
@@ -108,14 +108,6 @@ def check_context(config, seq_len):
             raise Usage(f"--seq-len {seq_len}: the model's context is {config[field]} tokens")
 
 
-def check_device(device):
-    """Raise `Unavailable` if this machine has no such device."""
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise Unavailable(f"--device {device}: not available here; expected cpu")
-
-
 def load_tokenizer(folder):
     """The tokenizer beside the model; a stand-in that knows BOS and EOS where there is none."""
     from transformers import AutoTokenizer
@@ -165,10 +157,11 @@ def load(folder, spec, tokenizer):
     """
     import torch
 
-    from bench import matmul, pages
+    from bench import devices, matmul, pages
 
     matmul.install()
     pages.keep()
+    devices.set_precision(spec.device, spec.dtype)
     settings = {"dtype": getattr(torch, spec.dtype), "attn_implementation": "eager"}
     with as_rejected(folder, "model"):
         build = _random if spec.weights == "random" else load_whole

@@ -134,4 +134,8 @@ def setting(arguments, **defaults):
     """The named spec with what the command line changes."""
     names = [field.name for field in dataclasses.fields(Spec)]
     given = {n: v for n, v in vars(arguments).items() if n in names and v is not None}
+    if given.get("device") == "auto":
+        from bench.devices import resolved  # torch
+
+        given["device"] = resolved("auto")
     return named(arguments.spec, **{**defaults, **given})

@@ -18,7 +18,9 @@ def check_inputs(spec, out=None):
 def check_model(spec, entries):
     """(folder, config) of the model, once spec and methods are seen to fit it."""
     quiet_libraries(online=asks_the_hub(spec))
-    models.check_device(spec.device)
+    from bench import devices  # torch, which takes a second
+
+    devices.check(spec.device)
     folder = fetch(spec)
     config = models.read_config(folder)
     models.check_family(config)

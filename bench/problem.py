@@ -231,12 +231,11 @@ class Problem:
 
     def rows(self, tokens, positions):
         """Indices into the flattened [batch * seq] of the positions that a rule takes."""
-        index = torch.arange(tokens.numel(), device=tokens.device)
-        if positions == "not-first":
-            return index[index % tokens.shape[1] > 0]
         if positions == "not-special":
-            return index[~torch.isin(tokens.flatten(), self.special)]
-        return index
+            return (~torch.isin(tokens.flatten(), self.special)).nonzero().squeeze(1)
+        # Known from the shape alone: an accelerator need not be waited for.
+        index = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
+        return index[:, int(positions == "not-first") :].flatten()
 
 
 def _catch(caught, name):

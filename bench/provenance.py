@@ -25,6 +25,7 @@ def provenance(spec):
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
         **clock(spec.device),
+        "tf32": clock(spec.device)["matmul"] == "TF32",
         "load": os.getloadavg()[0],
         "versions": {"splicebench": __version__, **versions()},
         "started": timestamp(),
@@ -36,9 +37,9 @@ def clock(device):
     """What seconds depend on."""
     import torch
 
-    from bench import matmul
+    from bench import devices, matmul
 
-    products = matmul.install() if device == "cpu" else None
+    products = matmul.install() if device == "cpu" else devices.float32_products(device)
     threads = torch.get_num_threads()
     return {"device": device, "machine": machine(device), "threads": threads, "matmul": products}
 

@@ -27,7 +27,7 @@ class Spec:
     """Whether what the blocks write is centred, as some GPT-2 SAEs were trained on (no LM output
     changes)."""
     device: str = "cpu"
-    """Where it runs."""
+    """Where it runs: `cpu`, `cuda`, `mps`, or `auto`: the fastest that is here."""
     dtype: str = "float32"
     """Number format of the LM's weights."""
     site: str = "blocks.15.hook_resid_post"
@@ -147,7 +147,7 @@ CHOICES = {
     "spliced": POSITIONS,
     "scored": POSITIONS,
     "dtype": ("float32", "bfloat16"),
-    "device": ("cpu", "cuda"),
+    "device": ("cpu", "cuda", "mps", "auto"),
 }
 
 

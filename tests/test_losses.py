@@ -15,7 +15,7 @@ TOKENS, WIDTH, VOCABULARY = 23, 16, 101
 def case(request, monkeypatch):
     """(head, clean, adapted, targets) with chunks of a few tokens."""
     softcap, with_bias = request.param
-    monkeypatch.setattr(losses, "CHUNK_NUMBERS", 5 * VOCABULARY)
+    monkeypatch.setattr(losses, "CHUNK_NUMBERS", {"cpu": 5 * VOCABULARY})
     monkeypatch.setattr(losses, "CHUNK_TOKENS", 1)
     torch.manual_seed(0)
     bias = torch.randn(VOCABULARY) if with_bias else None
@@ -109,7 +109,7 @@ def test_no_chunk_is_larger_than_allowed(case, monkeypatch):
     )
     kl(clean, adapted.requires_grad_(True), head).sum().backward()
     evaluate(adapted.detach(), targets, head, teacher_of(clean, head))
-    assert max(seen) * VOCABULARY <= losses.CHUNK_NUMBERS
+    assert max(seen) * VOCABULARY <= losses.CHUNK_NUMBERS["cpu"]
     assert sum(seen) >= 4 * TOKENS
 
 
