@@ -19,11 +19,6 @@ def available():
     return [*found, "cpu"]
 
 
-def resolved(device):
-    """`auto` as the fastest kind that is here, any other as it is."""
-    return available()[0] if device == "auto" else device
-
-
 def check(device):
     """Raise `Unavailable` if this machine has no such device."""
     if device not in available():
@@ -84,5 +79,5 @@ def set_random_state(state):
     torch.set_rng_state(state["cpu"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
-    if "mps" in state:
+    if "mps" in state and torch.backends.mps.is_available():  # it may come from another machine
         torch.mps.set_rng_state(state["mps"])

@@ -95,8 +95,8 @@ def fields_of(spec):
 
 def code():
     """Hash of the files that decide a cached number, so that none outlives a change of them."""
-    files = "attention attempt blocks clean_cache descent documents drive evaluate hooks losses "
-    files += "matmul models problem saes seen text weights"
+    files = "attention attempt blocks clean_cache descent devices documents drive evaluate hooks "
+    files += "losses matmul models problem products saes seen text weights"
     return digest([(Path(__file__).parent / f"{name}.py").read_text() for name in files.split()])
 
 

@@ -17,7 +17,7 @@ from bench.products import product
 
 CHUNK_NUMBERS = {"cpu": 7 * 2**20, "cuda": 2**27, "mps": 2**25}
 """Logits per chunk: on a CPU 149 tokens at a vocabulary of 49,152, 28 MiB in float32; on CUDA 524
-at 256,000, half a GiB, so that a product fills the chip."""
+at 256,000, half a GiB (chosen by reckoning, not measured)."""
 CHUNK_TOKENS = 64
 """But no fewer tokens than these: each chunk reads the whole unembedding."""
 

@@ -36,7 +36,8 @@ class Cost:
     clock_jump_seconds: float = 0.0
     """How far the time of day was set within a timed part, which no duration depends on."""
     peak_bytes: int = 0
-    """The most memory of the device that the timed parts took (`bench.devices.peak_bytes`)."""
+    """The most memory that was seen at the end of a timed part; what is looked at differs from
+    device to device (`bench.devices.peak_bytes`)."""
 
 
 SELDOM = ("suspended_seconds", "clock_jump_seconds")

@@ -135,7 +135,7 @@ def setting(arguments, **defaults):
     names = [field.name for field in dataclasses.fields(Spec)]
     given = {n: v for n, v in vars(arguments).items() if n in names and v is not None}
     if given.get("device") == "auto":
-        from bench.devices import resolved  # torch
+        from bench.devices import available  # torch
 
-        given["device"] = resolved("auto")
+        given["device"] = available()[0]
     return named(arguments.spec, **{**defaults, **given})

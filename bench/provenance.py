@@ -19,13 +19,13 @@ PACKAGES = ("torch", "transformers", "transformer-lens", "sae-lens")
 
 def provenance(spec):
     """The header's fields on weights, code, machine and moment."""
-    changes = _git("status", "--porcelain", "--", *CODE)
+    changes, timed_on = _git("status", "--porcelain", "--", *CODE), clock(spec.device)
     return {
         "weights": spec.weights,
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
-        **clock(spec.device),
-        "tf32": clock(spec.device)["matmul"] == "TF32",
+        **timed_on,
+        "tf32": timed_on["matmul"] == "TF32",
         "load": os.getloadavg()[0],
         "versions": {"splicebench": __version__, **versions()},
         "started": timestamp(),
