@@ -190,9 +190,10 @@ def setting(used):
     return "; ".join(part for part in parts if part)
 
 
-def _place(machine, device, threads, products):
+def _place(machine, device, threads, products, processes):
     """Where a run was timed, in words."""
     known = [machine, device, threads and f"{threads} threads", products]
+    known += [f"{processes} processes"] if processes > 1 else []
     return ", ".join(str(part) for part in known if part)
 
 

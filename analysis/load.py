@@ -75,7 +75,8 @@ class Comparison:
 
     @property
     def one_clock(self):
-        """Whether all runs were timed on one machine, device, threads and matrix product."""
+        """Whether all runs were timed on one machine, device, threads, matrix product and
+        number of processes."""
         return len({clock(run) for run in self.all}) == 1
 
     @property
@@ -92,8 +93,9 @@ class Comparison:
 
 
 def clock(run):
-    """What seconds depend on: (machine, device, threads, matmul)."""
-    return tuple(run.header.get(field) for field in ("machine", "device", "threads", "matmul"))
+    """What seconds depend on: (machine, device, threads, matmul, world size)."""
+    fields = ("machine", "device", "threads", "matmul")
+    return (*(run.header.get(field) for field in fields), run.header.get("world_size", 1))
 
 
 def load(folder, names=None):

@@ -31,7 +31,7 @@ def budget(comparison):
         parts.append(f"{spec['steps']:,} steps")
     parts.append(f"{len(seeds)} seed{'s' * (len(seeds) != 1)}")
     if comparison.one_clock:
-        _, device, threads, _ = clock(comparison.all[0])
+        _, device, threads, *_ = clock(comparison.all[0])
         parts.append(str(device) + (f", {threads} threads" if device == "cpu" else ""))
     else:
         parts.append("several clocks")
@@ -123,8 +123,9 @@ def _l0(run):
 
 
 def _clock_in_words(run):
-    machine, device, threads, products = clock(run)
-    return f"{machine}, {device}, {threads} threads" + (f", {products}" if products else "")
+    machine, device, threads, products, processes = clock(run)
+    told = f"{machine}, {device}, {threads} threads" + (f", {products}" if products else "")
+    return told + (f", {processes} processes" if processes > 1 else "")
 
 
 def _filled(comparison):

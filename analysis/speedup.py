@@ -242,4 +242,5 @@ def _sae_clock(cost, header):
     """Like `clock`. A cost that names no machine is taken to be of the run's own."""
     machine = cost.get("machine", header.get("machine"))
     products = cost.get("matmul", header.get("matmul"))
-    return machine, cost.get("device"), cost.get("threads"), products
+    processes = cost.get("world_size", 1)
+    return machine, cost.get("device"), cost.get("threads"), products, processes

@@ -4,9 +4,12 @@ import os
 import shlex
 import signal
 import sys
+from pathlib import Path
 
-from bench.errors import Fault, Unavailable, out_of_memory
+from bench import launched
+from bench.errors import Fault, Unavailable, Usage, out_of_memory
 from bench.interrupts import Interrupted, handling, leave
+from bench.order import Order
 from bench.parser import parser, problem, seeds, setting
 from bench.specs import SPECS
 
@@ -18,19 +21,26 @@ def compare(arguments):
     """`python -m bench compare`."""
     from bench.compare import compare as run
 
-    spec, labels = problem(arguments)
-    if arguments.init_adapter:
-        arguments.sets.append(f"lora.init={arguments.init_adapter}")
-    run(
+    a, (spec, labels) = arguments, problem(arguments)
+    if a.init_adapter:
+        a.sets.append(f"lora.init={a.init_adapter}")
+    order = Order(
         spec,
-        labels,
-        arguments.sets,
-        seeds(arguments.seeds),
-        arguments.out,
-        arguments.fresh,
-        arguments.force,
-        arguments.checkpoint_every,
+        None,
+        Path(a.out),
+        tuple(a.sets),
+        a.checkpoint_every,
+        a.fresh,
+        a.micro_batch,
+        a.shard_model,
+        a.force,
     )
+    if launched.world() == 1:
+        run(order, labels, seeds(a.seeds))
+    else:
+        from bench import team
+
+        team.compare(order, labels, seeds(a.seeds))
 
 
 def speed(arguments):
@@ -107,28 +117,42 @@ def main():
     try:
         with handling(leave):
             arguments = parser().parse_args()
+            if launched.world() > 1 and arguments.command != "compare":
+                raise Usage(f"torchrun: only for compare, not for {arguments.command}")
             commands[arguments.command](arguments)
     except Fault as fault:
-        print(f"bench: {fault}", file=sys.stderr)
+        tell(fault)
         return fault.code
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        print("bench: out of memory; lower --batch-size or --seq-len", file=sys.stderr)
+        tell("out of memory; lower --batch-size or --seq-len")
         return Unavailable.code
     except Interrupted as stop:
-        print(f"bench: {stop}: stopped; to go on: {same_command()}", file=sys.stderr)
+        tell(f"{stop}: stopped; to go on: {same_command()}")
         return stop.code
     return 0
+
+
+def tell(message):
+    """The one line on stderr; of several processes each says which it is."""
+    who = f" rank {launched.rank()}:" if launched.world() > 1 else ""
+    print(f"bench:{who} {message}", file=sys.stderr, flush=True)
 
 
 def same_command():
     """What was typed, to be typed again; `--fresh` would begin again."""
     given = [argument for argument in sys.argv[1:] if argument != "--fresh"]
-    return shlex.join(["python", "-m", "bench", *given])
+    start = ["python"]
+    if launched.world() > 1:
+        start = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "...")]
+    return shlex.join([*start, "-m", "bench", *given])
 
 
 if __name__ == "__main__":
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is written: Python takes a while to leave
+    sys.stdout.flush()
+    if launched.world() > 1:  # a thread may still wait for another process
+        os._exit(code)
     sys.exit(code)

@@ -5,12 +5,13 @@ import shutil
 
 import torch
 
-from bench import checkpoint, interrupts, progress, saes
+from bench import checkpoint, interrupts, parallel, progress, saes
 from bench.batches import Batches
 from bench.drive import Diverged, drive, evaluating, seed_all, snapshot
 from bench.evaluate import by_site, mean, measure
 from bench.files import new_file, new_folder
 from bench.meter import Meter
+from bench.problem import trained_by
 from bench.reached import Reached
 
 SHARE_OF_TIME = 0.05
@@ -64,7 +65,8 @@ class Attempt:
                 self._visit(step, adapted, batches)
             self._look(step, adapted, batches)  # at the last step, where the method ended early
             score = self._unless_stopped(self._score, step, adapted, batches)
-        save_state(adapted, self.folder)
+        if parallel.is_first():
+            save_state(adapted, self.folder)
         return self._told(score, adapted)
 
     def _begin(self):
@@ -85,15 +87,17 @@ class Attempt:
         for halving in self.problem.halvings:
             halving.setdefault("step", step)
         if step == 0:
-            checkpoint.check_room(self.folder, trained(adapted))
+            checkpoint.check_room(self.folder, trained_by(adapted))
         if step in self.evaluations:
             self._look(step, adapted, batches)
         if step in self.keeps:
             self._keep(step / self.steps, adapted)
-        if interrupts.asked():
+        # Several processes stop at one step; when it is time, the first one's clock says.
+        stop, due = parallel.any_of(interrupts.asked(), parallel.is_first() and self._is_time())
+        if stop:
             self._save(step, adapted, batches)
             raise interrupts.Stopped
-        if step < self.steps and self._is_time():
+        if step < self.steps and due:
             self._save(step, adapted, batches)
 
     def _look(self, step, adapted, batches):
@@ -125,7 +129,7 @@ class Attempt:
             "l0": mean(score.l0),
             "fvu": mean(score.fvu),
             **by_site(score),
-            **self.meter.reading(),
+            **self.meter.of_all(),
             "micro_batch": self.problem.micro_batch,
         }
         if self.problem.clean_cache:
@@ -144,7 +148,9 @@ class Attempt:
         before = self.meter.cost.checkpoint_seconds
         with self.meter.checkpoint():
             taken = snapshot(step, adapted, batches, self.meter)
+            meters = parallel.gathered(taken["meter"])
             taken |= {
+                "meters": meters,
                 "run": self.path.stem,
                 "lines": self.writer.lines,
                 "measured": self.measured,
@@ -153,13 +159,14 @@ class Attempt:
                 "memory": self.problem.halvings,
                 "filled": self.problem.clean_cache.filled if self.problem.clean_cache else 0,
             }
-            checkpoint.write(self.folder, step, taken)
+            if parallel.is_first():
+                checkpoint.write(self.folder, step, taken)
         self._took = self.meter.cost.checkpoint_seconds - before
         self._saved_at = self._now()
 
     def _keep(self, share, adapted):
         """Save the SAEs, where the run trains them, with what they had cost by now."""
-        if adapted.saes is self.problem.saes:
+        if adapted.saes is self.problem.saes or not parallel.is_first():
             return
         for index, sae in enumerate(adapted.saes):
             name = saes.checkpoint_name(share, index, len(adapted.saes))
@@ -192,7 +199,7 @@ class Attempt:
             "l0_full": mean(score.l0),
             "fvu_full": mean(score.fvu),
             **by_site(score, "_full"),
-            "trained_parameters": sum(p.numel() for p in trained(adapted)),
+            "trained_parameters": sum(p.numel() for p in trained_by(adapted)),
         }
 
 
@@ -205,9 +212,3 @@ def save_state(adapted, folder):
     tensors = {name: tensor.contiguous() for name, tensor in states.items()}
     if tensors:
         new_file(folder / "state.safetensors", lambda temporary: save_file(tensors, temporary))
-
-
-def trained(adapted):
-    """The parameters that a run trains."""
-    modules = [part for part in adapted.state.values() if isinstance(part, torch.nn.Module)]
-    return [parameter for module in modules for parameter in module.parameters()]

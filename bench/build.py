@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import agree, cache, evaluate, locks, sae_sources, saes
+from bench import agree, cache, evaluate, locks, parallel, sae_sources, saes
 from bench.documents import source_sha256
 from bench.done import ended, relevant
 from bench.errors import RunFailed, Usage
@@ -70,7 +70,8 @@ def bench(loaded, mse, every=EVERY):
 
     Where an own SAE has to be trained first, there is a checkpoint `every` so many seconds.
     """
-    return _bench_with(loaded, sae_folders(loaded, mse, every), loaded.spec.sae)
+    folders = parallel.first_then_others(lambda: sae_folders(loaded, mse, every))
+    return _bench_with(loaded, folders, loaded.spec.sae)
 
 
 def _bench_with(loaded, folders, source):
@@ -84,7 +85,8 @@ def _bench_with(loaded, folders, source):
     whole = loaded.text.validation
     validation = evaluate.clean_side(problem, whole, validation_file, with_kl=False)
     spliced_file = Path(f"{stem}-spliced-{sha256[:16]}.json")
-    known = cache.json_file(spliced_file, lambda: _spliced(problem, curve, validation))
+    there = parallel.all_of(spliced_file.exists())
+    known = cache.json_file(spliced_file, lambda: _spliced(problem, curve, validation), there)
     spliced = {part: evaluate.Score(**known[part]) for part in ("curve", "validation")}
     measured = {
         "ce_clean": evaluate.mean(curve.ce_clean),

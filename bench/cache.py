@@ -12,9 +12,9 @@ def root():
     return Path(os.environ.get("SPLICEBENCH_CACHE") or Path.home() / ".cache" / "splicebench")
 
 
-def json_file(path, make):
-    """The JSON value at `path`; made and kept when it is not there yet."""
-    if not path.exists():
+def json_file(path, make, there):
+    """The JSON value at `path`; made and kept when it is not `there` yet."""
+    if not there:
         text = json.dumps(make())
         new_text(path, text)
     return json.loads(path.read_text(encoding="utf-8"))

@@ -5,38 +5,38 @@ Every run has a process of its own; this one loads nothing and computes nothing.
 
 import signal
 from dataclasses import asdict, replace
-from pathlib import Path
+from functools import partial
 
-from bench import done, locks, method, process
-from bench.errors import Fault, Locked, Rejected, RunFailed, Unavailable, Usage
+from bench import done, launched, locks, method, process
+from bench.errors import Fault, Locked, Lost, Rejected, RunFailed, Unavailable, Usage
 from bench.files import os_errors
 from bench.interrupts import Interrupted
-from bench.order import EVERY, Order, Outcome
+from bench.order import Outcome
 from bench.preflight import check_inputs, check_model
 from bench.progress import say
 from bench.record import close_cut, digest
 
 
-def compare(spec, labels, sets=(), seeds=(0,), out="runs", fresh=False, force=False, every=EVERY):
-    """Run the methods on `spec`, once per seed; skip what is done; print the table and figure.
+def compare(order, labels, seeds=(0,), call=process.call):
+    """Run the methods on the spec of `order`, once per seed; skip what is done; print the table
+    and figure. `call(function, *arguments)` is how a function is run that needs the model.
 
     Everything that can be wrong with the command is found before anything is loaded. Raises
     `Rejected` for an SAE that does not belong here, unless `force` is set, `Locked` where another
     process is at one of the runs, and `RunFailed` (`Unavailable`, `Rejected`) when a run diverged
     or raised: the other runs are there all the same.
     """
-    method.check_names(labels, sets)
+    spec, sets = order.spec, order.sets
+    check_order(order, labels)
     if "none" not in labels:
         labels = ["none", *labels]
-    check_inputs(spec, Path(out))
     wanted = [
         (label, seed)
         for seed in seeds
         for label in labels
         if label != "none" or seed == seeds[0]  # nothing in it depends on a seed
     ]
-    order = Order(spec, None, Path(out), tuple(sets), every, fresh, force)
-    if not fresh and (runs := done.all_of(order, wanted)):
+    if not order.fresh and (runs := done.all_of(order, wanted)):
         return tell_done(order.out, runs)
     entries = {label: method.entry(label, sets) for label in labels}
     folder, _ = check_model(spec, entries.values())
@@ -45,10 +45,20 @@ def compare(spec, labels, sets=(), seeds=(0,), out="runs", fresh=False, force=Fa
     keys = {(k, n): lock_key(entries[k], spec, n) for k, n in wanted if k != "none"}
     locks.check_free(order.out, {k: "{} seed {}".format(*pair) for pair, k in keys.items()})
     with locks.held(order.out, digest(list(keys.values()))[:16], "this comparison"):
-        names, failed = run_all(order, wanted, keys)
+        names, failed = run_all(order, wanted, keys, call)
     report(order.out, names)
     raise_worst(failed)
     return None
+
+
+def check_order(order, labels):
+    """Raise what is wrong with the methods, the sources of the spec or the folder to write to."""
+    method.check_names(labels, order.sets)
+    if order.micro_batch is not None and order.micro_batch < 1:
+        raise Usage(f"--micro-batch must be at least 1, got {order.micro_batch}")
+    if order.shard_model and launched.world() == 1:
+        raise Usage("--shard-model: one process has nothing to spread; start several by torchrun")
+    check_inputs(order.spec, order.out)
 
 
 def tell_done(out, runs):
@@ -75,11 +85,11 @@ def lock_key(entry, spec, seed):
     return digest([entry.name, entry.settings, asdict(spec), seed])[:16]
 
 
-def run_all(order, wanted, keys):
+def run_all(order, wanted, keys, call):
     """Every (label, seed) in turn -> (names of the runs, what failed: name -> (how, code))."""
     from bench import one_run
 
-    runs = dict(zip(wanted, process.call(one_run.prepare, order, wanted), strict=True))
+    runs = dict(zip(wanted, call(one_run.prepare, order, wanted), strict=True))
     todo = [pair for pair, (_, status) in runs.items() if not status]
     failed = {name: (status, RunFailed.code) for name, status in runs.values() if status}
     failed = {name: told for name, told in failed.items() if told[0] != "finished"}
@@ -87,7 +97,8 @@ def run_all(order, wanted, keys):
         label, seed = pair
         path = order.out / f"{runs[pair][0]}.jsonl"
         key = keys.get(pair, path.stem)
-        _, outcome = run_one(one_run.run, order, label, seed, key, lambda cut=path: [cut])
+        cut = partial(list, [path])
+        _, outcome = run_one(one_run.run, order, label, seed, key, cut, call)
         say(f"[{number}/{len(todo)}] {label} seed {seed}: {outcome.end}, {path}")
         if outcome.end != "finished":
             say(f"    {outcome.why}")
@@ -97,7 +108,7 @@ def run_all(order, wanted, keys):
     return {name for name, _ in runs.values()}, failed
 
 
-def run_one(run, order, label, seed, key, cut):
+def run_one(run, order, label, seed, key, cut, call=process.call):
     """`run(order, label, seed)` in a process of its own -> (record's path or None, `Outcome`).
 
     However that process ends; `cut()` are the records that it may have left without an end. Who
@@ -105,11 +116,13 @@ def run_one(run, order, label, seed, key, cut):
     """
     try:
         with locks.held(order.out, f"{key}-run", f"{label} seed {seed}", wait=label == "none"):
-            path, outcome = process.call(run, order, label, seed)
+            path, outcome = call(run, order, label, seed)
     except process.Died as fault:
         for path in cut():
             close_cut(path, {"end": "error", "reason": str(fault)})
         return None, Outcome("error", str(fault), fault.code)
+    except Lost:
+        raise
     except Fault as fault:
         return None, Outcome("error", str(fault), fault.code)
     if outcome.end == "interrupted":  # by a signal to that process alone

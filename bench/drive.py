@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import numpy
 import torch
 
+from bench import parallel
 from bench.batches import noise
 from bench.devices import random_state, set_random_state
 
@@ -28,7 +29,7 @@ def drive(method, problem, batches, config, meter, resume=None, bar=None):
     step = 0
     if resume:
         step = restore(resume, adapted, batches)
-        meter.set(resume["meter"])
+        meter.set(parallel.own_meter(resume))
     while adapted is not None:
         check_finite(problem.last_loss, step)
         if bar is not None:

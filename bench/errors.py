@@ -27,6 +27,10 @@ class Unavailable(Fault):
     code = 4
 
 
+class Lost(Unavailable):
+    """Another process of the run is gone."""
+
+
 class Locked(Fault):
     """Another process is at it."""
 

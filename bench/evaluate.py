@@ -5,13 +5,13 @@ none. Off the clock.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from bench import losses, progress
+from bench import losses, parallel, progress
 from bench.devices import wide
-from bench.errors import Rejected
+from bench.errors import Rejected, Usage
 from bench.files import new_file
 from bench.losses import Teacher
 from bench.problem import Adapted, Clean
@@ -76,6 +76,12 @@ class Gauge:
         self.sum = self.sum + given.sum(0)
         return made
 
+    def add_up(self):
+        """Add what the other processes have seen."""
+        if not parallel.sharded():
+            for name in ("n", "fired", "error", "squares", "sum"):
+                setattr(self, name, parallel.total(getattr(self, name)))
+
     @property
     def l0(self):
         """Latents that fire, a token."""
@@ -90,15 +96,34 @@ class Gauge:
 
 @torch.no_grad()
 def measure(problem, held_out, adapted):
-    """`Score` of an adapted model."""
+    """`Score` of an adapted model; several processes take a share of the windows each."""
     gauges = [Gauge(sae) for sae in adapted.saes]
-    entropies, kls = by_token(problem, held_out, adapted, gauges, teacher=held_out.teacher)
+    mine, first, n = share_of(problem, held_out)
+    values = by_token(problem, mine, adapted, gauges, teacher=mine.teacher)
+    entropies, kls = (v if v is None else parallel.put_together(v, first, n) for v in values)
+    for gauge in gauges:
+        gauge.add_up()
     return Score(
         per_document(entropies, problem, held_out),
         None if kls is None else kls.to(wide(kls.device)).mean().item(),
         [gauge.l0 for gauge in gauges],
         [gauge.fvu for gauge in gauges],
     )
+
+
+def share_of(problem, held_out):
+    """(this process' share of the windows, number of its first prediction, how many there are)."""
+    if (windows := len(held_out.tokens)) < parallel.world():
+        raise Usage(f"{parallel.world()} processes share {windows} held-out windows: too many")
+    first, end = parallel.bounds(windows)
+    before, upto, n = (
+        len(predictions(problem, held_out.tokens[:at])[0]) for at in (first, end, None)
+    )
+    if upto - before == n:
+        return held_out, 0, n
+    teacher = held_out.teacher and Teacher(*(part[before:upto] for part in held_out.teacher))
+    tokens, entry = held_out.tokens[first:end], held_out.entry[first:end]
+    return replace(held_out, tokens=tokens, entry=entry, teacher=teacher), before, n
 
 
 @torch.no_grad()
@@ -137,7 +162,7 @@ def clean_side(problem, windows, path, with_kl):
     """`HeldOut` for these windows, kept at `path` (a file in the cache)."""
     from safetensors.torch import load_file, save_file
 
-    if not path.exists():
+    if not parallel.all_of(path.exists()):
         arrays = _measure_clean(problem, windows.tokens, with_kl)
         new_file(path, lambda temporary: save_file(arrays, temporary))
     arrays = load_file(path, device=str(windows.tokens.device))

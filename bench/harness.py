@@ -5,15 +5,26 @@ from contextlib import suppress
 
 import torch
 
-from bench import checkpoint, interrupts
+from bench import checkpoint, interrupts, parallel
 from bench.attempt import Attempt
 from bench.drive import Diverged, warm_up
-from bench.errors import Fault, RunFailed, Unavailable, out_of_memory, reason
+from bench.errors import (
+    Fault,
+    Lost,
+    Rejected,
+    RunFailed,
+    Unavailable,
+    Usage,
+    out_of_memory,
+    reason,
+)
 from bench.files import new_text
 from bench.interrupts import Stopped
 from bench.order import EVERY, Outcome
-from bench.record import Writer, encoded
+from bench.record import Unwritten, Writer, encoded
 from bench.resume import going_on
+
+KINDS = {kind.code: kind for kind in (Rejected, Unavailable, RunFailed)}
 
 
 class Harness:
@@ -27,7 +38,8 @@ class Harness:
         """What seconds depend on: machine, device, threads."""
         self.sae_cost = sae_cost
         """What the SAEs have cost so far: {} for fresh ones, None where it is not known."""
-        self._micro_batch = problem.micro_batch
+        self.micro_batch = problem.micro_batch
+        """Windows that go through the model at once when a run begins."""
         self._lent = {name: t.clone() for name, t in problem.saes.state_dict().items()}
         self._warm = set()
 
@@ -39,11 +51,18 @@ class Harness:
         checkpoint is of another method's file, model or text, `Rejected` where none is sound.
         """
         with interrupts.held():
-            return self._attempt(method, config, header, steps, path, every)
+            outcome = self._attempt(method, config, header, steps, path, every)
+        # What is wrong with the command all processes find; anything else befalls this one alone.
+        if parallel.world() > 1 and outcome.end == "error" and outcome.code != Usage.code:
+            raise KINDS[outcome.code](outcome.why)
+        return outcome
 
     def _attempt(self, method, config, header, steps, path, every):
-        taken, segments, told = going_on(path, header)
-        writer = Writer(path, taken["lines"] if taken else [encoded(header)])
+        # The first process alone looks at the disk and writes to it.
+        found = going_on(path, header) if parallel.is_first() else None
+        taken, segments, told = parallel.from_first(found)
+        lines = taken["lines"] if taken else [encoded(header)]
+        writer = Writer(path, lines) if parallel.is_first() else Unwritten()
         settings = (method, config, steps, path, writer, every, taken, segments)
         attempt, ended, outcome = Attempt(self, *settings), {}, Outcome("interrupted")
         try:
@@ -53,6 +72,8 @@ class Harness:
             outcome = Outcome("diverged", str(error), RunFailed.code)
         except Stopped:
             outcome = Outcome("interrupted", "stopped between two steps")
+        except Lost:
+            raise
         except (Exception, SystemExit) as error:
             outcome = _failed(error, path.with_suffix(""))
         finally:
@@ -60,7 +81,7 @@ class Harness:
                 why = "the method changed the SAEs that it was lent"
                 ended, outcome = {}, Outcome("error", why, RunFailed.code)
             outcome = _close(writer, outcome, {**ended, **attempt.spent(), **told})
-        if outcome.end == "finished":
+        if outcome.end == "finished" and parallel.is_first():
             checkpoint.clear(path.with_suffix(""))
         return outcome
 
@@ -69,7 +90,7 @@ class Harness:
 
         Memory that runs out here does so off the clock, and the run begins in smaller parts.
         """
-        self.problem.micro_batch, self.problem.halvings = self._micro_batch, []
+        self.problem.micro_batch, self.problem.halvings = self.micro_batch, []
         if (method.__name__, repr(config)) not in self._warm:
             with interrupts.at_once():
                 warm_up(method, self.problem, config)

@@ -60,7 +60,7 @@ class Stopped(BaseException):
     """Raised where a stop comes at once; no `except Exception` on the way swallows it."""
 
 
-_state = {"asked": False, "at_once": False}
+_state = {"asked": False, "at_once": False, "in_step": False}
 
 
 def ask(*_):
@@ -76,6 +76,11 @@ def asked():
     return _state["asked"]
 
 
+def only_in_step():
+    """From now on no stop comes at once: several processes must stop at the same place."""
+    _state["in_step"] = True
+
+
 def forget():
     """Nobody has asked, as at the start of a process."""
     _state.update(asked=False, at_once=False)
@@ -84,8 +89,8 @@ def forget():
 @contextmanager
 def at_once():
     """Inside the block, which must leave nothing half done, a stop comes at once."""
-    with _set(True):
-        if asked():
+    with _set(not _state["in_step"]):
+        if asked() and not _state["in_step"]:
             raise Stopped
         yield
 

@@ -60,14 +60,15 @@ class Loaded:
         )
 
 
-def load(spec, folder, tell=True):
-    """Model and text of a spec -> `Loaded`; `folder` is the model's."""
+def load(spec, folder, tell=True, shard=False):
+    """Model and text of a spec -> `Loaded`; `folder` is the model's. With `shard` its blocks are
+    spread over the processes."""
     if tell:
         say(f"loading {spec.model} and the text '{spec.text}'")
     tokenizer = models.load_tokenizer(folder)
     models.check_tokenizer(tokenizer, spec.text)
     special = tuple(sorted(models.special_ids(tokenizer)))  # before the bridge may add to them
-    bridge = models.load(folder, spec, tokenizer)
+    bridge = models.load(folder, spec, tokenizer, shard)
     parts = text.load(spec, tokenizer, len(bridge.unembed.weight))
     check_vocabulary(parts, bridge)
     numbers = [spec.device, spec.dtype, spec.weights, spec.center_writing_weights]
@@ -96,7 +97,7 @@ def fields_of(spec):
 def code():
     """Hash of the files that decide a cached number, so that none outlives a change of them."""
     files = "attention attempt blocks clean_cache descent devices documents drive evaluate hooks "
-    files += "losses matmul models problem products saes seen text weights"
+    files += "losses matmul models parallel problem products saes seen text weights"
     return digest([(Path(__file__).parent / f"{name}.py").read_text() for name in files.split()])
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from bench import clock, devices
+from bench import clock, devices, parallel
 
 
 @dataclass
@@ -42,6 +42,8 @@ class Cost:
 
 SELDOM = ("suspended_seconds", "clock_jump_seconds")
 """Fields of `Cost` that are told only where there is something to tell."""
+PASSES = ("forwards", "backwards", "block_forwards", "block_backwards", "backward_tokens")
+"""Fields of `Cost` that several processes have a share of each."""
 STEPS_KEPT = 10_000
 """Of how many steps at most the duration is remembered."""
 
@@ -67,6 +69,18 @@ class Meter:
     def reading(self):
         """The cost so far, as a flat dict."""
         return {k: v for k, v in asdict(self.cost).items() if v or k not in SELDOM}
+
+    def of_all(self):
+        """The cost so far of all processes of the run: passes are added up, and told by rank too;
+        seconds are those of the first, memory the most that one of them used."""
+        mine = self.reading()
+        if parallel.world() == 1:
+            return mine
+        every = parallel.gathered(mine)
+        peak = max(one["peak_bytes"] for one in every)
+        summed = {name: sum(one[name] for one in every) for name in PASSES}
+        by_rank = [{name: one[name] for name in (*PASSES, "peak_bytes")} for one in every]
+        return {**every[0], **summed, "peak_bytes": peak, "by_rank": by_rank}
 
     def state(self):
         """What a resumed run goes on from."""

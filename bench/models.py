@@ -149,7 +149,7 @@ def special_ids(tokenizer):
     return get_special_token_ids(tokenizer)
 
 
-def load(folder, spec, tokenizer):
+def load(folder, spec, tokenizer, shard=False):
     """The frozen bridge over the model in `folder`, in eval mode, as the spec wants it.
 
     The model is loaded by transformers and handed over with its `tokenizer`, so that no hub is
@@ -165,8 +165,19 @@ def load(folder, spec, tokenizer):
     settings = {"dtype": getattr(torch, spec.dtype), "attn_implementation": "eager"}
     with as_rejected(folder, "model"):
         build = _random if spec.weights == "random" else load_whole
-        hf_model = build(folder, settings).to(spec.device)
+        hf_model = build(folder, settings)
+        if shard:
+            _shard(hf_model, spec.device)
+        hf_model = hf_model.to(spec.device)
         return bridge(hf_model, tokenizer, spec.device, spec.center_writing_weights)
+
+
+def _shard(hf_model, device):
+    from bench import parallel
+
+    if hf_model.config.model_type == "gpt2":
+        raise Usage("--shard-model: not for GPT-2, whose q, k and v are parts of one matrix")
+    parallel.shard(hf_model.model.layers, device)
 
 
 def _random(folder, settings):

@@ -5,11 +5,12 @@ from one that has imported this finds them.
 """
 
 import shutil
+from contextlib import nullcontext
 
 import sae_lens  # noqa: F401
 from transformer_lens.model_bridge import TransformerBridge  # noqa: F401
 
-from bench import build, done, estimate, locks, method
+from bench import build, done, estimate, launched, locks, method, parallel
 from bench.errors import Rejected, RunFailed
 from bench.files import new_file, set_aside
 from bench.loaded import load
@@ -25,13 +26,13 @@ def prepare(order, wanted):
     done. Raises `Rejected` for an SAE that does not belong, `Usage` where what a run was made of
     has changed since.
     """
-    loaded, spec = load(order.spec, order.model_folder), order.spec
+    loaded, spec = load(order.spec, order.model_folder, shard=order.shard_model), order.spec
     mse = method.of_own_saes(spec)
-    trains_sae = spec.sae == "own" and not build.own_folder(loaded, mse).exists()
-    if trains_sae:
+    if trains_sae := has_to_train(loaded, mse):
         say(expectation(loaded, _n_trained(label for label, _ in wanted), trains_sae))
     bench = build.bench(loaded, mse, order.every)
-    keep_sae_record(bench, order.out)
+    if parallel.is_first():
+        keep_sae_record(bench, order.out)
     say(describe(bench))
     check_sae(bench, order.force)
     runs = []
@@ -39,13 +40,20 @@ def prepare(order, wanted):
         entry = method.entry(label, order.sets)
         name = bench.name(entry, seed)
         path = order.out / f"{name}.jsonl"
-        if order.fresh:
+        if order.fresh and parallel.is_first():
             set_aside(path)
-        runs.append((name, done.status(path, bench.header(entry, seed))))
+        header = bench.header(entry, seed)
+        status = done.status(path, header) if parallel.is_first() else None
+        runs.append((name, parallel.from_first(status)))
     todo = [label for (label, _), (_, status) in zip(wanted, runs, strict=True) if not status]
     if todo and not trains_sae:
         say(expectation(loaded, _n_trained(todo), trains_sae))
     return runs
+
+
+def has_to_train(loaded, mse):
+    """Whether the spec's own SAE is not there yet."""
+    return loaded.spec.sae == "own" and not build.own_folder(loaded, mse).exists()
 
 
 def _n_trained(labels):
@@ -55,8 +63,15 @@ def _n_trained(labels):
 
 def run(order, label, seed):
     """One run -> (its record's path, its `Outcome`)."""
-    loaded = load(order.spec, order.model_folder, tell=False)
-    bench = build.bench(loaded, method.of_own_saes(order.spec), order.every)
+    # Of several processes each builds the problem by itself, unless it takes all to pass the LM.
+    with nullcontext() if order.shard_model else parallel.alone():
+        loaded = load(order.spec, order.model_folder, tell=False, shard=order.shard_model)
+        mse = method.of_own_saes(order.spec)
+        if launched.rank() and has_to_train(loaded, mse):
+            raise Rejected("the SAE of the first process is not in this one's cache: share one")
+        bench = build.bench(loaded, mse, order.every)
+    if order.micro_batch:
+        bench.harness.micro_batch = order.micro_batch
     return run_on(bench, order, label, seed)
 
 
@@ -68,8 +83,11 @@ def run_on(bench, order, label, seed):
     header = bench.header(entry, seed, order.sets)
     steps, every = order.spec.steps, order.every
     # All comparisons in a folder share their `none`, which takes no time: that is waited for.
-    with locks.held(order.out, name, f"{label} seed {seed}", wait=entry.name == "none"):
-        status = done.ended(path)  # by another process, meanwhile
+    lock = locks.held(order.out, name, f"{label} seed {seed}", wait=entry.name == "none")
+    with lock if parallel.is_first() else nullcontext():
+        parallel.check_same(name, "run (model, text, SAE)")
+        # Another call may have done it meanwhile.
+        status = parallel.from_first(done.ended(path) if parallel.is_first() else None)
         if status:
             code = RunFailed.code if status == "diverged" else 0
             return path, Outcome(status, "as before (--fresh runs it again)", code)

@@ -23,6 +23,10 @@ class Order:
     """Seconds between two checkpoints; 0 writes one after every step."""
     fresh: bool = False
     """Whether records that are there are set aside before anything is run."""
+    micro_batch: int | None = None
+    """Windows that go through the model at once; None: the batch, halved until it fits."""
+    shard_model: bool = False
+    """Whether the LM's blocks are spread over the processes of `torchrun`."""
     force: bool = False
     """Whether an SAE that does not seem to belong is taken all the same."""
 

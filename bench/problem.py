@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch.profiler import record_function
 
+from bench import parallel
 from bench.blocks import Blocks
 from bench.hooks import HookPoints, block_after, end_block, start_block
 from bench.losses import Head
@@ -51,6 +52,12 @@ class Clean:
     """How far the pass has come: the next block and its input."""
     final: torch.Tensor | None = None  # [batch, seq, d_model]
     """The hidden state after the final norm, once it was asked for."""
+
+
+def trained_by(adapted):
+    """The parameters that a run trains: those of the modules in its state, in order."""
+    modules = [part for part in adapted.state.values() if isinstance(part, torch.nn.Module)]
+    return list(dict.fromkeys(p for module in modules for p in module.parameters()))
 
 
 def copy_of(saes):
@@ -119,26 +126,36 @@ class Problem:
         pass sees (`Seen`), a mean over its tokens. Gradients are left in whatever `adapted`
         trains. Returns the batch's loss, detached.
 
+        Where several processes work together (`bench.parallel`) each passes its share of the
+        windows; gradients and loss are those of the whole batch when this returns.
+
         Where memory runs out, the batch goes through again in micro-batches of half the size, and
         so does every one after it: the same step, in more passes. Raises `OutOfMemory` where a
         micro-batch is one window already.
         """
-        before = Before(adapted)
-        known = len(self.halvings)
+        parallel.check_loss(loss)
+        with parallel.own_random_numbers():
+            value = self._pass_or_halve(tokens, adapted, loss)
+        self.last_loss = parallel.add_up(value, trained_by(adapted))
+        self.after_pass(adapted)
+        return self.last_loss
+
+    def _pass_or_halve(self, tokens, adapted, loss):
+        before, known = Before(adapted), len(self.halvings)
         while (value := unless_full(self._pass, tokens, adapted, loss)) is None:
             before.restore()
-            self.micro_batch = halved(min(self.micro_batch, len(tokens)), tokens.shape[1])
+            parallel.check_may_halve()
+            size = min(self.micro_batch, len(parallel.share(tokens)))
+            self.micro_batch = halved(size, tokens.shape[1])
             self.halvings.append({"micro_batch": self.micro_batch})
         for halving in self.halvings[known:]:  # other parts draw other numbers
             changed = not getattr(loss, "mean_over_tokens", False) or before.has_drawn()
             halving["loss_changed"] = changed
-        self.last_loss = value
-        self.after_pass(adapted)
         return value
 
     def _pass(self, tokens, adapted, loss):
         total, n_scored = 0.0, len(self.rows(tokens, self.scored))
-        for part in tokens.split(self.micro_batch):
+        for part in parallel.share(tokens).split(self.micro_batch):
             share = len(self.rows(part, self.scored)) / n_scored
             if not share:  # nothing but special tokens
                 continue
@@ -150,6 +167,7 @@ class Problem:
 
     def look(self, tokens, adapted):
         """What a training pass sees of each micro-batch (`Seen`), for a method without a loss."""
+        parallel.check_looks()
         return [Seen(self, part, adapted) for part in tokens.split(self.micro_batch)]
 
     def copy_of_blocks(self):

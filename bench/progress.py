@@ -8,13 +8,19 @@ from contextlib import nullcontext, redirect_stderr
 
 from tqdm.auto import tqdm
 
+from bench import launched
+
 # Its own lock is shared between processes: one that is killed while it holds it would stop all.
 tqdm.set_lock(threading.RLock())
 
 
 def bar(items=None, **settings):
     """tqdm over `items`, or a bar to be moved by hand (`total=`); gone when it is done."""
-    return tqdm(items, leave=False, disable=not sys.stdout.isatty(), **settings)
+    return tqdm(items, leave=False, disable=not _is_watched(), **settings)
+
+
+def _is_watched():
+    return sys.stdout.isatty() and not launched.rank()
 
 
 def others_quiet():
@@ -23,7 +29,12 @@ def others_quiet():
 
 
 def say(text):
-    """A line for the reader of the terminal, between the bars; none may be reading any more."""
+    """A line for the reader of the terminal, between the bars; none may be reading any more.
+
+    Of several processes the first one speaks.
+    """
+    if launched.rank():
+        return
     try:
         tqdm.write(text)
         sys.stdout.flush()

@@ -19,6 +19,8 @@ PACKAGES = ("torch", "transformers", "transformer-lens", "sae-lens")
 
 def provenance(spec):
     """The header's fields on weights, code, machine and moment."""
+    from bench import parallel  # torch
+
     changes, timed_on = _git("status", "--porcelain", "--", *CODE), clock(spec.device)
     return {
         "weights": spec.weights,
@@ -26,6 +28,8 @@ def provenance(spec):
         "dirty": None if changes is None else bool(changes),
         **timed_on,
         "tf32": timed_on["matmul"] == "TF32",
+        "world_size": parallel.world(),
+        **({"sharded": True} if parallel.sharded() else {}),
         "load": os.getloadavg()[0],
         "versions": {"splicebench": __version__, **versions()},
         "started": timestamp(),

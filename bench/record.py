@@ -108,6 +108,18 @@ class Writer:
         return "".join(line + "\n" for line in self.lines).encode()
 
 
+class Unwritten:
+    """The writer of a process that writes nothing."""
+
+    lines = ()
+
+    def write(self, line):
+        """Nothing."""
+
+    def end(self, status):
+        """Nothing."""
+
+
 def encoded(line):
     """A dict as one JSON line; a number that is not finite is null, and `nonfinite` says so."""
     finite = {name: _finite_or_null(value) for name, value in line.items()}

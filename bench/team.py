@@ -1,0 +1,120 @@
+"""`compare` under torchrun: the first process leads and writes, the others do what it says.
+
+Who cannot go on leaves, and the others notice at once, since nothing else is waiting for it: the
+run is then gone on with by the same command.
+"""
+
+import os
+import sys
+import threading
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from bench import compare as alone
+from bench import interrupts, launched, one_run, parallel
+from bench.errors import Fault, Lost, Unavailable, Usage
+from bench.interrupts import Interrupted, Stopped, handling
+
+PATIENCE = timedelta(seconds=30)
+"""What a process may be silent for before the others take it for dead."""
+BEAT = 1.0
+"""Seconds between two signs of life."""
+GRACE = 5.0
+"""Seconds for the main thread to end with a message of its own."""
+
+
+def compare(order, labels, seeds):
+    """`bench.compare.compare` in every process of torchrun. Raises `Lost` where one of the others
+    is gone, `Usage` for what cannot be shared."""
+    check(order, labels)
+    parallel.start(order.spec.device)
+    interrupts.only_in_step()
+    with _watching():
+        if parallel.is_first():
+            _lead(order, labels, seeds)
+        else:
+            _follow()
+
+
+def check(order, labels):
+    """Raise `Usage` for an order that several processes cannot share."""
+    alone.check_order(order, labels)
+    spec, world = order.spec, launched.world()
+    if spec.batch_size < world:
+        raise Usage(f"--batch-size {spec.batch_size}: {world} processes need a window each")
+    if not order.shard_model:
+        return
+    if spec.sae == "own":
+        raise Usage("--shard-model: an own SAE is trained by one process; expected --sae DIR")
+    if spec.cache_clean or "not-special" in (spec.spliced, spec.scored):
+        raise Usage("--shard-model: not with --cache-clean or not-special positions")
+    size = order.micro_batch or spec.batch_size
+    if spec.batch_size % world or spec.batch_size // world % min(size, spec.batch_size // world):
+        raise Usage(
+            f"--shard-model: every process must pass as often: --batch-size {spec.batch_size} is "
+            f"not {world} equal shares of whole micro-batches"
+        )
+
+
+def _lead(order, labels, seeds):
+    together = []
+
+    def call(function, *arguments):
+        """Have every process do it; what is measured once and kept is done here alone."""
+        if function is one_run.prepare and not order.shard_model:
+            with parallel.alone():
+                return _do(function, arguments)
+        parallel.from_first((function, arguments))
+        together.append(function)
+        result = _do(function, arguments)
+        together.pop()
+        return result
+
+    try:
+        alone.compare(order, labels, seeds, call)
+    finally:
+        if not together:  # otherwise the others are not listening: they notice that this one left
+            parallel.from_first(None)
+
+
+def _follow():
+    while told := parallel.from_first(None):
+        _do(*told)
+
+
+def _do(function, arguments):
+    """What the function gives; signals ask it to stop. A fault of its own ends this process."""
+    try:
+        with handling(interrupts.ask):
+            return function(*arguments)
+    except Stopped:
+        raise Interrupted(interrupts.SIGNALS[1]) from None
+    except Fault as fault:
+        lost = Lost(str(fault))
+        lost.code = fault.code
+        raise lost from None
+
+
+@contextmanager
+def _watching():
+    """A thread that notices a process which is gone while this one waits for an accelerator."""
+    group, over = dist.new_group(backend="gloo", timeout=PATIENCE), threading.Event()
+    threading.Thread(target=_watch, args=(group, over), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _watch(group, over):
+    while not over.wait(BEAT):
+        try:
+            dist.barrier(group)
+        except RuntimeError:
+            if not over.wait(GRACE):
+                message = "another process of the run is gone, or has not been heard of for 30 s"
+                print(f"bench: rank {launched.rank()}: {message}", file=sys.stderr, flush=True)
+                os._exit(Unavailable.code)
+            return
