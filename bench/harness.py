@@ -72,7 +72,8 @@ class Harness:
             outcome = Outcome("diverged", str(error), RunFailed.code)
         except Stopped:
             outcome = Outcome("interrupted", "stopped between two steps")
-        except Lost:
+        except Lost as error:
+            outcome = Outcome("error", str(error), error.code)
             raise
         except (Exception, SystemExit) as error:
             outcome = _failed(error, path.with_suffix(""))

@@ -6,6 +6,7 @@ summed before anybody clips them. Methods do not know. Where there is one proces
 `alone()`, all of this gives back what it is given.
 """
 
+import re
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -13,11 +14,14 @@ import torch
 import torch.distributed as dist
 
 from bench import devices, launched
-from bench.errors import Fault, Lost, Usage
+from bench.errors import Fault, Lost, Usage, reason
 from bench.memory import OutOfMemory
 
 LONG = timedelta(days=7)
 """What processes wait for each other, as for the training of an SAE: who dies is seen at once."""
+
+GONE = "another process of the run is gone"
+GO_ON = "the same command goes on from the last checkpoint"
 
 _state = {"alone": False, "sharded": False}
 
@@ -199,6 +203,12 @@ def check_looks():
         )
 
 
+def check_copies():
+    """Raise `Usage` for a method that trains the LM's blocks where they are spread."""
+    if sharded():
+        raise Usage("--shard-model: the method trains copies of the LM's blocks")
+
+
 def check_may_halve():
     """Raise `OutOfMemory` where one process cannot pass more often than the others."""
     if sharded():
@@ -238,4 +248,5 @@ def _telling_losses():
     except Fault:
         raise
     except RuntimeError as error:
-        raise Lost(f"another process of the run is gone ({str(error).splitlines()[0]})") from None
+        said = re.sub(r"\[.*?\]", "", reason(error)).partition(". ")[0].strip()
+        raise Lost(f"{GONE} ({said}); {GO_ON}") from None

@@ -176,6 +176,7 @@ class Problem:
         The first goes to `Adapted.blocks`; the module holds each weight once, for the optimizer
         and for `Adapted.state`.
         """
+        parallel.check_copies()
         first = min(map(block_after, self.site_names))
         return self._blocks.copies(range(first, self.n_blocks))
 

@@ -16,6 +16,7 @@ from bench import compare as alone
 from bench import interrupts, launched, one_run, parallel
 from bench.errors import Fault, Lost, Unavailable, Usage
 from bench.interrupts import Interrupted, Stopped, handling
+from bench.parallel import GO_ON, GONE
 
 PATIENCE = timedelta(seconds=30)
 """What a process may be silent for before the others take it for dead."""
@@ -91,6 +92,8 @@ def _do(function, arguments):
             return function(*arguments)
     except Stopped:
         raise Interrupted(interrupts.SIGNALS[1]) from None
+    except Lost:
+        raise
     except Fault as fault:
         lost = Lost(str(fault))
         lost.code = fault.code
@@ -114,7 +117,8 @@ def _watch(group, over):
             dist.barrier(group)
         except RuntimeError:
             if not over.wait(GRACE):
-                message = "another process of the run is gone, or has not been heard of for 30 s"
+                silent = f"{PATIENCE.total_seconds():.0f} s"
+                message = f"{GONE}, or has not been heard of for {silent}; {GO_ON}"
                 print(f"bench: rank {launched.rank()}: {message}", file=sys.stderr, flush=True)
                 os._exit(Unavailable.code)
             return
