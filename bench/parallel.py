@@ -15,7 +15,6 @@ import torch.distributed as dist
 
 from bench import devices, launched
 from bench.errors import Fault, Lost, Usage, reason
-from bench.memory import OutOfMemory
 
 LONG = timedelta(days=7)
 """What processes wait for each other, as for the training of an SAE: who dies is seen at once."""
@@ -29,6 +28,8 @@ _state = {"alone": False, "sharded": False}
 def start(device):
     """Join the processes that torchrun has started; this one takes its accelerator."""
     devices.check(device)
+    if device == "mps":
+        raise Usage("--device mps: one process only; several work on cpu or cuda")
     if device == "cuda":
         if launched.local_rank() >= torch.cuda.device_count():
             found = torch.cuda.device_count()
@@ -185,39 +186,6 @@ def own_random_numbers():
         devices.set_random_state(drawn)
 
 
-def check_loss(loss):
-    """Raise `Usage` for a loss that is not a mean over tokens: its shares do not add up."""
-    if world() > 1 and not getattr(loss, "mean_over_tokens", False):
-        raise Usage(
-            f"{world()} processes: the method's loss is one of the whole batch, expected a mean "
-            "over tokens (KL); run it in one process"
-        )
-
-
-def check_looks():
-    """Raise `Usage` for a method without gradients: what it sums up has no shares."""
-    if world() > 1:
-        raise Usage(
-            f"{world()} processes: the method takes no gradients (it looks at all tokens itself); "
-            "run it in one process"
-        )
-
-
-def check_copies():
-    """Raise `Usage` for a method that trains the LM's blocks where they are spread."""
-    if sharded():
-        raise Usage("--shard-model: the method trains copies of the LM's blocks")
-
-
-def check_may_halve():
-    """Raise `OutOfMemory` where one process cannot pass more often than the others."""
-    if sharded():
-        raise OutOfMemory(
-            f"out of memory in process {rank()}, and with --shard-model all must pass as often: "
-            "lower --micro-batch or --seq-len"
-        )
-
-
 @torch.no_grad()
 def add_up(loss, parameters):
     """Sum the gradients of all processes in place -> the sum of their losses.
@@ -228,16 +196,16 @@ def add_up(loss, parameters):
     if world() == 1:
         return loss
     trained = [p for p in parameters if p.requires_grad]
-    (known,) = {p.device for p in trained} or {torch.device("cpu")}
-    there = torch.tensor([p.grad is not None for p in trained], dtype=torch.float32, device=known)
+    known = any_of(*(p.grad is not None for p in trained))
+    trained = [p for p, n in zip(trained, known, strict=True) if n]
+    if not trained:
+        return total(torch.as_tensor(loss))
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-    loss = torch.as_tensor(loss, dtype=torch.float32, device=known).reshape(1)
-    whole = total(torch.cat([loss, there, *(g.flatten().float() for g in gradients)]))
-    loss, there, flat = whole[0], whole[1 : 1 + len(trained)].tolist(), whole[1 + len(trained) :]
-    parts = flat.split([p.numel() for p in trained])
-    for p, part, n in zip(trained, parts, there, strict=True):
-        p.grad = part.view_as(p).to(p.dtype) if n else None
-    return loss.clone()
+    loss = torch.as_tensor(loss, dtype=torch.float32, device=trained[0].device)
+    whole = total(torch.cat([loss.reshape(1), *(g.flatten().float() for g in gradients)]))
+    for p, summed in zip(trained, whole[1:].split([p.numel() for p in trained]), strict=True):
+        p.grad = summed.view_as(p).to(p.dtype)
+    return whole[0].clone()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch.profiler import record_function
 
-from bench import parallel
+from bench import parallel, unshared
 from bench.blocks import Blocks
 from bench.hooks import HookPoints, block_after, end_block, start_block
 from bench.losses import Head
@@ -133,7 +133,7 @@ class Problem:
         so does every one after it: the same step, in more passes. Raises `OutOfMemory` where a
         micro-batch is one window already.
         """
-        parallel.check_loss(loss)
+        unshared.check_loss(loss)
         with parallel.own_random_numbers():
             value = self._pass_or_halve(tokens, adapted, loss)
         self.last_loss = parallel.add_up(value, trained_by(adapted))
@@ -144,7 +144,7 @@ class Problem:
         before, known = Before(adapted), len(self.halvings)
         while (value := unless_full(self._pass, tokens, adapted, loss)) is None:
             before.restore()
-            parallel.check_may_halve()
+            unshared.check_may_halve()
             size = min(self.micro_batch, len(parallel.share(tokens)))
             self.micro_batch = halved(size, tokens.shape[1])
             self.halvings.append({"micro_batch": self.micro_batch})
@@ -167,7 +167,7 @@ class Problem:
 
     def look(self, tokens, adapted):
         """What a training pass sees of each micro-batch (`Seen`), for a method without a loss."""
-        parallel.check_looks()
+        unshared.check_looks()
         return [Seen(self, part, adapted) for part in tokens.split(self.micro_batch)]
 
     def copy_of_blocks(self):
@@ -176,7 +176,7 @@ class Problem:
         The first goes to `Adapted.blocks`; the module holds each weight once, for the optimizer
         and for `Adapted.state`.
         """
-        parallel.check_copies()
+        unshared.check_copies()
         first = min(map(block_after, self.site_names))
         return self._blocks.copies(range(first, self.n_blocks))
 

@@ -45,12 +45,14 @@ def check(order, labels):
     spec, world = order.spec, launched.world()
     if spec.batch_size < world:
         raise Usage(f"--batch-size {spec.batch_size}: {world} processes need a window each")
+    if spec.cache_clean:
+        raise Usage("--cache-clean: for one process, which pays for what it fills")
     if not order.shard_model:
         return
     if spec.sae == "own":
         raise Usage("--shard-model: an own SAE is trained by one process; expected --sae DIR")
-    if spec.cache_clean or "not-special" in (spec.spliced, spec.scored):
-        raise Usage("--shard-model: not with --cache-clean or not-special positions")
+    if "not-special" in (spec.spliced, spec.scored):
+        raise Usage("--shard-model: not with not-special positions, which a share may lack")
     size = order.micro_batch or spec.batch_size
     if spec.batch_size % world or spec.batch_size // world % min(size, spec.batch_size // world):
         raise Usage(

@@ -194,7 +194,8 @@ def test_what_has_no_shares_is_refused_and_the_rest_is_run(ranks, tmp_path):
         ({"batch_size": 1}, (), "--batch-size 1: 2 processes need a window each"),
         ({}, ("--shard-model",), "--shard-model: an own SAE is trained by one process; expected"),
         ({"sae": "fresh", "batch_size": 3}, ("--shard-model",), "is not 2 equal shares"),
-        ({"sae": "fresh", "scored": "not-special"}, ("--shard-model",), "not with --cache-clean"),
+        ({"sae": "fresh", "scored": "not-special"}, ("--shard-model",), "not with not-special"),
+        ({}, ("--cache-clean",), "--cache-clean: for one process"),
         ({}, ("--micro-batch", 0), "--micro-batch must be at least 1, got 0"),
     ],
 )
