@@ -48,8 +48,12 @@ def speed(arguments):
     from bench.speed import speed as run
 
     # One window of 1,024 tokens, as the paper's code steps.
-    spec, labels = problem(arguments, batch_size=1, seq_len=1024)
-    run(spec, labels, arguments.sets, arguments.pairs, arguments.out)
+    defaults = {"batch_size": 1, "seq_len": 1024}
+    if arguments.weights == "random":  # on which no SAE was ever trained
+        defaults["sae"] = "fresh"
+    spec, labels = problem(arguments, **defaults)
+    a = arguments
+    run(spec, labels, a.sets, a.pairs, a.out, a.plain_dtype, a.best_batch)
 
 
 def experiment(arguments):

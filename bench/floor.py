@@ -9,12 +9,18 @@ from types import SimpleNamespace
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench import peaks
 from bench.batches import noise
 from bench.drive import drive
 from bench.meter import Meter, timed
+from bench.probe import measured
 from bench.record import Writer
 
 aten = torch.ops.aten
+
+
+SIZES = {"cpu": 2048, "cuda": 8192, "mps": 4096}
+"""Rows and columns of the product whose rate is taken: enough to fill the device."""
 
 
 def operations(step):
@@ -22,13 +28,23 @@ def operations(step):
 
     Attention is counted as what it must do: half of each product of queries and keys.
     """
-    ours = {
-        aten._scaled_dot_product_flash_attention_for_cpu: _causal(2),
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _causal(5, first=1),
-    }
-    with FlopCounterMode(display=False, custom_mapping=ours) as counter:
+    with FlopCounterMode(display=False, custom_mapping=attention_counts()) as counter:
         step()
     return counter.get_total_flops()
+
+
+def attention_counts():
+    """Each kernel that attention may run as, on a CPU, on CUDA and on MPS -> how it is counted."""
+    counts = {aten._scaled_dot_product_attention_math_for_mps: _causal(2)}
+    for name in ("flash_attention_for_cpu", "flash_attention", "efficient_attention"):
+        counts |= _of_kernel(name)
+    return counts | _of_kernel("cudnn_attention")
+
+
+def _of_kernel(name):
+    forward = getattr(aten, f"_scaled_dot_product_{name}")
+    backward = getattr(aten, f"_scaled_dot_product_{name}_backward")
+    return {forward: _causal(2), backward: _causal(5, first=1)}
 
 
 def _causal(n_products, first=0):
@@ -41,12 +57,19 @@ def _causal(n_products, first=0):
     return count
 
 
-def product_rate():
-    """Operations a second of a float32 matrix product of 2,048 x 2,048, the median of five."""
-    a = torch.randn(2048, 2048)
-    with torch.no_grad():
-        torch.mm(a, a)
-        return 2 * 2048**3 / median(timed(torch.mm, a, a)[1] for _ in range(5))
+@torch.no_grad()
+def product_rate(device, dtype="float32"):
+    """Operations a second of a product of two square matrices (`SIZES`), the median of five."""
+    size = SIZES[device.type]
+    a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
+    torch.mm(a, a)
+    taken = [measured(device, torch.mm, a, a)[1]["seconds"] for _ in range(5)]
+    return 2 * size**3 / median(taken)
+
+
+def nominal_peak(device):
+    """The card's operations a second in bfloat16 by its data sheet, or None."""
+    return peaks.peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 def harness_seconds(problem, adapted, steps=20):

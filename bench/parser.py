@@ -8,8 +8,10 @@ from typing import get_type_hints
 from bench import __version__
 from bench.errors import Usage
 from bench.order import EVERY
-from bench.spec import Spec, documentation, flag
+from bench.spec import CHOICES, Spec, documentation, flag
 from bench.specs import named
+
+PLAIN_DTYPE = "number format of the plain side's LM (default: that of --dtype)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,6 +46,8 @@ def parser():
     add_problem(compare, methods="lora,e2e")
     speed = commands.add_parser("speed", help="our step against plain Hugging Face and PEFT")
     speed.add_argument("--pairs", type=int, default=5, help="timed pairs of steps (default: 5)")
+    speed.add_argument("--plain-dtype", choices=CHOICES["dtype"], help=PLAIN_DTYPE)
+    speed.add_argument("--best-batch", action="store_true", help="each side also at its best batch")
     add_problem(speed, methods="lora:rank=64,lora:rank=64:layers=all,e2e")
     experiment = commands.add_parser("experiment", help="the papers' experiments, what is missing")
     experiment.add_argument("names", nargs="+", metavar="NAME", help="such as timing, rivals; all")

@@ -1,9 +1,11 @@
 """The two sides of `python -m bench speed`: our step and the plain one, each in its own process."""
 
+import gc
 from contextlib import ExitStack
 from pathlib import Path
 
 from bench import peft_format
+from bench.probe import measured, probe
 from bench.side import Memory
 
 RANGES = ("clean", "student", "losses", "backward", "Optimizer.step")
@@ -22,6 +24,7 @@ class Ours:
         from bench.meter import Meter
 
         loaded = load(spec, Path(folder))
+        self.spec, self.device = spec, loaded.bridge.unembed.weight.device
         self.model_type = loaded.model["type"]
         self.entry = method.entry(label, sets)
         folders = build.sae_folders(loaded, method.of_own_saes(spec))
@@ -67,23 +70,61 @@ class Ours:
         adapters = self.adapted.state.get("adapters", {})
         pairs = {peft_format.linear_name(n): (one.a, one.b) for n, one in adapters.items()}
         named = peft_format.tensors(pairs, self.model_type)
-        weights = {name: value.detach().numpy().copy() for name, value in named.items()}
+        weights = {name: value.detach().cpu().numpy().copy() for name, value in named.items()}
         return {"sae": str(self.sae_folder), "weights": weights}
 
     def step(self):
-        """One step -> its tokens, loss and seconds, the harness's share included."""
-        from bench.meter import timed
-
-        _, seconds = timed(next, self.run)
+        """One step -> its tokens, loss, seconds (the harness's share included) and peak bytes."""
+        _, measures = measured(self.device, next, self.run)
         loss = float(self.problem.last_loss)
-        return {"tokens": self.tokens.numpy(), "loss": loss, "seconds": seconds}
+        return {"tokens": self.tokens.cpu().numpy(), "loss": loss, **measures}
 
     def peak(self):
-        """Peak memory above the loaded model, in bytes."""
-        return self.memory.peak()
+        """Peak memory above the loaded model, in bytes; None on an accelerator."""
+        return self.memory.peak() if self.device.type == "cpu" else None
+
+    def setting(self):
+        """What its numbers depend on: device, number formats, windows at a time."""
+        told = setting(self.device.type, self.spec.dtype)
+        return {**told, "micro_batch": self.problem.micro_batch}
+
+    def provenance(self):
+        """The record's fields on code, machine and moment, as this process sees them."""
+        from bench.provenance import provenance
+
+        return provenance(self.spec)
+
+    def probe(self, batch):
+        """A fresh run on batches of so many windows -> `bench.probe.probe` of its steps.
+
+        Where memory runs out, the batch goes through in smaller parts: `micro_batch` says so.
+        """
+        from bench.batches import Batches
+        from bench.drive import drive
+        from bench.meter import Meter
+
+        problem = self.problem
+        problem.batch_size = problem.micro_batch = batch
+        meter = Meter(problem.bridge)
+
+        def steps(n_steps):
+            batches = Batches(problem.train, batch, n_steps, 0, meter.fetched)
+            run = drive(self.entry.module, problem, batches, self.entry.config, meter)
+            next(run)
+            return lambda: next(run)
+
+        release(self.device)
+        with meter.watching():
+            found = probe(steps, self.device, batch * problem.train.shape[1])
+        return found and {"batch": batch, "micro_batch": problem.micro_batch, **found}
 
     def profile(self):
-        """Two more steps under the profiler -> share of each range; `rest` is everything else."""
+        """Two more steps under the profiler -> share of each range; `rest` is everything else.
+
+        None on an accelerator: what the CPU takes there is the asking, not the work.
+        """
+        if self.device.type != "cpu":
+            return None
         from torch.profiler import ProfilerActivity, profile
 
         from bench.meter import timed
@@ -98,10 +139,14 @@ class Ours:
         return {**shares, "rest": 1 - sum(shares.values())}
 
     def floor(self):
-        """Operations of one more step, and operations a second of this machine's product."""
-        from bench.floor import operations, product_rate
+        """Operations of one more step, those a second of this machine's product, and its peak."""
+        from bench.floor import nominal_peak, operations, product_rate
 
-        return {"operations": operations(lambda: next(self.run)), "rate": product_rate()}
+        return {
+            "operations": operations(lambda: next(self.run)),
+            "rate": product_rate(self.device, self.spec.dtype),
+            "peak": nominal_peak(self.device),
+        }
 
     def overhead(self):
         """Seconds that the harness takes for a step with the model taken out of it."""
@@ -117,13 +162,17 @@ class Ours:
 class Plain:
     """The same steps by `bench.reference`, which imports nothing of this suite."""
 
-    def __init__(self, folder, sae_folder, layer, settings):
+    def __init__(self, folder, sae_folder, layer, settings, like=None):
+        """`like` is the number format of our LM, by which TF32 is set for both sides."""
         import torch
 
+        from bench import devices
         from bench.reference import Reference
 
+        self.device, self.dtype = torch.device(settings["device"]), settings["dtype"]
+        devices.set_precision(self.device.type, like or self.dtype)
         self.reference = Reference(folder, sae_folder, layer, **settings)
-        self.reference.model(torch.zeros(1, 2, dtype=torch.long))  # every page of the weights
+        self._model(torch.zeros(1, 2, dtype=torch.long))  # every page of the weights
         self.memory = Memory()
 
     def start(self, weights):
@@ -135,14 +184,54 @@ class Plain:
         self.reference.prepare(named)
 
     def step(self, tokens):
-        """One step on these tokens -> its loss and seconds."""
+        """One step on these tokens -> its loss, seconds and peak bytes."""
         import torch
 
-        from bench.meter import timed
-
-        loss, seconds = timed(self.reference.step, torch.from_numpy(tokens))
-        return {"loss": loss, "seconds": seconds}
+        tokens = torch.from_numpy(tokens).to(self.device)
+        loss, measures = measured(self.device, self.reference.step, tokens)
+        return {"loss": loss, **measures}
 
     def peak(self):
-        """Peak memory above the loaded model, in bytes."""
-        return self.memory.peak()
+        """Peak memory above the loaded model, in bytes; None on an accelerator."""
+        return self.memory.peak() if self.device.type == "cpu" else None
+
+    def setting(self):
+        """What its numbers depend on: device and number formats."""
+        return setting(self.device.type, self.dtype)
+
+    def probe(self, batch, seq_len):
+        """Steps on so many windows of random tokens -> `bench.probe.probe` of them."""
+        import torch
+
+        def steps(n_steps):
+            vocabulary = self.reference.model.config.vocab_size
+            tokens = torch.randint(vocabulary, (batch, seq_len)).to(self.device)
+            return lambda: self.reference.step(tokens)
+
+        release(self.device)
+        found = probe(steps, self.device, batch * seq_len)
+        return found and {"batch": batch, **found}
+
+    def _model(self, tokens):
+        import torch
+
+        with torch.no_grad():
+            self.reference.model(tokens.to(self.device))
+
+
+def setting(device, dtype):
+    """Device, number format of the LM, and whether float32 is multiplied in TF32."""
+    from bench import devices
+
+    return {"device": device, "dtype": dtype, "tf32": devices.float32_products(device) == "TF32"}
+
+
+def release(device):
+    """Hand what is free of an accelerator's memory back, so that none is lost to odd sizes."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

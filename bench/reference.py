@@ -4,7 +4,8 @@ A step as the paper's own code takes it (Chen, Engels, Tegmark 2501.19406, utils
 train_lora.py of matchten/LoRA-Models-for-SAEs): eager attention, a teacher pass of the whole
 model, a student pass with the SAE in a forward hook, softmax over full logits, `kl_div`,
 clipping, AdamW. Where ours differs by choice (the first position, a mean over tokens), it
-follows ours, so that both have the same loss. Imports nothing of this suite.
+follows ours, so that both have the same loss. Only the LM is in `dtype`: the SAE, the adapters
+and the softmax stay in float32. Imports nothing of this suite.
 """
 
 from contextlib import nullcontext
@@ -16,20 +17,30 @@ from torch.nn.functional import kl_div, log_softmax, softmax
 class Reference:
     """One model, one SAE after layer `layer`, and what is trained: `step(tokens)`."""
 
-    def __init__(self, model_folder, sae_folder, layer, *, lr, clip, adapters=None, skipped=1):
+    def __init__(
+        self,
+        model_folder,
+        sae_folder,
+        layer,
+        *,
+        lr,
+        clip,
+        adapters=None,
+        skipped=1,
+        device="cpu",
+        dtype="float32",
+        drawn=None,
+    ):
         """`adapters` are the fields of a PEFT `LoraConfig`; without them the SAE is trained.
 
-        The first `skipped` positions of a window are neither spliced nor scored.
+        The first `skipped` positions of a window are neither spliced nor scored. `drawn` is the
+        number format that random weights are drawn in; without it they are read from the folder.
         """
         from sae_lens import SAE
-        from transformers import AutoModelForCausalLM
 
-        settings = {"dtype": torch.float32, "attn_implementation": "eager"}
-        self.model = AutoModelForCausalLM.from_pretrained(
-            model_folder, local_files_only=True, **settings
-        )
-        self.model.requires_grad_(False).eval()
-        self.sae = SAE.load_from_disk(sae_folder, dtype="float32")
+        model = _random(model_folder, drawn, dtype) if drawn else _pretrained(model_folder, dtype)
+        self.model = model.requires_grad_(False).eval().to(device)
+        self.sae = SAE.load_from_disk(sae_folder, device=device, dtype="float32")
         self.layer, self.lr, self.clip, self.skipped = layer, lr, clip, skipped
         self.adapters, self.spliced = adapters, False
 
@@ -66,12 +77,33 @@ class Reference:
         return loss.item()
 
     def _logits(self, tokens):
-        return self.model(input_ids=tokens, use_cache=False).logits[:, self.skipped :]
+        logits = self.model(input_ids=tokens, use_cache=False).logits
+        return logits[:, self.skipped :].float()
 
     def _splice(self, layer, inputs, output):
         if not self.spliced:
             return output
         hidden = output[0] if isinstance(output, tuple) else output
         kept, given = hidden[:, : self.skipped], hidden[:, self.skipped :]
-        hidden = torch.cat([kept, self.sae(given)], 1)
+        hidden = torch.cat([kept, self.sae(given).to(hidden.dtype)], 1)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def _pretrained(folder, dtype):
+    from transformers import AutoModelForCausalLM
+
+    settings = {"dtype": getattr(torch, dtype), "attn_implementation": "eager"}
+    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **settings)
+
+
+def _random(folder, drawn, dtype):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    settings = {"dtype": getattr(torch, drawn), "attn_implementation": "eager"}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, **settings)
+    # Parameters alone: the frequencies of the rotary embedding stay in float32.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    return model

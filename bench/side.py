@@ -6,7 +6,7 @@ import re
 import traceback
 from pathlib import Path
 
-from bench.errors import Fault, RunFailed
+from bench.errors import Fault, RunFailed, Unavailable, out_of_memory
 
 
 class Side:
@@ -26,10 +26,11 @@ class Side:
         return self._receive()
 
     def close(self):
-        """End the process."""
+        """End the process, and wait until its memory is free."""
         self._connection.close()
         self._process.join(timeout=10)
         self._process.kill()
+        self._process.join()
 
     def _receive(self):
         try:
@@ -60,8 +61,12 @@ def _serve(connection, make, arguments):
         return
     except Fault as fault:
         connection.send(("fault", fault))
-    except Exception:
-        connection.send(("error", traceback.format_exc()))
+    except Exception as error:
+        if out_of_memory(error):
+            told = f"out of memory on the side '{make.__name__}': lower --batch-size or --seq-len"
+            connection.send(("fault", Unavailable(told)))
+        else:
+            connection.send(("error", traceback.format_exc()))
 
 
 class Memory:

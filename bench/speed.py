@@ -6,28 +6,27 @@ loss at every step.
 """
 
 import json
+import math
 from pathlib import Path
-from statistics import median
 
-from bench import method
+from bench import method, raced
 from bench.errors import Rejected, RunFailed, Unavailable, Usage
 from bench.files import new_text
 from bench.preflight import check_inputs, check_model
 from bench.progress import say
-from bench.provenance import provenance
 from bench.record import digest
 from bench.spec import block_of
 
-TOLERANCE = 1e-4
-"""How far the two losses may be apart, relative to the loss."""
 WARM_UP = 1
 """Pairs that are run and checked but not timed."""
 
 
-def speed(spec, labels, sets=(), pairs=5, out="runs"):
+def speed(spec, labels, sets=(), pairs=5, out="runs", plain_dtype=None, best_batch=False):
     """Race each method; a table of each and a JSON file of all that was measured.
 
-    Raises `RunFailed` where the losses are not the same.
+    `plain_dtype` is the number format of the plain side's LM, that of the spec if None; with
+    `best_batch` each side is then also timed at the batch that is best for it. Raises `RunFailed`
+    where the losses are not the same.
     """
     method.check_names(labels, sets)
     if pairs < 1:
@@ -40,20 +39,39 @@ def speed(spec, labels, sets=(), pairs=5, out="runs"):
     entries = [method.entry(label, sets) for label in labels]
     for entry in entries:
         check_reference(spec, entry)
+    if best_batch and spec.cache_clean:
+        raise Usage("--best-batch: not with --cache-clean, filling the cache would be timed")
     folder, config = check_model(spec, entries)
     if not config["model_type"].startswith(("llama", "gemma")):
         raise Rejected(f"speed: the plain step is for Llama and Gemma, not {config['model_type']}")
-    filling, worst = prepare(spec, folder, entries[0], sets, pairs), 0.0
+    filling, apart = prepare(spec, folder, entries[0], sets, pairs), []
     for entry in entries:
-        result = race(spec, folder, entry, sets, pairs)
+        result, plain = race(spec, folder, entry, sets, pairs, plain_dtype or spec.dtype)
         result["fill_seconds_per_token"] = filling
-        worst = max(worst, result["largest_difference"])
-        identity = [result["label"], result["spec"], result["matmul"]]
-        path = out / f"speed-{digest(identity)[:8]}.json"
-        new_text(path, json.dumps(result, indent=1) + "\n")
+        path = out / f"speed-{digest(identity(result, plain_dtype))[:8]}.json"
+        store(path, result)
+        if best_batch:
+            from bench.best_batch import both_sides
+
+            result["best_batch"] = both_sides(spec, folder, entry, sets, plain)
+            store(path, result)
         say(f"wrote {path}")
-    if worst > TOLERANCE:
-        raise RunFailed(f"the losses differ by up to {worst:.1e}, {TOLERANCE:.0e} is allowed")
+        if result["largest_difference"] > result["tolerance"]:
+            apart.append(result)
+    if apart:
+        worst, allowed = (max(r[k] for r in apart) for k in ("largest_difference", "tolerance"))
+        raise RunFailed(f"the losses differ by up to {worst:.1e}, {allowed:.0e} is allowed")
+
+
+def identity(result, plain_dtype):
+    """What names the file; a number format of the plain side counts where it is another."""
+    named = [result["label"], result["spec"], result["matmul"]]
+    return named + [plain_dtype] * (plain_dtype not in (None, result["spec"]["dtype"]))
+
+
+def store(path, result):
+    """Write the JSON file."""
+    new_text(path, json.dumps(result, indent=1) + "\n")
 
 
 def check_reference(spec, entry):
@@ -64,15 +82,35 @@ def check_reference(spec, entry):
         raise Usage(f"speed: there is no plain step of '{entry.name}', expected lora or e2e")
     if getattr(entry.config, "dropout", 0) or getattr(entry.config, "loss", "kl") != "kl":
         raise Usage(f"speed: '{entry.label}': dropout and losses other than kl cannot be compared")
-    if spec.weights == "random" or (spec.scored == "not-special" and not spec.prepend_bos):
-        raise Usage("speed: expected pretrained weights, and not-special only with a BOS put first")
+    if spec.weights == "random" and spec.sae == "own":
+        raise Usage(
+            "speed: --sae own on random weights: expected --sae fresh, or one that is there"
+        )
+    if "not-special" in (spec.spliced, spec.scored):
+        check_not_special(spec)
     after_block = spec.site.endswith(("hook_resid_post", "hook_out")) and "+" not in spec.site
     if not after_block or spec.spliced != spec.scored:
         raise Usage(
             "speed: expected one site after a block, and the same positions spliced and scored"
         )
+    if spec.scored == "not-special":
+        check_not_special(spec)
     if entry.name == "lora" and importlib.util.find_spec("peft") is None:
         raise Unavailable("speed compares with PEFT: pip install 'splicebench[speed]'")
+
+
+def check_not_special(spec):
+    """Raise `Usage` where `not-special` is more than the first position, all the plain side knows.
+
+    A text has no special token but the BOS that is put first; random tokens are special ones too.
+    """
+    if not spec.prepend_bos:
+        raise Usage("speed: not-special only with a BOS put first: --prepend-bos true")
+    if spec.text == "random":
+        raise Usage(
+            "speed: not-special on random tokens, some of which are special: expected a --text, "
+            "or --spliced and --scored both not-first or all"
+        )
 
 
 def prepare(spec, folder, entry, sets, pairs):
@@ -91,56 +129,73 @@ def prepare(spec, folder, entry, sets, pairs):
     return filling
 
 
-def race(spec, folder, entry, sets, pairs):
-    """Both sides of one method, step by step in turn -> what was measured, as JSON values."""
+def race(spec, folder, entry, sets, pairs, plain_dtype):
+    """Both sides of one method, step by step in turn -> (what was measured, as JSON values;
+    what `Plain` is made of and starts at)."""
     from bench.race import Ours, Plain
     from bench.side import Side
 
     cached = ", clean side from the cache" if spec.cache_clean else ""
     say(f"\n{entry.label}, {spec.batch_size} x {spec.seq_len} tokens, {spec.model}{cached}")
-    taken = WARM_UP + pairs
-    ours = Side(Ours, spec, str(folder), entry.label, sets, taken + 3)
+    ours = Side(Ours, spec, str(folder), entry.label, sets, WARM_UP + pairs + 3)
     begun = ours.call("start")
-    settings = plain_settings(spec, entry, begun)
-    plain = Side(Plain, str(folder), begun["sae"], block_of(spec.site), settings)
+    settings = plain_settings(spec, entry, begun, plain_dtype)
+    made = (str(folder), begun["sae"], block_of(spec.site), settings, spec.dtype)
+    plain = Side(Plain, *made)
     plain.call("start", begun["weights"])
+    rows = step_in_turn(ours, plain, WARM_UP + pairs)
+    sides = {"ours": ours.call("setting"), "plain": plain.call("setting")}
+    result = {
+        "label": entry.label,
+        "config": entry.settings,
+        "spec": vars(spec),
+        **ours.call("provenance"),
+        "sides": sides,
+        "pairs": rows[WARM_UP:],
+        "warm_up": rows[:WARM_UP],
+        "largest_difference": max(row["difference"] for row in rows),
+        "tolerance": raced.tolerance(sides),
+        "peak_bytes": {"ours": ours.call("peak"), "plain": plain.call("peak")},
+    }
+    plain.close()
+    shares = ours.call("profile")
+    if shares:
+        result["share_of_step"] = shares
+    result["floor"] = ours.call("floor")
+    result["harness_seconds"] = ours.call("overhead")
+    ours.close()
+    raced.add_summary(result)
+    raced.describe(result)
+    return result, (made, begun["weights"])
+
+
+def step_in_turn(ours, plain, n_pairs):
+    """Pairs of steps on the same tokens -> what each side says of its own, a dict each."""
     say(f"{'pair':>7} {'loss ours':>11} {'plain':>11}   differ   s ours    plain  ratio")
     rows = []
-    for number in range(taken):
+    for number in range(n_pairs):
         mine = ours.call("step")
         theirs = plain.call("step", mine.pop("tokens"))
+        if not math.isfinite(mine["loss"] + theirs["loss"]):
+            raise RunFailed(f"a loss is not finite: ours {mine['loss']}, plain {theirs['loss']}")
         difference = abs(mine["loss"] - theirs["loss"]) / abs(theirs["loss"])
         rows.append({"ours": mine, "plain": theirs, "difference": difference})
         name = "warm-up" if number < WARM_UP else str(number - WARM_UP + 1)
         say(
             f"{name:>7} {mine['loss']:11.6f} {theirs['loss']:11.6f} {difference:8.0e} "
-            f"{mine['seconds']:8.2f} {theirs['seconds']:8.2f}  "
+            f"{mine['seconds']:8.3f} {theirs['seconds']:8.3f}  "
             f"{theirs['seconds'] / mine['seconds']:.2f}x"
         )
-    result = {
-        "label": entry.label,
-        "config": entry.settings,
-        "spec": vars(spec),
-        **provenance(spec),
-        "pairs": rows[WARM_UP:],
-        "warm_up": rows[:WARM_UP],
-        "largest_difference": max(row["difference"] for row in rows),
-        "peak_bytes": {"ours": ours.call("peak"), "plain": plain.call("peak")},
-    }
-    plain.close()
-    result["share_of_step"] = ours.call("profile")
-    result["floor"] = ours.call("floor")
-    result["harness_seconds"] = ours.call("overhead")
-    ours.close()
-    result |= summary(result)
-    describe(result)
-    return result
+    return rows
 
 
-def plain_settings(spec, entry, begun):
+def plain_settings(spec, entry, begun, dtype=None):
     """What `Reference` wants to know besides the folders and the layer."""
     config = entry.config
     settings = {"lr": config.lr, "clip": config.clip, "skipped": int(spec.scored != "all")}
+    settings |= {"device": spec.device, "dtype": dtype or spec.dtype}
+    if spec.weights == "random":
+        settings["drawn"] = spec.dtype  # other formats draw other numbers
     if entry.name == "lora":
         names = [name.split(".lora_")[0].split(".") for name in begun["weights"]]
         settings["adapters"] = {
@@ -152,40 +207,3 @@ def plain_settings(spec, entry, begun):
             "task_type": "CAUSAL_LM",
         }
     return settings
-
-
-def summary(result):
-    """Medians over the pairs."""
-    pairs = result["pairs"]
-    ratios = [pair["plain"]["seconds"] / pair["ours"]["seconds"] for pair in pairs]
-    seconds = {side: median(pair[side]["seconds"] for pair in pairs) for side in ("ours", "plain")}
-    return {
-        "median_seconds": seconds,
-        "ratio": median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
-    }
-
-
-def describe(result):
-    """The lines below the pairs."""
-    seconds, floor = result["median_seconds"], result["floor"]
-    low, high = result["ratio_range"]
-    say(
-        f" median {'':11} {'':11} {result['largest_difference']:8.0e} {seconds['ours']:8.2f} "
-        f"{seconds['plain']:8.2f}  {result['ratio']:.2f}x ({low:.2f} to {high:.2f})"
-    )
-    shares = ", ".join(f"{k} {100 * v:.0f}%" for k, v in result["share_of_step"].items())
-    say(f"our time: {shares}")
-    least = floor["operations"] / floor["rate"]
-    say(
-        f"floor: {floor['operations'] / 1e9:.0f} GFLOP at {floor['rate'] / 1e9:.0f} GFLOP/s = "
-        f"{least:.2f} s; our step takes {seconds['ours'] / least:.2f} times that"
-    )
-    peak = result["peak_bytes"]
-    if None not in peak.values():
-        say(
-            f"peak memory above the loaded model: {peak['ours'] / 2**20:,.0f} MiB, plain "
-            f"{peak['plain'] / 2**20:,.0f} MiB ({peak['plain'] / peak['ours']:.1f} times ours)"
-        )
-    spent = result["harness_seconds"]
-    say(f"harness: {1000 * spent:.1f} ms a step, {100 * spent / seconds['ours']:.2f}%")
