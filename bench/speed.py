@@ -83,11 +83,7 @@ def check_reference(spec, entry):
     if getattr(entry.config, "dropout", 0) or getattr(entry.config, "loss", "kl") != "kl":
         raise Usage(f"speed: '{entry.label}': dropout and losses other than kl cannot be compared")
     if spec.weights == "random" and spec.sae == "own":
-        raise Usage(
-            "speed: --sae own on random weights: expected --sae fresh, or one that is there"
-        )
-    if "not-special" in (spec.spliced, spec.scored):
-        check_not_special(spec)
+        raise Usage("speed: --sae own on random weights: expected fresh, or an SAE that is there")
     after_block = spec.site.endswith(("hook_resid_post", "hook_out")) and "+" not in spec.site
     if not after_block or spec.spliced != spec.scored:
         raise Usage(
