@@ -192,8 +192,7 @@ def setting(used):
 
 def _place(machine, device, threads, products, processes):
     """Where a run was timed, in words."""
-    known = [machine, device, threads and f"{threads} threads", products]
-    known += [f"{processes} processes"] if processes > 1 else []
+    known = [machine, device, threads and f"{threads} threads", products, processes]
     return ", ".join(str(part) for part in known if part)
 
 

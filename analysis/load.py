@@ -93,9 +93,15 @@ class Comparison:
 
 
 def clock(run):
-    """What seconds depend on: (machine, device, threads, matmul, world size)."""
+    """What seconds depend on: (machine, device, threads, matmul, processes)."""
     fields = ("machine", "device", "threads", "matmul")
-    return (*(run.header.get(field) for field in fields), run.header.get("world_size", 1))
+    return (*(run.header.get(field) for field in fields), processes(run.header))
+
+
+def processes(told):
+    """How many processes worked together, in words; "" for one, and for what does not say."""
+    number = told.get("world_size", 1)
+    return "" if number == 1 else f"{number} processes" + ", sharded" * told.get("sharded", False)
 
 
 def load(folder, names=None):

@@ -124,8 +124,8 @@ def _l0(run):
 
 def _clock_in_words(run):
     machine, device, threads, products, processes = clock(run)
-    told = f"{machine}, {device}, {threads} threads" + (f", {products}" if products else "")
-    return told + (f", {processes} processes" if processes > 1 else "")
+    told = [machine, device, f"{threads} threads", products, processes]
+    return ", ".join(str(part) for part in told if part)
 
 
 def _filled(comparison):

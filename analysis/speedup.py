@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import median, median_high, median_low
 
 from analysis.closed import ce_difference, closed_at_end, end_losses  # noqa: F401 - as before
-from analysis.load import REFERENCE, clock
+from analysis.load import REFERENCE, clock, processes
 
 AXES = ("seconds", "backwards", "tokens")
 """What a run costs: seconds of training, LM backward passes, tokens trained on."""
@@ -242,5 +242,4 @@ def _sae_clock(cost, header):
     """Like `clock`. A cost that names no machine is taken to be of the run's own."""
     machine = cost.get("machine", header.get("machine"))
     products = cost.get("matmul", header.get("matmul"))
-    processes = cost.get("world_size", 1)
-    return machine, cost.get("device"), cost.get("threads"), products, processes
+    return machine, cost.get("device"), cost.get("threads"), products, processes(cost)

@@ -38,6 +38,9 @@ def compare(arguments):
     if launched.world() == 1:
         run(order, labels, seeds(a.seeds))
     else:
+        from bench.preflight import asks_the_hub, quiet_libraries
+
+        quiet_libraries(online=asks_the_hub(spec))  # before anything imports them
         from bench import team
 
         team.compare(order, labels, seeds(a.seeds))
@@ -147,10 +150,7 @@ def tell(message):
 def same_command():
     """What was typed, to be typed again; `--fresh` would begin again."""
     given = [argument for argument in sys.argv[1:] if argument != "--fresh"]
-    start = ["python"]
-    if launched.world() > 1:
-        start = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "...")]
-    return shlex.join([*start, "-m", "bench", *given])
+    return f"{launched.start_of_command()} {shlex.join(given)}"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import shutil
 
 import torch
 
-from bench import checkpoint, interrupts, parallel, progress, saes
+from bench import checkpoint, interrupts, parallel, progress, saes, shares
 from bench.batches import Batches
 from bench.drive import Diverged, drive, evaluating, seed_all, snapshot
 from bench.evaluate import by_site, mean, measure
@@ -84,6 +84,7 @@ class Attempt:
         """What is done between two steps: measure, keep, and write a checkpoint when it is time."""
         if self._saved_at is None:  # at the start, or where the checkpoint was taken
             self._saved_at = self._now()
+            shares.check_alike(trained_by(adapted))
         for halving in self.problem.halvings:
             halving.setdefault("step", step)
         if step == 0:
@@ -147,33 +148,36 @@ class Attempt:
     def _save(self, step, adapted, batches):
         before = self.meter.cost.checkpoint_seconds
         with self.meter.checkpoint():
-            taken = snapshot(step, adapted, batches, self.meter)
-            meters = parallel.gathered(taken["meter"])
-            taken |= {
-                "meters": meters,
-                "run": self.path.stem,
-                "lines": self.writer.lines,
-                "measured": self.measured,
-                "segments": self.segments,
-                "micro_batch": self.problem.micro_batch,
-                "memory": self.problem.halvings,
-                "filled": self.problem.clean_cache.filled if self.problem.clean_cache else 0,
-            }
+            meters = parallel.gathered(self.meter.state())
             if parallel.is_first():
-                checkpoint.write(self.folder, step, taken)
+                checkpoint.write(self.folder, step, self._taken(step, adapted, batches, meters))
         self._took = self.meter.cost.checkpoint_seconds - before
         self._saved_at = self._now()
 
+    def _taken(self, step, adapted, batches, meters):
+        return snapshot(step, adapted, batches, meters) | {
+            "run": self.path.stem,
+            "lines": self.writer.lines,
+            "measured": self.measured,
+            "segments": self.segments,
+            "micro_batch": self.problem.micro_batch,
+            "memory": self.problem.halvings,
+            "filled": self.problem.clean_cache.filled if self.problem.clean_cache else 0,
+        }
+
     def _keep(self, share, adapted):
         """Save the SAEs, where the run trains them, with what they had cost by now."""
-        if adapted.saes is self.problem.saes or not parallel.is_first():
+        if adapted.saes is self.problem.saes:
+            return
+        spent = self.meter.of_all()
+        if not parallel.is_first():
             return
         for index, sae in enumerate(adapted.saes):
             name = saes.checkpoint_name(share, index, len(adapted.saes))
             cost = self.harness.sae_cost
             if cost is not None:
-                spent = {k: v + cost.get(k, 0) for k, v in self.meter.reading().items()}
-                cost = {**spent, **self.harness.clock}
+                whole = {k: v + cost.get(k, 0) for k, v in spent.items() if k != "by_rank"}
+                cost = {**whole, **self.harness.clock, **parallel.together()}
             about = {"share": round(share, 4), "run": self.path.stem, "cost": cost}
             for left in self.folder.glob(f".{name}-*"):  # of a process that was killed
                 shutil.rmtree(left)

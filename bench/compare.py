@@ -58,7 +58,7 @@ def check_order(order, labels):
         raise Usage(f"--micro-batch must be at least 1, got {order.micro_batch}")
     if order.shard_model and launched.world() == 1:
         raise Usage("--shard-model: one process has nothing to spread; start several by torchrun")
-    check_inputs(order.spec, order.out)
+    check_inputs(order.spec, None if launched.rank() else order.out)
 
 
 def tell_done(out, runs):

@@ -26,6 +26,13 @@ def check(device):
         raise Unavailable(f"--device {device}: not available here; expected {here}")
 
 
+def own(device):
+    """`cuda` with the number of this process' accelerator, where that is not the first: some
+    libraries take the bare name for the first one."""
+    number = torch.cuda.current_device() if device == "cuda" else 0
+    return f"{device}:{number}" if number else device
+
+
 def synchronize(device):
     """Wait until the device has done all that it was asked to."""
     if device.type == "cuda":
@@ -68,9 +75,9 @@ def wide(device):
 
 
 def random_state():
-    """Torch's random numbers, on the CPU and on every accelerator that has drawn some."""
+    """Torch's random numbers, on the CPU and on this process' accelerator if it has drawn some."""
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    state = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if cuda else []}
+    state = {"cpu": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state()] if cuda else []}
     return state | ({"mps": torch.mps.get_rng_state()} if torch.backends.mps.is_available() else {})
 
 
@@ -78,6 +85,6 @@ def set_random_state(state):
     """Set what `random_state` gave."""
     torch.set_rng_state(state["cpu"])
     if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"][0])
     if "mps" in state and torch.backends.mps.is_available():  # it may come from another machine
         torch.mps.set_rng_state(state["mps"])

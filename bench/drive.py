@@ -6,7 +6,6 @@ from contextlib import contextmanager
 import numpy
 import torch
 
-from bench import parallel
 from bench.batches import noise
 from bench.devices import random_state, set_random_state
 
@@ -29,7 +28,7 @@ def drive(method, problem, batches, config, meter, resume=None, bar=None):
     step = 0
     if resume:
         step = restore(resume, adapted, batches)
-        meter.set(parallel.own_meter(resume))
+        meter.take_up(resume["meters"])
     while adapted is not None:
         check_finite(problem.last_loss, step)
         if bar is not None:
@@ -63,8 +62,9 @@ def seed_all(seed):
     random.seed(seed)
 
 
-def snapshot(step, adapted, batches, meter):
-    """All that the next step depends on, as tensors and plain values."""
+def snapshot(step, adapted, batches, meters):
+    """All that the next step depends on, as tensors and plain values; `meters` are the states of
+    the meters, by process."""
     return {
         "step": step,
         "state": {name: _plain(part.state_dict()) for name, part in adapted.state.items()},
@@ -74,7 +74,7 @@ def snapshot(step, adapted, batches, meter):
             "python": random.getstate(),
         },
         "cursor": batches.cursor,
-        "meter": meter.state(),
+        "meters": meters,
     }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bench import losses, parallel, progress
+from bench import losses, parallel, progress, shares
 from bench.devices import wide
 from bench.errors import Rejected, Usage
 from bench.files import new_file
@@ -99,8 +99,9 @@ def measure(problem, held_out, adapted):
     """`Score` of an adapted model; several processes take a share of the windows each."""
     gauges = [Gauge(sae) for sae in adapted.saes]
     mine, first, n = share_of(problem, held_out)
-    values = by_token(problem, mine, adapted, gauges, teacher=mine.teacher)
-    entropies, kls = (v if v is None else parallel.put_together(v, first, n) for v in values)
+    with parallel.telling_losses():
+        values = by_token(problem, mine, adapted, gauges, teacher=mine.teacher)
+    entropies, kls = (v if v is None else shares.put_together(v, first, n) for v in values)
     for gauge in gauges:
         gauge.add_up()
     return Score(
@@ -115,7 +116,7 @@ def share_of(problem, held_out):
     """(this process' share of the windows, number of its first prediction, how many there are)."""
     if (windows := len(held_out.tokens)) < parallel.world():
         raise Usage(f"{parallel.world()} processes share {windows} held-out windows: too many")
-    first, end = parallel.bounds(windows)
+    first, end = shares.bounds(windows)
     before, upto, n = (
         len(predictions(problem, held_out.tokens[:at])[0]) for at in (first, end, None)
     )

@@ -52,13 +52,14 @@ class Harness:
         """
         with interrupts.held():
             outcome = self._attempt(method, config, header, steps, path, every)
-        # What is wrong with the command all processes find; anything else befalls this one alone.
+        # What is wrong with the command all processes find. After anything else, which one of
+        # them alone may have met, they do not go on together.
         if parallel.world() > 1 and outcome.end == "error" and outcome.code != Usage.code:
             raise KINDS[outcome.code](outcome.why)
         return outcome
 
     def _attempt(self, method, config, header, steps, path, every):
-        # The first process alone looks at the disk and writes to it.
+        # Of several processes the first one finds what there is, and writes the record.
         found = going_on(path, header) if parallel.is_first() else None
         taken, segments, told = parallel.from_first(found)
         lines = taken["lines"] if taken else [encoded(header)]

@@ -97,7 +97,7 @@ def fields_of(spec):
 def code():
     """Hash of the files that decide a cached number, so that none outlives a change of them."""
     files = "attention attempt blocks clean_cache descent devices documents drive evaluate hooks "
-    files += "losses matmul models parallel problem products saes seen text weights"
+    files += "losses matmul models parallel problem products saes seen shares text weights"
     return digest([(Path(__file__).parent / f"{name}.py").read_text() for name in files.split()])
 
 

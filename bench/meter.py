@@ -86,10 +86,16 @@ class Meter:
         """What a resumed run goes on from."""
         return {"cost": asdict(self.cost), "steps": list(self.steps)}
 
-    def set(self, state):
-        """Go on from a `state`: what this meter has counted before does not count."""
+    def take_up(self, states):
+        """Go on from the `state` of every process that has worked on the run; what this meter has
+        counted before does not count. Of another number of processes the first takes all."""
+        known, first = len(states) == parallel.world(), parallel.is_first()
+        state = states[parallel.rank()] if known else states[0]
         self.cost = Cost(**state["cost"])
         self.steps = deque(state["steps"], maxlen=STEPS_KEPT)
+        if not known:
+            for name in PASSES:
+                setattr(self.cost, name, sum(s["cost"][name] for s in states) if first else 0)
 
     @contextmanager
     def running(self, a_step=True):

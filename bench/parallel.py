@@ -6,6 +6,7 @@ summed before anybody clips them. Methods do not know. Where there is one proces
 `alone()`, all of this gives back what it is given.
 """
 
+import os
 import re
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,15 +15,19 @@ import torch
 import torch.distributed as dist
 
 from bench import devices, launched
-from bench.errors import Fault, Lost, Usage, reason
+from bench.errors import Lost, Usage, reason
 
+JOINING = timedelta(minutes=5)
+"""What processes wait for each other to start."""
 LONG = timedelta(days=7)
-"""What processes wait for each other, as for the training of an SAE: who dies is seen at once."""
+"""What they wait for each other later, as for the training of an SAE: who dies is seen at once."""
+SIGNS = ("closed by peer", "reset by peer", "broken pipe", "gloo/transport", "nccl", "socket")
+"""What an error says that comes of a process which is gone."""
 
 GONE = "another process of the run is gone"
 GO_ON = "the same command goes on from the last checkpoint"
 
-_state = {"alone": False, "sharded": False}
+_state = {"group": None, "alone": False, "sharded": False}
 
 
 def start(device):
@@ -36,12 +41,18 @@ def start(device):
             raise Usage(f"--nproc-per-node: {found} GPUs are here, expected one a process")
         torch.cuda.set_device(launched.local_rank())
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=LONG)
+    # A process that waits for a dead one is ended by `bench.team`, with a line of its own.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    try:
+        dist.init_process_group(backend, timeout=JOINING)
+    except RuntimeError as error:
+        raise Lost(f"not all {launched.world()} processes have come ({reason(error)})") from None
+    _state["group"] = dist.new_group(backend=backend, timeout=LONG)
 
 
 def world():
     """How many processes share this work."""
-    return dist.get_world_size() if dist.is_initialized() and not _state["alone"] else 1
+    return dist.get_world_size() if _state["group"] is not None and not _state["alone"] else 1
 
 
 def rank():
@@ -69,6 +80,11 @@ def sharded():
     return world() > 1 and _state["sharded"]
 
 
+def together():
+    """What a record says of the processes that worked at it."""
+    return {"world_size": world()} | ({"sharded": True} if sharded() else {})
+
+
 def shard(blocks, device):
     """Spread the weights of each block over the processes (FSDP2); gathered where they are used.
 
@@ -83,39 +99,19 @@ def shard(blocks, device):
     _state["sharded"] = True
 
 
-def share(windows):
-    """The windows [n, seq] that this process passes, some as many as others or one more."""
-    return windows.tensor_split(world())[rank()]
-
-
-def bounds(n):
-    """(first, end) of the share of this process in n windows; all of them where the LM is sharded,
-    so that no process passes more often than another."""
-    if sharded():
-        return 0, n
-    sizes = [len(part) for part in torch.empty(n).tensor_split(world())]
-    return sum(sizes[: rank()]), sum(sizes[: rank() + 1])
-
-
 def total(tensor):
     """The sum over all processes of a tensor of one shape, or of a number."""
     if world() == 1:
         return tensor
     if not isinstance(tensor, torch.Tensor):
         return type(tensor)(total(torch.tensor(tensor, dtype=torch.float64)).item())
-    summed = tensor.clone()
-    with _telling_losses():
-        dist.all_reduce(summed)
-    return summed
+    return sum_in_place(tensor.clone())
 
 
-def put_together(part, first, n):
-    """The n values of which this process has those from number `first` on."""
-    if world() == 1 or sharded():
-        return part
-    whole = part.new_zeros(n)
-    whole[first : first + len(part)] = part
-    return total(whole)
+def sum_in_place(tensor):
+    with telling_losses():
+        dist.all_reduce(tensor, group=_state["group"])
+    return tensor
 
 
 def any_of(*facts):
@@ -135,8 +131,8 @@ def gathered(value):
     if world() == 1:
         return [value]
     values = [None] * world()
-    with _telling_losses():
-        dist.all_gather_object(values, value)
+    with telling_losses():
+        dist.all_gather_object(values, value, group=_state["group"])
     return values
 
 
@@ -145,8 +141,8 @@ def from_first(value):
     if world() == 1:
         return value
     told = [value]
-    with _telling_losses():
-        dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
+    with telling_losses():
+        dist.broadcast_object_list(told, src=0, group=_state["group"], device=torch.device("cpu"))
     return told[0]
 
 
@@ -157,64 +153,21 @@ def first_then_others(make):
     return made if is_first() else make()
 
 
-def own_meter(taken):
-    """The state of this process' meter in a checkpoint; the first one's where it had none."""
-    meters = taken.get("meters", [taken["meter"]])
-    return meters[rank()] if len(meters) == world() else taken["meter"]
-
-
 def check_same(value, what):
-    """Raise `Usage` where a process has another value than the first."""
-    for number, other in enumerate(gathered(value)):
-        if other != value:
-            raise Usage(f"rank {number} has another {what} than rank {rank()}: {other}, {value}")
+    """Raise `Usage`, in every process, where one has another value than the first."""
+    first, *others = gathered(value)
+    for number, other in enumerate(others, start=1):
+        if other != first:
+            raise Usage(f"rank {number} has another {what} than rank 0: {other}, not {first}")
 
 
 @contextmanager
-def own_random_numbers():
-    """Inside the block each process draws numbers of its own, as for dropout; after it all go on
-    with the same."""
-    if world() == 1:
-        yield
-        return
-    seed = int(torch.randint(2**31, (1,)))
-    drawn = devices.random_state()
-    torch.manual_seed(seed + rank())
+def telling_losses():
+    """What is raised because another process is gone is raised as `Lost`."""
     try:
         yield
-    finally:
-        devices.set_random_state(drawn)
-
-
-@torch.no_grad()
-def add_up(loss, parameters):
-    """Sum the gradients of all processes in place -> the sum of their losses.
-
-    In one piece, in the order of `parameters`. A process whose share has no scored position has
-    no gradient; one that nobody has stays None.
-    """
-    if world() == 1:
-        return loss
-    trained = [p for p in parameters if p.requires_grad]
-    known = any_of(*(p.grad is not None for p in trained))
-    trained = [p for p, n in zip(trained, known, strict=True) if n]
-    if not trained:
-        return total(torch.as_tensor(loss))
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-    loss = torch.as_tensor(loss, dtype=torch.float32, device=trained[0].device)
-    whole = total(torch.cat([loss.reshape(1), *(g.flatten().float() for g in gradients)]))
-    for p, summed in zip(trained, whole[1:].split([p.numel() for p in trained]), strict=True):
-        p.grad = summed.view_as(p).to(p.dtype)
-    return whole[0].clone()
-
-
-@contextmanager
-def _telling_losses():
-    """What a process group raises when a process is gone, as `Lost`."""
-    try:
-        yield
-    except Fault:
-        raise
     except RuntimeError as error:
+        if world() == 1 or not any(sign in str(error).lower() for sign in SIGNS):
+            raise
         said = re.sub(r"\[.*?\]", "", reason(error)).partition(". ")[0].strip()
         raise Lost(f"{GONE} ({said}); {GO_ON}") from None

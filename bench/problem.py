@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch.profiler import record_function
 
-from bench import parallel, unshared
+from bench import parallel, shares, unshared
 from bench.blocks import Blocks
 from bench.hooks import HookPoints, block_after, end_block, start_block
 from bench.losses import Head
@@ -134,9 +134,11 @@ class Problem:
         micro-batch is one window already.
         """
         unshared.check_loss(loss)
-        with parallel.own_random_numbers():
+        parameters = trained_by(adapted)
+        before = shares.gradients_before(parameters)
+        with shares.own_random_numbers(), parallel.telling_losses():
             value = self._pass_or_halve(tokens, adapted, loss)
-        self.last_loss = parallel.add_up(value, trained_by(adapted))
+        self.last_loss = shares.add_up(value, parameters, before)
         self.after_pass(adapted)
         return self.last_loss
 
@@ -145,7 +147,7 @@ class Problem:
         while (value := unless_full(self._pass, tokens, adapted, loss)) is None:
             before.restore()
             unshared.check_may_halve()
-            size = min(self.micro_batch, len(parallel.share(tokens)))
+            size = min(self.micro_batch, len(shares.share(tokens)))
             self.micro_batch = halved(size, tokens.shape[1])
             self.halvings.append({"micro_batch": self.micro_batch})
         for halving in self.halvings[known:]:  # other parts draw other numbers
@@ -155,7 +157,7 @@ class Problem:
 
     def _pass(self, tokens, adapted, loss):
         total, n_scored = 0.0, len(self.rows(tokens, self.scored))
-        for part in parallel.share(tokens).split(self.micro_batch):
+        for part in shares.share(tokens).split(self.micro_batch):
             share = len(self.rows(part, self.scored)) / n_scored
             if not share:  # nothing but special tokens
                 continue

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import __version__
+from bench import __version__, launched
 from bench.clock import timestamp
 
 CODE = ("bench", "methods", "analysis", "pyproject.toml", "constraints.txt")
@@ -28,12 +28,11 @@ def provenance(spec):
         "dirty": None if changes is None else bool(changes),
         **timed_on,
         "tf32": timed_on["matmul"] == "TF32",
-        "world_size": parallel.world(),
-        **({"sharded": True} if parallel.sharded() else {}),
+        **parallel.together(),
         "load": os.getloadavg()[0],
         "versions": {"splicebench": __version__, **versions()},
         "started": timestamp(),
-        "command": " ".join(["python -m bench", *sys.argv[1:]]),
+        "command": " ".join([launched.start_of_command(), *sys.argv[1:]]),
     }
 
 

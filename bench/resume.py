@@ -10,7 +10,8 @@ from bench.progress import say
 from bench.record import read
 from bench.unchanged import check_unchanged
 
-OF_THE_MACHINE = ("machine", "device", "threads", "matmul", "world_size", "versions", "code")
+OF_THE_MACHINE = ("machine", "device", "threads", "matmul", "world_size")
+OF_THE_MACHINE += ("sharded", "versions", "code")
 """Fields of the header that the last digits of a run depend on, besides what it is."""
 
 

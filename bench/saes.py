@@ -78,13 +78,15 @@ def load(folder, d_in, device="cpu"):
     import torch
     from sae_lens import SAE
 
+    from bench import devices
+
     width = read_config(folder)["d_in"]
     if width != d_in:
         raise Rejected(f"SAE {folder.name}: d_in {width}, the model's site has width {d_in}")
     check_there(folder)
     weights.check_safetensors(folder / WEIGHTS)
     try:
-        sae = SAE.load_from_disk(folder, device=device, dtype="float32")
+        sae = SAE.load_from_disk(folder, device=devices.own(device), dtype="float32")
     except RuntimeError as error:
         raise Rejected(f"SAE {folder}: {_unfit(error)}") from None
     except Exception as error:

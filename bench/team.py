@@ -1,10 +1,11 @@
 """`compare` under torchrun: the first process leads and writes, the others do what it says.
 
-Who cannot go on leaves, and the others notice at once, since nothing else is waiting for it: the
-run is then gone on with by the same command.
+Who cannot go on leaves, and the others notice: the same command then goes on with the run. So does
+a fault that meets all of them, as of a method that raises: what was run before it is kept.
 """
 
 import os
+import signal
 import sys
 import threading
 from contextlib import contextmanager
@@ -30,13 +31,14 @@ def compare(order, labels, seeds):
     """`bench.compare.compare` in every process of torchrun. Raises `Lost` where one of the others
     is gone, `Usage` for what cannot be shared."""
     check(order, labels)
-    parallel.start(order.spec.device)
     interrupts.only_in_step()
-    with _watching():
-        if parallel.is_first():
-            _lead(order, labels, seeds)
-        else:
-            _follow()
+    with handling(interrupts.ask):
+        parallel.start(order.spec.device)
+        with _watching():
+            if parallel.is_first():
+                _lead(order, labels, seeds)
+            else:
+                _follow()
 
 
 def check(order, labels):
@@ -66,6 +68,8 @@ def _lead(order, labels, seeds):
 
     def call(function, *arguments):
         """Have every process do it; what is measured once and kept is done here alone."""
+        if interrupts.asked():
+            raise Interrupted(signal.SIGTERM)
         if function is one_run.prepare and not order.shard_model:
             with parallel.alone():
                 return _do(function, arguments)
@@ -88,12 +92,11 @@ def _follow():
 
 
 def _do(function, arguments):
-    """What the function gives; signals ask it to stop. A fault of its own ends this process."""
+    """What the function gives. A fault of its own ends this process."""
     try:
-        with handling(interrupts.ask):
-            return function(*arguments)
+        return function(*arguments)
     except Stopped:
-        raise Interrupted(interrupts.SIGNALS[1]) from None
+        raise Interrupted(signal.SIGTERM) from None
     except Lost:
         raise
     except Fault as fault:

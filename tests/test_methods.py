@@ -64,7 +64,7 @@ def curve(problem, held_out, entry, resume=None, kill_at=None):
                 score = measure(problem, held_out, adapted)
             rows.append({"step": step, "ce": score.ce, "kl": score.kl, **meter.reading()})
             if step == kill_at:
-                return rows, on_disk(snapshot(step, adapted, batches, meter))
+                return rows, on_disk(snapshot(step, adapted, batches, [meter.state()]))
     return rows, None
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench import drive, parallel, team
+from bench import build, drive, parallel, saes, shares, team
 from bench.clock import read as now
 from bench.record import read
 from tests import forked, plants, tiny
@@ -29,6 +29,17 @@ def arguments(folder, out, *more, **changes):
     fields |= {name.replace("_", "-"): value for name, value in changes.items()}
     flags = [item for pair in fields.items() for item in (f"--{pair[0]}", pair[1])]
     return ["compare", *flags, "--out", out, *more]
+
+
+def as_one_of_two(monkeypatch):
+    for name, value in environment(2, 0, 29500).items():
+        monkeypatch.setenv(name, value)
+
+
+def environment(n, rank, port):
+    """What torchrun sets."""
+    numbers = {"WORLD_SIZE": n, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in numbers.items()}}
 
 
 def free_port():
@@ -48,9 +59,7 @@ def ranks(folder, monkeypatch, tmp_path):
 
         def as_rank(rank):
             def plant():
-                address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-                numbers = {"WORLD_SIZE": str(n), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                os.environ |= {**address, **numbers}
+                os.environ |= environment(n, rank, port)
                 (plants or {}).get(rank, lambda: None)()
 
             given = arguments(folder, out, *more, **changes)
@@ -129,9 +138,10 @@ def test_a_sharded_model_gives_the_curve_of_a_whole_one(family, ranks, alone, tm
     assert all(read(path).header["sharded"] for path in (tmp_path / "two").glob("lora-*.jsonl"))
 
 
-@pytest.mark.parametrize("dead", [0, 1])
-def test_a_dead_process_ends_the_others_and_the_run_goes_on(dead, ranks, tmp_path):
+@pytest.mark.parametrize(("dead", "sharded"), [(0, False), (1, False), (1, True)])
+def test_a_dead_process_ends_the_others_and_the_run_goes_on(dead, sharded, ranks, tmp_path):
     given = ("--methods", "lora:dropout=0.2", "--checkpoint-every", 0)
+    given += ("--sae", "fresh", "--shard-model") if sharded else ()
     whole = ranks(tmp_path / "whole", *given)
     assert codes(whole) == [0, 0], whole[0].err
     kill = plants.after(drive, "check_finite", 5, forked.kill_this)  # 2 steps of warm-up come first
@@ -152,6 +162,40 @@ def test_a_dead_process_ends_the_others_and_the_run_goes_on(dead, ranks, tmp_pat
     assert rows[0] == rows[1]
     states = [path.with_suffix("") / "state.safetensors" for path in (one, other)]
     assert states[0].read_bytes() == states[1].read_bytes()
+
+
+def test_another_number_of_processes_goes_on_and_says_so(ranks, alone, bench, tmp_path):
+    given = ("--methods", "lora")
+    ask = plants.after(drive, "check_finite", 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    out, one = tmp_path / "out", alone(*given)
+    assert codes(ranks(out, *given, plants={0: ask}))[0] == 143
+    assert bench(*given, "--out", out, batch_size=4)[0] == 0
+    (whole,), (resumed,) = (list(map(read, f.glob("lora-*.jsonl"))) for f in (one, out))
+    assert resumed.end["deterministic"] is False and "world_size" in resumed.end["why"]
+    last, expected = resumed.rows[-1], whole.rows[-1]
+    assert last["backward_tokens"] == expected["backward_tokens"]
+    assert last["ce"] == pytest.approx(expected["ce"], rel=1e-5)
+
+
+def test_the_cost_of_a_trained_sae_is_that_of_all_processes(ranks, tmp_path):
+    assert codes(ranks(tmp_path, "--methods", "e2e")) == [0, 0]
+    (run,) = map(read, tmp_path.glob("e2e-*.jsonl"))
+    (folder,) = tmp_path.glob("e2e-*/sae-100")
+    cost = saes.cost_of(folder)["cost"]
+    spent = run.rows[-1]["backward_tokens"]
+    assert cost["backward_tokens"] == spent + run.header["sae_cost"]["backward_tokens"]
+    assert cost["world_size"] == 2
+
+
+def test_signals_outside_a_run_end_all_alike(ranks, tmp_path):
+    def ask():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    # In the first while it prepares, in the other while it waits for that.
+    asked = {0: plants.after(build, "bench", 1, ask), 1: plants.after(parallel, "start", 1, ask)}
+    commands = ranks(tmp_path, "--methods", "lora", plants=asked)
+    assert codes(commands) == [143, 0]
+    assert commands[1].err == ""
 
 
 def test_a_silent_process_is_noticed(ranks, tmp_path):
@@ -200,13 +244,13 @@ def test_what_has_no_shares_is_refused_and_the_rest_is_run(ranks, tmp_path):
     ],
 )
 def test_orders_that_cannot_be_shared(changes, more, told, bench, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    as_one_of_two(monkeypatch)
     code, _, err = bench("--methods", "lora", *more, "--out", tmp_path, **changes)
     assert code == 2 and told in err and err.startswith("bench: rank 0: ")
 
 
 def test_only_compare_is_for_torchrun(command, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    as_one_of_two(monkeypatch)
     assert command("methods")[::2] == (
         2,
         "bench: rank 0: torchrun: only for compare, not for methods\n",
@@ -227,14 +271,26 @@ def test_micro_batch_is_the_same_step_in_more_passes(bench, tmp_path):
     assert (first["micro_batch"], first["backwards"]) == (1, 2 * second["backwards"])
 
 
+def test_gradients_that_are_there_are_nobody_s_share(monkeypatch):
+    monkeypatch.setattr(shares, "world", lambda: 2)
+    monkeypatch.setattr(shares, "sum_in_place", lambda tensor: tensor.mul_(2))  # two alike
+    monkeypatch.setattr(shares, "any_of", lambda *facts: facts)
+    weight, other = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    weight.grad = torch.full((3,), 5.0)
+    before = shares.gradients_before([weight, other])
+    weight.sum().backward()
+    loss = shares.add_up(torch.tensor(1.5), [weight, other], before)
+    assert (loss.item(), weight.grad.tolist(), other.grad) == (3.0, [7.0] * 3, None)
+
+
 def test_each_process_draws_its_own_numbers_and_all_go_on_with_the_same(monkeypatch):
-    monkeypatch.setattr(parallel, "world", lambda: 2)
+    monkeypatch.setattr(shares, "world", lambda: 2)
     inside, after = [], []
     for rank in (0, 1):
-        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(shares, "rank", lambda rank=rank: rank)
         torch.manual_seed(0)
         for _ in range(2):
-            with parallel.own_random_numbers():
+            with shares.own_random_numbers():
                 inside.append(float(torch.rand(1)))
         after.append(float(torch.rand(1)))
     assert len(set(inside)) == 4  # by rank and by step
