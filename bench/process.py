@@ -1,7 +1,7 @@
-"""A function in a process of its own, so that whatever ends that process costs no other.
+"""Functions in processes of their own, so that whatever ends such a process costs no other.
 
-Ctrl-C and SIGTERM go to this process; the other one is asked to stop, and has the time to finish
-its step and write. The second Ctrl-C leaves at once. The parent must compute nothing: a process
+Ctrl-C and SIGTERM go to this process; the others are asked to stop, and have the time to finish
+their step and write. The second Ctrl-C leaves at once. The parent must compute nothing: a process
 whose threads have worked, or that has started CUDA, must not be forked.
 """
 
@@ -12,10 +12,11 @@ import signal
 import sys
 import traceback
 from contextlib import contextmanager
+from multiprocessing import connection
 
 from bench import interrupts
 from bench.errors import Fault, RunFailed, Unavailable, out_of_memory
-from bench.interrupts import Interrupted, blocked, handle, handling, unblock
+from bench.interrupts import Interrupted, blocked, handle, handling
 
 
 class Died(RunFailed):
@@ -27,27 +28,108 @@ def call(function, *arguments):
 
     Raises `Died` where the process was killed or left, `Interrupted` where a signal came.
     """
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    answers, answer = context.Pipe(duplex=False)
-    sys.stdout.flush()
-    process = context.Process(target=_work, args=(answer, os.getpid(), function, arguments))
-    with blocked():  # no signal finds a process that nobody asks, or that does not listen yet
-        process.start()
+    with together() as tasks:
+        task = tasks.start(function, *arguments)
+        tasks.first()
+    return task.result()
+
+
+@contextmanager
+def together():
+    """A `Tasks`, all of which have ended when the block has; signals ask them all to stop."""
+    tasks = Tasks()
+    with handling(tasks.ask):
+        try:
+            yield tasks
+        finally:
+            tasks.end_all()
+    tasks.check()  # a signal may have come after the last of them
+
+
+class Task:
+    """A function in a process of its own, from when this is made."""
+
+    def __init__(self, function, arguments):
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        self.answers, answer = context.Pipe(duplex=False)
+        sys.stdout.flush()
+        settings = (answer, os.getpid(), function, arguments)
+        self.process = context.Process(target=_work, args=settings)
+        self.process.start()
         answer.close()
-        with _asking(process) as came:
-            unblock()
-            try:
-                kind, value = answers.recv()
-            except (EOFError, OSError):  # nothing came, or half of it
-                kind, value = "died", None
-            process.join()
-    if came or kind == "stopped":
-        raise Interrupted(came[0] if came else signal.SIGTERM)
-    if kind == "died":
-        raise Died(_how(process.exitcode))
-    if kind == "fault":
-        raise value
-    return value
+        self.kind, self._value = "died", None
+
+    def end(self):
+        """Wait until it has ended."""
+        try:
+            self.kind, self._value = self.answers.recv()
+        except (EOFError, OSError):  # nothing came, or half of it
+            self.kind = "died"
+        self.process.join()
+        self.answers.close()
+
+    def result(self):
+        """What the function gave; its fault, or `Died`, is raised."""
+        if self.kind == "died":
+            raise Died(_how(self.process.exitcode))
+        if self.kind == "fault":
+            raise self._value
+        return self._value
+
+
+class Tasks:
+    """Several tasks at a time; what ends them all is a signal, and `Interrupted` is raised."""
+
+    def __init__(self):
+        self._running, self._came = [], []
+
+    def start(self, function, *arguments):
+        """Begin a task -> the `Task`."""
+        with blocked():  # no signal finds a process that nobody asks, or that does not listen yet
+            self.check()
+            self._running.append(Task(function, arguments))
+            return self._running[-1]
+
+    def first(self):
+        """Wait for the first of them that ends -> that `Task`."""
+        ended = connection.wait([task.answers for task in self._running])
+        task = next(task for task in self._running if task.answers in ended)
+        task.end()
+        self._running.remove(task)
+        if task.kind == "stopped" and not self._came:  # by a signal to that process alone
+            self._came.append(signal.SIGTERM)
+        if self._came:
+            self.end_all()
+        self.check()
+        return task
+
+    def check(self):
+        """Raise `Interrupted` where a signal has come."""
+        if self._came:
+            raise Interrupted(self._came[0])
+
+    def end_all(self):
+        """Ask all that still run to stop, and wait for them."""
+        self._ask_all()
+        while self._running:
+            self._running[-1].end()
+            self._running.pop()
+
+    def ask(self, number, frame):
+        """The handler of signals: ask all to stop; the second Ctrl-C kills them."""
+        self._came.append(number)
+        if number == signal.SIGINT and self._came.count(number) > 1:
+            for task in self._running:
+                task.process.kill()
+            while self._running:
+                self._running.pop().process.join()
+            raise Interrupted(number)
+        self._ask_all()
+
+    def _ask_all(self):
+        for task in self._running:
+            if task.process.is_alive():
+                os.kill(task.process.pid, signal.SIGTERM)
 
 
 def _how(code):
@@ -59,24 +141,6 @@ def _how(code):
     return f"its process was ended by {name}{memory}"
 
 
-@contextmanager
-def _asking(process):
-    """Signals ask the process to stop; the second Ctrl-C kills it -> the signals that came."""
-    came = []
-
-    def ask(number, frame):
-        came.append(number)
-        if number == signal.SIGINT and came.count(number) > 1:
-            process.kill()
-            process.join()
-            raise Interrupted(number)
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGTERM)
-
-    with handling(ask):
-        yield came
-
-
 def _work(answer, parent, function, arguments):
     """What the new process does: the function, and the answer."""
     interrupts.forget()
@@ -84,10 +148,10 @@ def _work(answer, parent, function, arguments):
     handle(interrupts.ask, (signal.SIGTERM, signal.SIGHUP))
     _die_with(parent)
     try:
-        unblock()
+        interrupts.unblock()
         with interrupts.at_once():
             told = ("value", function(*arguments))
-    except interrupts.Stopped:
+    except (interrupts.Stopped, Interrupted):
         told = ("stopped", None)
     except Fault as fault:
         told = ("fault", fault)
