@@ -4,22 +4,20 @@ All experiments of a scale share one folder of records, so that none is run twic
 has a manifest, NAME.json, that says which records are its own and what each is there for.
 """
 
-import dataclasses
-import json
-from functools import partial
 from pathlib import Path
-from statistics import fmean
 
 from bench import locks, process
-from bench.compare import raise_worst, run_one
-from bench.errors import Fault, RunFailed
-from bench.files import new_text, os_errors, set_aside
-from bench.order import EVERY, Order
+from bench.compare import raise_worst
+from bench.errors import Fault
+from bench.files import new_json, os_errors, set_aside
+from bench.order import EVERY
 from bench.plans import expanded, jobs
-from bench.pool import ADAPTER, Pool, run_seed
+from bench.pool import Pool, own_sae
 from bench.preflight import asks_the_hub, check_writable, quiet_libraries
 from bench.progress import say
 from bench.record import digest
+from bench.runner import Done, Runner
+from bench.schedule import Item, spread, visible
 from bench.times import Times
 from bench.unchanged import check_unchanged, now
 
@@ -93,102 +91,89 @@ def check_sources(pool, wanted):
 
 
 def run_all(todo, plans, runner):
-    """Every job in turn, manifests kept up to date -> what failed: job -> (why, exit code)."""
+    """Every job, manifests kept up to date -> what failed: job -> (why, exit code).
+
+    One after the other, or where several GPUs are visible one at a time on each.
+    """
     quiet_libraries(online=any(asks_the_hub(job.spec) for _, job in todo))
     from bench import stages
 
-    pool, failed = runner.pool, {}
     steps = sorted({job.spec.steps for _, job in todo})
     times = Times(process.call(stages.estimated, todo[0][1], steps))
-    say(f"{len(todo)} runs to do: {times.told([job for _, job in todo])}")
-    write_manifests(plans, pool)
-    for number, (name, job) in enumerate(todo, start=1):
-        what = f"{name}: {job.role} seed {job.seed} {told(job.at)}".rstrip()
-        took, reached = times.add(job, runner.run, job)
-        write_manifests(plans, pool)
-        if reached is None:
-            failed[what] = (runner.reason, runner.code)
-        else:
-            reached = f"CE {reached:.4f}"
-        following = [job for _, job in todo[number:]]
-        left = f"; {times.told(following)} left" if following else ""
-        say(f"[{number}/{len(todo)}] {what}: {reached or runner.reason}, {took:.0f} s{left}")
-    return failed
+    devices = visible_to(todo)
+    gpus = f" on {len(devices)} GPUs" if len(devices) > 1 else ""
+    say(f"{len(todo)} runs to do{gpus}: {times.told([job for _, job in todo], len(devices))}")
+    write_manifests(plans, runner.pool)
+    tally = Tally(todo, plans, runner, times, len(devices))
+    if len(devices) > 1:
+        pool = runner.pool
+        items = [
+            Item((name, job), pool.key(job), job.after and pool.key(job.after), own_sae(job))
+            for name, job in todo
+        ]
+        spread(items, devices, lambda pair: runner.run(pair[1]), tally.begun, tally.ended)
+    else:
+        for name, job in todo:
+            took, done = times.add(job, runner.run, job)
+            tally.add(name, job, done, took)
+    return tally.failed
+
+
+def visible_to(todo):
+    """The devices that these jobs are spread over: the visible GPUs, or nothing but the CPU."""
+    from bench import stages
+
+    if any(job.spec.device != "cuda" for _, job in todo):
+        return ["cpu"]
+    return visible(lambda: process.call(stages.count_gpus)) or ["none"]
+
+
+class Tally:
+    """What has been done of the jobs, told as they end."""
+
+    def __init__(self, todo, plans, runner, times, at_once):
+        self._left, self._all, self._plans = list(todo), len(todo), plans
+        self._runner, self._times, self._at_once = runner, times, at_once
+        self.failed = {}
+        """Job -> (why, exit code)."""
+
+    def begun(self, pair, device):
+        """A job begins on one of several devices."""
+        say(f"GPU {device}: {in_short(*pair)}")
+
+    def ended(self, pair, device, seconds, task):
+        """A job has ended on one of several devices -> whether it did what it should."""
+        try:
+            done = task.result()
+        except Fault as fault:  # the process that watched over it
+            done = Done(None, None, str(fault), fault.code)
+        self._times.took(pair[1], seconds)
+        self.add(*pair, done, seconds, f" on GPU {device}")
+        return done.ce is not None
+
+    def add(self, name, job, done, took, where=""):
+        """A job has ended: manifests, and a line."""
+        what = in_short(name, job)
+        self._runner.take(done)
+        write_manifests(self._plans, self._runner.pool)
+        self._left.remove((name, job))
+        if done.ce is None:
+            self.failed[what] = (done.reason, done.code)
+        reached = done.reason if done.ce is None else f"CE {done.ce:.4f}"
+        left = [other for _, other in self._left]
+        left = f"; {self._times.told(left, self._at_once)} left" if left else ""
+        number = self._all - len(self._left)
+        say(f"[{number}/{self._all}] {what}: {reached}, {took:.0f} s{where}{left}")
+
+
+def in_short(name, job):
+    """A job on one line."""
+    return f"{name}: {job.role} seed {job.seed} {told(job.at)}".rstrip()
 
 
 def told(at):
     """What is varied, as `share=0.1 rank=4`."""
     return " ".join(f"{name}={value}" for name, value in at.items())
-
-
-class Runner:
-    """Runs jobs one after the other, each in a process of its own."""
-
-    def __init__(self, pool, every=EVERY):
-        self.pool, self.every = pool, every
-        self.reason, self.code = "", 0
-        """Why the last job gave nothing, and the exit code that this calls for."""
-
-    def run(self, job):
-        """One job -> its CE on the validation set in nats, or None where it did not finish."""
-        try:
-            if job.after:
-                self._bring_weights(job.after)
-            if job.measure:
-                return self._measure(job)
-            return self._train(job) if job.trains_own else self._run(job)
-        except Fault as fault:
-            self.reason, self.code = str(fault), fault.code
-            return None
-
-    def _bring_weights(self, first):
-        """See that what a run trained is there, its adapter as PEFT has it."""
-        from bench import stages
-
-        name = self.pool.find(first)
-        if not name:
-            raise RunFailed(
-                f"{first.role} seed {first.seed}, which it goes on from, did not finish"
-            )
-        run, folder = self.pool.runs[name], self.pool.folder / name
-        if not folder.is_dir():
-            raise RunFailed(f"{run.path}: a record without its weights; --fresh makes them again")
-        if not (folder / ADAPTER).is_dir():
-            process.call(stages.write_adapter, run, folder / ADAPTER)
-
-    def _order(self, spec):
-        return Order(spec, None, self.pool.folder, (), self.every)
-
-    def _run(self, job):
-        from bench import stages
-
-        (label, spec), seed = self.pool.resolve(job), run_seed(job)
-        order, cut = self._order(spec), partial(self.pool.cut, label, spec, seed)
-        path, outcome = run_one(stages.run, order, label, seed, self.pool.key(job)[:16], cut)
-        self.reason, self.code = outcome.why or outcome.end, outcome.code
-        if outcome.end != "finished":
-            return None
-        return fmean(self.pool.add(path).end["ce_full"])
-
-    def _train(self, job):
-        """The training of an own SAE, which lies in the cache, with a copy of its record here."""
-        from bench import stages
-
-        own = dataclasses.replace(job.spec, sae="own")
-        run = self.pool.add(process.call(stages.train_own, self._order(own), job.label))
-        return fmean(run.end["ce_full"])
-
-    def _measure(self, job):
-        from bench import stages
-
-        run = self.pool.runs[self.pool.find(job.after)]
-        name = self.pool.measure_name(job)
-        path = self.pool.folder / f"{name}.json"
-        made = process.call(stages.measure, job.measure, run)
-        set_aside(path)
-        write_json(path, made)
-        self.pool.add_measured(name)
-        return made["ce"]
 
 
 def write_manifests(plans, pool):
@@ -200,12 +185,7 @@ def write_manifests(plans, pool):
         ]
         command = f"python -m bench experiment {name} --scale {pool.scale}"
         manifest = {"experiment": name, "scale": pool.scale, "command": command, "runs": runs}
-        write_json(pool.folder / f"{name}.json", manifest)
-
-
-def write_json(path, value):
-    """A JSON file that is whole or not there."""
-    new_text(path, json.dumps(value, indent=1) + "\n")
+        new_json(pool.folder / f"{name}.json", manifest)
 
 
 def report_where_needed(folder):

@@ -3,6 +3,7 @@
 Written under another name beside the target, brought to the disk (`fsync`), then renamed.
 """
 
+import json
 import os
 import shutil
 from contextlib import contextmanager
@@ -57,6 +58,11 @@ def new_file(path, write):
 def new_text(path, text):
     """A text file that is whole or not there."""
     new_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def new_json(path, value):
+    """A JSON file that is whole or not there."""
+    new_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def synchronize(path):

@@ -98,6 +98,14 @@ class Pool:
         return identity(job.label, asdict(job.spec), run_seed(job), after, job.measure)
 
 
+def own_sae(job):
+    """What makes two jobs share an own SAE, which the first of them trains; None without one."""
+    if job.spec.sae != "own" and not job.trains_own:
+        return None
+    fields = asdict(job.spec) | {"sae": "own", "sae_share": 1.0, "cache_clean": False}
+    return identity({name: fields[name] for name in fields.keys() - {"name", "steps"}})
+
+
 def run_seed(job):
     """The seed of a job's run."""
     return job.seed if job.run_seed is None else job.run_seed

@@ -18,6 +18,13 @@ def estimated(job, steps):
     }
 
 
+def count_gpus():
+    """How many GPUs there are here."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def run(order, label, seed):
     """One run -> (its record's path, its `Outcome`)."""
     bench = _bench(order, label)

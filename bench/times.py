@@ -23,12 +23,16 @@ class Times:
         started = clock.read()
         result = function(*arguments)
         took = clock.read().since(started).seconds
-        self._took.setdefault(_kind(job), []).append(took)
+        self.took(job, took)
         return took, result
 
-    def told(self, jobs):
-        """What these jobs will take together, in words."""
-        return in_words(sum(map(self._expected, jobs)))
+    def took(self, job, seconds):
+        """Remember how long a job took."""
+        self._took.setdefault(_kind(job), []).append(seconds)
+
+    def told(self, jobs, at_once=1):
+        """What these jobs will take together, in words; so many run at a time."""
+        return in_words(sum(map(self._expected, jobs)) / min(at_once, len(jobs)))
 
     def _expected(self, job):
         if _kind(job) in self._took:
