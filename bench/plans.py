@@ -2,7 +2,8 @@
 
 `full` has the models, SAEs and budgets of Chen, Engels and Tegmark (2501.19406); each SAE sits at
 the block it was trained on (their code for several SAEs is one block off). `laptop` asks the same
-questions of SmolLM2-135M, each experiment within 40 minutes on two cores.
+questions of SmolLM2-135M, each experiment within 40 minutes on two cores. The scales of a GPU ask
+those of `timing` and `rivals`, and what goes on from their runs, at 10 million tokens and more.
 """
 
 from dataclasses import dataclass, field, replace
@@ -78,7 +79,8 @@ def timing(scale):
 
 def rivals(scale):
     """Every method from the same checkpoints, with the same tokens, on the same clock."""
-    labels = {"lora": _lora(scale), "e2e": scale.finetune, **{name: name for name in RIVALS}}
+    named = {name: scale.rivals.get(name, name) for name in RIVALS}
+    labels = {"lora": _lora(scale), "e2e": scale.finetune, **named}
     for seed in scale.seeds:
         for share in (share for share in scale.shares if share in (0.1, 0.5, 1.0)):
             spec = replace(_seeded(scale.spec, seed), sae_share=share)
@@ -216,9 +218,13 @@ FULL_ONLY = ("timing-llama",)
 
 def expanded(names, scale):
     """The names without repeats, `all` as those that this scale has."""
-    every = [name for name in EXPERIMENTS if scale == "full" or name not in FULL_ONLY]
+    every = [name for name in EXPERIMENTS if scale not in SCALES or _has(SCALES[scale], name)]
     given = [one for name in names for one in (every if name == "all" else [name])]
     return list(dict.fromkeys(given))
+
+
+def _has(scale, name):
+    return name in scale.has if scale.has else scale.name == "full" or name not in FULL_ONLY
 
 
 def jobs(name, scale):
@@ -227,6 +233,7 @@ def jobs(name, scale):
         raise unknown("experiment", name, [*EXPERIMENTS, "all"])
     if scale not in SCALES:
         raise unknown("--scale", scale, SCALES)
-    if scale != "full" and name in FULL_ONLY:
-        raise Usage(f"experiment '{name}': only with --scale full")
+    if not _has(SCALES[scale], name):
+        having = " or ".join(one for one in SCALES if _has(SCALES[one], name))
+        raise Usage(f"experiment '{name}': not at the scale {scale}, only with --scale {having}")
     return list(EXPERIMENTS[name](SCALES[scale]))

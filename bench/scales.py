@@ -1,6 +1,10 @@
-"""The two scales of the experiments: a laptop's, and the papers' own models, SAEs and budgets."""
+"""The scales of the experiments: a laptop's, the papers' own models, SAEs and budgets, and a GPU's
+for the two models that come in packages, each with a rehearsal of it that a CPU can run.
+"""
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from bench.spec import Spec
 from bench.specs import SPECS
@@ -44,6 +48,10 @@ class Scale:
     """Blocks that are adapted alone."""
     multi: dict
     """Number of SAEs -> their spec."""
+    rivals: dict = field(default_factory=dict)
+    """Method -> its settings in `rivals`, where they are not its defaults."""
+    has: tuple = ()
+    """The experiments that it has, where it has not all of them."""
 
 
 SHORT = {"sae_tokens": 65_536, "curve_docs": 8, "curve_tokens": 1_024, "val_tokens": 8_192}
@@ -137,5 +145,76 @@ FULL = Scale(
     multi={len(range(jump, 32, jump)): _llama_scope(jump) for jump in (16, 12, 8, 6, 4, 3, 2)},
 )
 
-SCALES = {scale.name: scale for scale in (LAPTOP, FULL)}
+SIZES = {
+    "sae": "lr=1e-3",
+    "scratch": "lr=2e-3:decay=0.2",
+    "lora": "lr=1e-3",
+    "e2e": "lr=2.5e-4",
+    "joint": "lr=1e-3:sae_lr=2.5e-4",
+    "full": "lr=2.5e-5",
+    "mse": "lr=2.5e-4",
+}
+"""Step sizes for a GPU's batches until a sweep there has found others: guesses."""
+
+
+def chosen(name):
+    """The step sizes of the scale `name`: those that its sweep chose and `make gpu` wrote down."""
+    here = "runs/rehearsal" if name.startswith("rehearsal") else "results/gpu"
+    path = Path(__file__).parent.parent / here / f"sizes-{name}.json"
+    return SIZES | (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})
+
+
+def _scaled(name, spec, **changes):
+    """The laptop's scale with another spec and the step sizes that were chosen for it."""
+    sizes = chosen(name)
+    spec = replace(spec, sae_lr=float(sizes.pop("sae").removeprefix("lr=")))
+    return replace(
+        LAPTOP,
+        name=name,
+        spec=spec,
+        swept=spec,
+        lora=sizes.pop("lora"),
+        finetune=f"e2e:{sizes.pop('e2e')}",
+        scratch=f"e2e:{sizes.pop('scratch')}",
+        rivals={method: f"{method}:{settings}" for method, settings in sizes.items()},
+        has=("timing", "rivals", "additivity", "token-loss", "distance", "no-sae"),
+        **changes,
+    )
+
+
+ON_GPU = {
+    "device": "cuda",
+    "dtype": "bfloat16",
+    "text": "corpora/novels95",
+    "seq_len": 1_024,
+    "batch_size": 16,
+    "steps": 640,  # 10.5 million tokens, of the 12 or so that are not held out
+    "sae_tokens": 20_971_520,
+    "curve_docs": 8,
+    "curve_tokens": 32_768,
+    "val_docs": 16,
+    "val_tokens": 262_144,
+}
+REHEARSED = {
+    "seq_len": 64,
+    "batch_size": 2,
+    "steps": 3,
+    "sae_tokens": 2_560,
+    "curve_docs": 2,
+    "curve_tokens": 128,
+    "val_docs": 4,
+    "val_tokens": 512,
+}
+"""The same plan on a CPU within minutes: what breaks there breaks before a GPU is paid for."""
+MODELS = {"smollm2": Spec(), "gemma3": SPECS["gemma-3-270m"]}
+TWINS = [
+    twin
+    for model, spec in MODELS.items()
+    for twin in (
+        _scaled(f"gpu-{model}", replace(spec, **ON_GPU)),
+        _scaled(f"rehearsal-{model}", replace(spec, **REHEARSED), seeds=(0,), shares=(0.5, 1.0)),
+    )
+]
+
+SCALES = {scale.name: scale for scale in (LAPTOP, FULL, *TWINS)}
 """What `--scale` may say."""

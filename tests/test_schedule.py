@@ -237,7 +237,7 @@ def test_a_run_that_is_killed_costs_those_that_go_on_from_it(begin, alone, tmp_p
 
     kill = plants.before(checkpoint, "write", 2, forked.kill_this, is_lora)
     first = begin("two", ["0", "1"], kill)
-    assert first.wait() == 5
+    assert first.wait() == 5, first.err + first.out
     assert "lora seed 0 share=1.0: its process was ended by SIGKILL" in first.out
     assert "lora seed 1, which it goes on from, did not finish" in first.out
     there = [read(path) for path in (tmp_path / "two" / "out").glob("*.jsonl")]
