@@ -33,12 +33,22 @@ def new_folder(path, replace_empty=False, replace=False):
             if replace and path.exists():
                 path.rename(temporary.with_name(f"{temporary.name}-old"))
             if replace_empty or not path.exists():
-                temporary.rename(path)  # onto an empty folder at most
-                path.chmod(0o755)
-                synchronize(path.parent)
+                _become(path, temporary, not replace_empty)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(temporary.with_name(f"{temporary.name}-old"), ignore_errors=True)
+
+
+def _become(path, temporary, may_be_there):
+    """Rename a folder, onto an empty one at most; one that has just been made there may stay."""
+    try:
+        temporary.rename(path)
+    except OSError:
+        if may_be_there and path.is_dir():
+            return
+        raise
+    path.chmod(0o755)
+    synchronize(path.parent)
 
 
 def new_file(path, write):
