@@ -6,10 +6,10 @@ are the paper's (Chen et al. 2501.19406: 15,000 steps of one window of 1,024 tok
 a GPU give `--steps` and `--val-tokens`.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from bench.errors import unknown
-from bench.spec import Spec
+from bench.spec import Spec, flag
 
 GPT2 = Spec(
     name="gpt2-small",
@@ -112,3 +112,10 @@ def named(name, **changes):
     if changes.get("weights") == "random":
         changes = {"text": "random", **changes}
     return replace(SPECS[name], **changes)
+
+
+def flags_of(spec, changes):
+    """The flags that make this spec, with some fields changed, of the named one."""
+    values = {**asdict(spec), **changes}
+    given = {k: v for k, v in values.items() if v != getattr(SPECS[spec.name], k)}
+    return ["--spec", spec.name, *(str(word) for k, v in given.items() for word in (flag(k), v))]

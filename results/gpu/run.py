@@ -17,10 +17,10 @@ import argparse
 import json
 import subprocess
 import sys
-from dataclasses import fields
 from importlib.util import find_spec
 
 from analysis.report import experiments as folders_of_records
+from analysis.report import is_drawn
 from bench.files import new_json
 from bench.interrupts import Interrupted, handling, leave
 from bench.packages import PACKAGES
@@ -28,15 +28,15 @@ from bench.pieces import ROOT, Piece, run_all, tell
 from bench.record import read_folder
 from bench.scales import SCALES, chosen
 from bench.shapes import SHAPES
-from bench.spec import flag
-from bench.specs import SPECS
+from bench.specs import flags_of
 
 BENCH = [sys.executable, "-m", "bench"]
 FLAGS_TO_COME = ("--plain-dtype", "--best-batch")
 """Flags of `speed` that this version has not: pieces with them are left out, and named."""
 
 
-METHODS = ("lora:rank=64", "lora:rank=64:layers=all", "e2e")
+METHODS = {"lora": "lora:rank=64", "all": "lora:rank=64:layers=all", "e2e": "e2e"}
+"""Short name -> what is raced."""
 TRUE_SHAPE = "--weights random --text random --sae fresh"
 SPEED = {
     "smollm2": "--sae fresh --batch-size 8 --seq-len 1024",
@@ -82,7 +82,7 @@ def on_gpu():
     here, results = ROOT / "results" / "gpu", ROOT / "results"
     for model, flags in SPEED.items():
         for race, how in RACES.items():
-            yield speed(f"{model}-{race}", here / "speed", f"{ON_CUDA} {flags} {how}", minutes=6)
+            yield from speeds(f"{model}-{race}", here, f"{ON_CUDA} {flags} {how}", METHODS, 4)
     yield compared("shapes", here / "shapes", f"{SHAPE} {LITTLE}", ["lora:rank=64"])
     for scale in ("gpu-smollm2", "gpu-gemma3"):
         yield from scaled(scale, here, results / scale, (SAE_GRID, 320), (GRID, 160))
@@ -98,10 +98,10 @@ def rehearsal():
     models = {"smollm2": "--sae fresh", "gemma3": "--spec gemma-3-270m --sae fresh"}
     for model, flags in models.items():
         for race, how in REHEARSED_RACES.items():
-            yield speed(f"{model}-{race}", here / "speed", f"{flags} {short} {how}")
+            yield from speeds(f"{model}-{race}", here, f"{flags} {short} {how}", ["lora", "e2e"])
     for race in RACES.keys() & REHEARSED_RACES.keys():
         how = f"{tiny} --scored not-first {short} {REHEARSED_RACES[race]}"
-        yield speed(f"tiny-shape-{race}", here / "speed", how)
+        yield from speeds(f"tiny-shape-{race}", here, how, METHODS)
     little = LITTLE.replace("1024", "64")
     yield compared(
         "shapes", here / "shapes", f"{tiny} {short} --steps 2 {little}", ["lora:rank=64"]
@@ -122,20 +122,23 @@ def tiny_shape(folder):
     return folder.relative_to(ROOT)
 
 
-def speed(name, out, flags, minutes=0):
-    """A piece of `bench speed`: a file for each method, NAME-xxxxxxxx.json in `out`."""
-    made = ROOT / "runs" / "speed" / name
-    words = [*BENCH, "speed", *flags.split(), "--methods", ",".join(METHODS), "--out", made]
+def speeds(name, here, flags, methods, minutes=0):
+    """The pieces of `bench speed` with these flags, one for each method."""
+    for method in methods:
+        yield speed(f"{name}-{method}", here / "speed", flags, METHODS[method], minutes)
+
+
+def speed(name, out, flags, label, minutes):
+    """A piece of `bench speed`: its file is NAME.json in `out`."""
+    made, kept = ROOT / "runs" / "speed" / name, out / f"{name}.json"
+    words = [*BENCH, "speed", *flags.split(), "--methods", label, "--out", made]
 
     def keep():
         for path in made.glob("speed-*.json"):
             out.mkdir(parents=True, exist_ok=True)
-            path.rename(out / path.name.replace("speed", name, 1))
+            path.rename(kept)
 
-    def done():
-        return len(list(out.glob(f"{name}-????????.json"))) >= len(METHODS)
-
-    return Piece(f"speed {name}", lambda: words, done, keep, minutes)
+    return Piece(f"speed {name}", lambda: words, kept.exists, keep, minutes)
 
 
 def compared(name, out, flags, labels):
@@ -185,18 +188,11 @@ def sweep(name, out, scale, changed, grid, steps, path, waits_for=()):
 
 
 def lowest(role, runs):
-    """The settings that end with the lowest CE on the curve set; for the SAE, with the least FVU."""
+    """The settings with the lowest CE on the curve set at the end; for the SAE, the least FVU."""
     measured = "fvu" if role == "sae" else "ce"
     whole = [run for run in runs if run.status == "finished"] or runs
     best = min(whole, key=lambda run: run.rows[-1][measured])
     return best.header["label"].partition(":")[2]
-
-
-def flags_of(spec, changes):
-    """The flags that make this spec, with some fields changed, of the named one."""
-    values = {field.name: getattr(spec, field.name) for field in fields(spec)} | changes
-    given = {k: v for k, v in values.items() if v != getattr(SPECS[spec.name], k)}
-    return ["--spec", spec.name, *(str(w) for k, v in given.items() for w in (flag(k), v))]
 
 
 def experiment(name, scale, out, waits_for):
@@ -218,13 +214,6 @@ def figures(place):
 
     words = [sys.executable, "-m", "analysis", place]
     return Piece(f"figures {place.relative_to(ROOT)}", lambda: words, drawn)
-
-
-def is_drawn(folder):
-    """Whether the table of a folder is younger than its records."""
-    tables = [path for path in folder.glob("*.txt") if path.stem in ("table", "experiments")]
-    changed = max(path.stat().st_mtime_ns for path in folder.glob("*.jsonl"))
-    return any(path.stat().st_mtime_ns >= changed for path in tables)
 
 
 def missing(piece):
