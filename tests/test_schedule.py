@@ -5,12 +5,14 @@ import os
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from bench import checkpoint, experiment, plans, schedule
 from bench.clock import read as read_clock
 from bench.errors import RunFailed
+from bench.files import new_folder
 from bench.interrupts import Interrupted
 from bench.reached import Reached
 from bench.record import read
@@ -268,3 +270,25 @@ def nobody_in(group):
     except ProcessLookupError:
         return True
     return False
+
+
+def test_only_jobs_for_a_gpu_are_spread(monkeypatch):
+    monkeypatch.setenv(schedule.VISIBLE, "0,1")
+    on = {name: [("timing", job)] for name in SCALES for job in plans.jobs("timing", name)}
+    assert experiment.visible_to(on["laptop"]) == ["cpu"]
+    assert experiment.visible_to(on["gpu-smollm2"]) == ["0", "1"]
+    assert experiment.visible_to([*on["gpu-smollm2"], *on["laptop"]]) == ["cpu"]
+    monkeypatch.setenv(schedule.VISIBLE, "")
+    assert len(experiment.visible_to(on["gpu-smollm2"])) == 1
+
+
+def test_a_folder_that_two_make_at_once_is_that_of_the_first(tmp_path, monkeypatch):
+    made = tmp_path / "sae"
+    with new_folder(made) as late:
+        (late / "late").touch()
+        made.mkdir()
+        (made / "first").touch()
+        monkeypatch.setattr(Path, "exists", lambda path: False)  # between the look and the name
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["sae"]
+    assert [path.name for path in made.iterdir()] == ["first"]

@@ -99,13 +99,11 @@ def rehearsal():
     for model, flags in models.items():
         for race, how in REHEARSED_RACES.items():
             yield from speeds(f"{model}-{race}", here, f"{flags} {short} {how}", ["lora", "e2e"])
-    for race in RACES.keys() & REHEARSED_RACES.keys():
-        how = f"{tiny} --scored not-first {short} {REHEARSED_RACES[race]}"
+    for race in ("float32", "best-batch"):
+        how = f"{tiny} {short} {REHEARSED_RACES[race]}"
         yield from speeds(f"tiny-shape-{race}", here, how, METHODS)
-    little = LITTLE.replace("1024", "64")
-    yield compared(
-        "shapes", here / "shapes", f"{tiny} {short} --steps 2 {little}", ["lora:rank=64"]
-    )
+    little = f"{tiny} {short} --steps 2 {LITTLE.replace('1024', '64')}"
+    yield compared("shapes", here / "shapes", little, ["lora:rank=64"])
     few = {role: GRID[role][1:3] for role in ("lora", "affine")}
     two = {role: tried[1:3] for role, tried in SAE_GRID.items()}
     for scale in ("rehearsal-smollm2", "rehearsal-gemma3"):
@@ -119,7 +117,7 @@ def tiny_shape(folder):
     small |= {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
     small |= {"bos_token_id": 1, "eos_token_id": 2}
     new_json(folder / "config.json", SHAPES["meta-llama/Llama-3.2-1B"] | small)
-    return folder.relative_to(ROOT)
+    return told(folder)
 
 
 def speeds(name, here, flags, methods, minutes=0):
@@ -131,7 +129,7 @@ def speeds(name, here, flags, methods, minutes=0):
 def speed(name, out, flags, label, minutes):
     """A piece of `bench speed`: its file is NAME.json in `out`."""
     made, kept = ROOT / "runs" / "speed" / name, out / f"{name}.json"
-    words = [*BENCH, "speed", *flags.split(), "--methods", label, "--out", made]
+    words = [*BENCH, "speed", *flags.split(), "--methods", label, "--out", told(made)]
 
     def keep():
         for path in made.glob("speed-*.json"):
@@ -143,7 +141,7 @@ def speed(name, out, flags, label, minutes):
 
 def compared(name, out, flags, labels):
     """A piece of `bench compare`."""
-    words = [*BENCH, "compare", *flags.split(), "--methods", ",".join(labels), "--out", out]
+    words = [*BENCH, "compare", *flags.split(), "--methods", ",".join(labels), "--out", told(out)]
     return Piece(name, lambda: words, lambda: set(labels) <= ended(out).keys())
 
 
@@ -170,7 +168,7 @@ def sweep(name, out, scale, changed, grid, steps, path, waits_for=()):
     def command():
         changes = {**changed, "steps": steps, "sae_lr": chosen(scale)["sae"].removeprefix("lr=")}
         flags = flags_of(SCALES[scale].spec, changes)
-        return [*BENCH, "compare", *flags, "--methods", ",".join(labels), "--out", out]
+        return [*BENCH, "compare", *flags, "--methods", ",".join(labels), "--out", told(out)]
 
     def choose():
         runs = ended(out)
@@ -197,11 +195,11 @@ def lowest(role, runs):
 
 def experiment(name, scale, out, waits_for):
     """A piece of `bench experiment`, which says itself whether there is anything to do."""
-    words = [*BENCH, "experiment", name, "--scale", scale, "--out", out]
+    words = [*BENCH, "experiment", name, "--scale", scale, "--out", told(out)]
 
     def done():
-        told = subprocess.run([*words, "--dry-run"], cwd=ROOT, capture_output=True, text=True)
-        return told.stdout.rstrip().endswith(", 0 to do")
+        listed = subprocess.run([*words, "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+        return listed.stdout.rstrip().endswith(", 0 to do")
 
     return Piece(f"{name} {scale}", lambda: words, done, waits_for=waits_for)
 
@@ -210,10 +208,15 @@ def figures(place):
     """A piece that draws a folder of records, and those below it."""
 
     def drawn():
-        return not place.is_dir() or all(map(is_drawn, folders_of_records(place)))
+        return all(map(is_drawn, folders_of_records(place)))
 
-    words = [sys.executable, "-m", "analysis", place]
-    return Piece(f"figures {place.relative_to(ROOT)}", lambda: words, drawn)
+    words = [sys.executable, "-m", "analysis", told(place)]
+    return Piece(f"figures {told(place)}", lambda: words, drawn)
+
+
+def told(path):
+    """A path as a record may tell it: from the checkout on, where commands are run."""
+    return path.relative_to(ROOT)
 
 
 def missing(piece):
