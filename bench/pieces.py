@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import clock
+from bench.interrupts import Interrupted, handling, leave
 
 ROOT = Path(__file__).resolve().parent.parent
 """Where the commands are run: the checkout."""
@@ -29,6 +30,25 @@ class Piece:
     """For a piece that begins anew where it was stopped: how long it takes, at most."""
     waits_for: tuple = ()
     """Names of pieces without which this one means nothing."""
+
+
+def call(pieces, missing, minutes, only_list=False):
+    """Run for so many minutes what is not done, or only list it -> exit code.
+
+    `missing(piece)` says why a piece cannot be run here, or None: it is named and left out.
+    """
+    whys = {piece.name: missing(piece) for piece in pieces}
+    for name, why in whys.items():
+        if why:
+            print(f"left out: {name}: {why}")
+    pieces = [piece for piece in pieces if not whys[piece.name]]
+    if only_list:
+        return tell(pieces, {}, over=True)
+    try:
+        with handling(leave):
+            return run_all(pieces, minutes)
+    except Interrupted as stop:
+        return stop.code
 
 
 def run_all(pieces, minutes):

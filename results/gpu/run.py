@@ -22,9 +22,8 @@ from importlib.util import find_spec
 from analysis.report import experiments as folders_of_records
 from analysis.report import is_drawn
 from bench.files import new_json
-from bench.interrupts import Interrupted, handling, leave
 from bench.packages import PACKAGES
-from bench.pieces import ROOT, Piece, run_all, tell
+from bench.pieces import ROOT, Piece, call
 from bench.record import read_folder
 from bench.scales import SCALES, chosen
 from bench.shapes import SHAPES
@@ -67,7 +66,11 @@ SAE_GRID = {
 GRID = {
     "lora": [f"lora:lr={lr}" for lr in ("1e-4", "4e-4", "1e-3", "2.5e-3")],
     "e2e": [f"e2e:lr={lr}" for lr in ("5e-5", "1e-4", "2.5e-4", "6e-4")],
-    "joint": [f"joint:lr={4 * n}e-4:sae_lr={n}e-4" for n in (1, 2.5, 6)],
+    "joint": [
+        "joint:lr=4e-4:sae_lr=1e-4",
+        "joint:lr=1e-3:sae_lr=2.5e-4",
+        "joint:lr=2.5e-3:sae_lr=6e-4",
+    ],
     "full": [f"full:lr={lr}" for lr in ("1e-5", "2.5e-5", "6e-5")],
     "mse": [f"mse:lr={lr}" for lr in ("1e-4", "2.5e-4", "6e-4")],
     "linear": [f"linear:lr={lr}" for lr in ("4e-4", "1e-3", "2.5e-3")],
@@ -238,18 +241,8 @@ def main(argv=None):
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, into runs/rehearsal")
     parser.add_argument("--list", action="store_true", help="say what is done, run nothing")
     given = parser.parse_args(argv)
-    pieces = list(rehearsal() if given.rehearse else on_gpu())
-    for piece in pieces:
-        if why := missing(piece):
-            print(f"left out: {piece.name}: {why}")
-    pieces = [piece for piece in pieces if not missing(piece)]
-    if given.list:
-        return tell(pieces, {}, over=True)
-    try:
-        with handling(leave):
-            return run_all(pieces, given.minutes)
-    except Interrupted as stop:
-        return stop.code
+    listed = list(rehearsal() if given.rehearse else on_gpu())
+    return call(listed, missing, given.minutes, given.list)
 
 
 if __name__ == "__main__":
