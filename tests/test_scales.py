@@ -1,4 +1,7 @@
-"""The scales of a GPU and their rehearsals: what they run, and what they have not."""
+"""The scales of a GPU and their rehearsals: what they run, and what they have not.
+
+Whatever step sizes a sweep has chosen in this checkout.
+"""
 
 import json
 
@@ -27,9 +30,7 @@ def test_a_rehearsal_is_the_same_plan(name):
         real = [job for job in plans.jobs(experiment, name) if job.seed == 0]
         rehearsal = plans.jobs(experiment, name.replace("gpu", "rehearsal"))
         kept = [job for job in real if job.at.get("share") != 0.1]
-        assert [(j.role, j.label, j.at) for j in rehearsal] == [
-            (j.role, j.label, j.at) for j in kept
-        ]
+        assert [(j.role, j.at) for j in rehearsal] == [(j.role, j.at) for j in kept]
         for one, other in zip(rehearsal, kept, strict=True):
             assert one.spec.model == other.spec.model and one.spec.site == other.spec.site
             assert one.spec.device == "cpu" and one.spec.sae_tokens < 5_000
@@ -44,7 +45,8 @@ def test_runs_that_share_an_own_sae_know_it():
     assert {label for _, label in scratch} == {SCALES["gpu-smollm2"].scratch}
     assert len(shared) == 3  # one for each seed
     assert all(len({seed for seed, _ in jobs}) == 1 for jobs in shared.values())
-    assert all(any(label.startswith("mse:lr=0.001") for _, label in j) for j in shared.values())
+    training = f"mse:lr={SCALES['gpu-smollm2'].spec.sae_lr}"
+    assert all(training in {label for _, label in jobs} for jobs in shared.values())
 
 
 def test_all_is_what_a_scale_has(command):

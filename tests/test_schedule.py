@@ -133,9 +133,9 @@ def test_one_that_fails_or_is_killed_leaves_the_others(capfd):
 
 def test_a_signal_stops_all(tmp_path):
     def work(name):
-        (tmp_path / name).touch()
-        forked.until(lambda: len(list(tmp_path.glob("?"))) == 2)
         try:
+            (tmp_path / name).touch()
+            forked.until(lambda: len(list(tmp_path.glob("?"))) == 2)
             if name == "a":
                 os.kill(os.getppid(), signal.SIGTERM)
             signal.pause()
