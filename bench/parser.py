@@ -51,7 +51,7 @@ def parser():
     add_problem(speed, methods="lora:rank=64,lora:rank=64:layers=all,e2e")
     experiment = commands.add_parser("experiment", help="the papers' experiments, what is missing")
     experiment.add_argument("names", nargs="+", metavar="NAME", help="such as timing, rivals; all")
-    experiment.add_argument("--scale", default="laptop", help="laptop (default), full, gpu-smollm2, ...")
+    experiment.add_argument("--scale", default="laptop", help="laptop (default), full, ...")
     experiment.add_argument("--out", help="folder of the records (default: results/SCALE)")
     experiment.add_argument("--dry-run", action="store_true", help="list the runs, run none")
     experiment.add_argument("--fresh", action="store_true", help="run again what is already done")
