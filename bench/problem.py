@@ -134,7 +134,8 @@ class Problem:
         micro-batch is one window already.
         """
         unshared.check_loss(loss)
-        parameters = trained_by(adapted)
+        # Asked for only where there is something to add up: this is on the clock.
+        parameters = trained_by(adapted) if parallel.world() > 1 else []
         before = shares.gradients_before(parameters)
         with shares.own_random_numbers(), parallel.telling_losses():
             value = self._pass_or_halve(tokens, adapted, loss)

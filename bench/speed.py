@@ -5,13 +5,12 @@ nothing of ours. Both start from the same adapters, take the same batches and mu
 loss at every step.
 """
 
-import json
 import math
 from pathlib import Path
 
 from bench import method, raced
 from bench.errors import Rejected, RunFailed, Unavailable, Usage
-from bench.files import new_text
+from bench.files import new_json
 from bench.preflight import check_inputs, check_model
 from bench.progress import say
 from bench.record import digest
@@ -49,12 +48,12 @@ def speed(spec, labels, sets=(), pairs=5, out="runs", plain_dtype=None, best_bat
         result, plain = race(spec, folder, entry, sets, pairs, plain_dtype or spec.dtype)
         result["fill_seconds_per_token"] = filling
         path = out / f"speed-{digest(identity(result, plain_dtype))[:8]}.json"
-        store(path, result)
+        new_json(path, result)
         if best_batch:
             from bench.best_batch import both_sides
 
             result["best_batch"] = both_sides(spec, folder, entry, sets, plain)
-            store(path, result)
+            new_json(path, result)
         say(f"wrote {path}")
         if result["largest_difference"] > result["tolerance"]:
             apart.append(result)
@@ -67,11 +66,6 @@ def identity(result, plain_dtype):
     """What names the file; a number format of the plain side counts where it is another."""
     named = [result["label"], result["spec"], result["matmul"]]
     return named + [plain_dtype] * (plain_dtype not in (None, result["spec"]["dtype"]))
-
-
-def store(path, result):
-    """Write the JSON file."""
-    new_text(path, json.dumps(result, indent=1) + "\n")
 
 
 def check_reference(spec, entry):

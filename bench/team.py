@@ -1,7 +1,8 @@
 """`compare` under torchrun: the first process leads and writes, the others do what it says.
 
-Who cannot go on leaves, and the others notice: the same command then goes on with the run. So does
-a fault that meets all of them, as of a method that raises: what was run before it is kept.
+Who cannot go on leaves, and the others notice: the same command then goes on with the run. A fault
+that meets all of them, as of a method that raises, ends the command as well: what was run before
+it is kept.
 """
 
 import os
