@@ -13,9 +13,6 @@ from bench.order import Order
 from bench.parser import parser, problem, seeds, setting
 from bench.specs import SPECS
 
-# Asked whether there is a GPU, torch must not start CUDA: runs are forked from this process.
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-
 
 def compare(arguments):
     """`python -m bench compare`."""
@@ -38,9 +35,10 @@ def compare(arguments):
     if launched.world() == 1:
         run(order, labels, seeds(a.seeds))
     else:
-        from bench.preflight import asks_the_hub, quiet_libraries
+        from bench.preflight import asks_the_hub, quiet_libraries, set_environment
 
-        quiet_libraries(online=asks_the_hub(spec))  # before anything imports them
+        set_environment(online=asks_the_hub(spec))  # before anything imports the libraries
+        quiet_libraries()
         from bench import team
 
         team.compare(order, labels, seeds(a.seeds))
@@ -83,17 +81,14 @@ def export(arguments):
 
 def downstream(arguments):
     """`python -m bench downstream`; with `--saebench` alone no benchmark is run."""
-    if arguments.saebench:
-        from bench.sae_bench import core
+    from bench import process, stages
 
-        core(arguments.run, arguments.saebench)
-    if arguments.tasks is not None or not arguments.saebench:
-        from bench.downstream import TASKS
-        from bench.downstream import downstream as run
-
-        given = arguments.tasks
-        tasks = TASKS if given is None else [task for task in given.split(",") if task]
-        run(arguments.run, tasks, arguments.limit, arguments.to, arguments.include_path)
+    a = arguments
+    if a.saebench:
+        process.call(stages.core, a.run, a.saebench)
+    if a.tasks is not None or not a.saebench:
+        tasks = None if a.tasks is None else [task for task in a.tasks.split(",") if task]
+        process.call(stages.downstream, a.run, tasks, a.limit, a.to, a.include_path)
 
 
 def verify(arguments):

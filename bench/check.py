@@ -1,8 +1,8 @@
 """`python -m bench check`: does this SAE belong here, and if not, what is wrong."""
 
-from bench import method, peft_format, sae_sources
+from bench import method, peft_format, process, sae_sources
 from bench.errors import Rejected
-from bench.preflight import check_inputs, check_model
+from bench.preflight import asks_the_hub, check_inputs, check_model, set_environment
 from bench.progress import say
 
 
@@ -11,11 +11,17 @@ def check(spec):
 
     Raises `Rejected` with the first line of what is wrong.
     """
+    check_inputs(spec)
+    set_environment(online=asks_the_hub(spec))
+    process.call(examine, spec)
+
+
+def examine(spec):
+    """`check` in the process that loads and computes."""
     from bench import build, diagnose
     from bench.loaded import load
 
-    check_inputs(spec)
-    folder, _ = check_model(spec, [])
+    folder, _ = check_model(spec)
     loaded = load(spec, folder)
     bench = build.bench(loaded, method.of_own_saes(spec))
     problem, held_out = bench.harness.problem, bench.harness.validation

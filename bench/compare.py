@@ -12,7 +12,7 @@ from bench.errors import Fault, Locked, Lost, Rejected, RunFailed, Unavailable, 
 from bench.files import os_errors
 from bench.interrupts import Interrupted
 from bench.order import Outcome
-from bench.preflight import check_inputs, check_model
+from bench.preflight import asks_the_hub, check_inputs, set_environment
 from bench.progress import say
 from bench.record import close_cut, digest
 
@@ -38,9 +38,8 @@ def compare(order, labels, seeds=(0,), call=process.call):
     ]
     if not order.fresh and (runs := done.all_of(order, wanted)):
         return tell_done(order.out, runs)
+    set_environment(online=asks_the_hub(spec))  # before anything imports the libraries
     entries = {label: method.entry(label, sets) for label in labels}
-    folder, _ = check_model(spec, entries.values())
-    order = replace(order, model_folder=folder)
     # All comparisons in a folder share their `none`.
     keys = {(k, n): lock_key(entries[k], spec, n) for k, n in wanted if k != "none"}
     locks.check_free(order.out, {k: "{} seed {}".format(*pair) for pair, k in keys.items()})
@@ -89,7 +88,8 @@ def run_all(order, wanted, keys, call):
     """Every (label, seed) in turn -> (names of the runs, what failed: name -> (how, code))."""
     from bench import one_run
 
-    runs = dict(zip(wanted, call(one_run.prepare, order, wanted), strict=True))
+    folder, runs = call(one_run.prepare, order, wanted)
+    order, runs = replace(order, model_folder=folder), dict(zip(wanted, runs, strict=True))
     todo = [pair for pair, (_, status) in runs.items() if not status]
     failed = {name: (status, RunFailed.code) for name, status in runs.values() if status}
     failed = {name: told for name, told in failed.items() if told[0] != "finished"}

@@ -4,6 +4,7 @@ All experiments of a scale share one folder of records, so that none is run twic
 has a manifest, NAME.json, that says which records are its own and what each is there for.
 """
 
+from functools import partial
 from pathlib import Path
 
 from bench import locks, process
@@ -13,7 +14,7 @@ from bench.files import new_json, os_errors, set_aside
 from bench.order import EVERY
 from bench.plans import expanded, jobs
 from bench.pool import Pool, own_sae
-from bench.preflight import asks_the_hub, check_writable, quiet_libraries
+from bench.preflight import asks_the_hub, check_writable, set_environment
 from bench.progress import say
 from bench.record import digest
 from bench.runner import Done, Runner
@@ -95,7 +96,7 @@ def run_all(todo, plans, runner):
 
     One after the other, or where several GPUs are visible one at a time on each.
     """
-    quiet_libraries(online=any(asks_the_hub(job.spec) for _, job in todo))
+    set_environment(online=any(asks_the_hub(job.spec) for _, job in todo))
     from bench import stages
 
     steps = sorted({job.spec.steps for _, job in todo})
@@ -111,12 +112,17 @@ def run_all(todo, plans, runner):
             Item((name, job), pool.key(job), job.after and pool.key(job.after), own_sae(job))
             for name, job in todo
         ]
-        spread(items, devices, lambda pair: runner.run(pair[1]), tally.begun, tally.ended)
+        spread(items, devices, partial(run_pair, runner), tally.begun, tally.ended)
     else:
         for name, job in todo:
             took, done = times.add(job, runner.run, job)
             tally.add(name, job, done, took)
     return tally.failed
+
+
+def run_pair(runner, pair):
+    """The job of an (experiment, job) pair, in a process that watches over it."""
+    return runner.run(pair[1])
 
 
 def visible_to(todo):

@@ -8,7 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
-from bench import cache, hub, packages, peft_format, sae_sources, saes
+from bench import cache, hub, packages, peft_format, process, sae_sources, saes
 from bench.errors import Rejected, Usage
 from bench.files import new_folder, os_errors
 from bench.progress import say
@@ -27,12 +27,17 @@ def export(run, folder):
         raise Usage(f"--to {folder}: not empty, expected a new folder")
     if run.end.get("trained_parameters") and not run.path.with_suffix("").is_dir():
         raise Usage(f"{run.path}: no folder {run.name} beside it; a record alone has no weights")
+    process.call(export_to, run, folder)
+    say("written: " + ", ".join(str(path) for path in sorted(folder.rglob("*")) if path.is_file()))
+
+
+def export_to(run, folder):
+    """`export` in the process that loads what the run (its record, as read) trained."""
     pairs, trained = pairs_of(run), trained_saes(run)
     if not pairs and not trained:
         raise Usage(f"{run.path}: the run trained neither adapters nor an SAE, nothing to export")
     with os_errors(folder), new_folder(folder, replace_empty=True) as temporary:
         write(run, pairs, trained or lent_saes(run), temporary)
-    say("written: " + ", ".join(str(path) for path in sorted(folder.rglob("*")) if path.is_file()))
 
 
 def write(run, pairs, lent, folder):

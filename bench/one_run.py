@@ -15,18 +15,21 @@ from bench.errors import Rejected, RunFailed
 from bench.files import new_file, set_aside
 from bench.loaded import load
 from bench.order import Outcome
+from bench.preflight import check_model
 from bench.progress import say
 from bench.times import in_words
 
 
 def prepare(order, wanted):
-    """Load everything once, train the SAE if need be, and say what is about to be run.
+    """Fetch and load everything once, train the SAE if need be, say what is about to be run.
 
-    `wanted` are (label, seed) pairs -> for each the name of its run and its status, if it is
-    done. Raises `Rejected` for an SAE that does not belong, `Usage` where what a run was made of
-    has changed since.
+    `wanted` are (label, seed) pairs -> the model's folder, and for each the name of its run and
+    its status, if it is done. Raises `Rejected` for an SAE that does not belong, `Usage` where
+    what a run was made of has changed since.
     """
-    loaded, spec = load(order.spec, order.model_folder, shard=order.shard_model), order.spec
+    spec = order.spec
+    folder, _ = check_model(spec, dict.fromkeys(label for label, _ in wanted), order.sets)
+    loaded = load(spec, folder, shard=order.shard_model)
     mse = method.of_own_saes(spec)
     if trains_sae := has_to_train(loaded, mse):
         say(expectation(loaded, _n_trained(label for label, _ in wanted), trains_sae))
@@ -48,7 +51,7 @@ def prepare(order, wanted):
     todo = [label for (label, _), (_, status) in zip(wanted, runs, strict=True) if not status]
     if todo and not trains_sae:
         say(expectation(loaded, _n_trained(todo), trains_sae))
-    return runs
+    return folder, runs
 
 
 def has_to_train(loaded, mse):

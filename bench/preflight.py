@@ -1,5 +1,7 @@
 """What can be found wrong with a command before anything is loaded."""
 
+import os
+
 from bench import documents, hub, method, models, sae_sources, streams
 from bench.errors import Unavailable
 from bench.spec import check_site
@@ -15,9 +17,13 @@ def check_inputs(spec, out=None):
         check_writable(out)
 
 
-def check_model(spec, entries):
-    """(folder, config) of the model, once spec and methods are seen to fit it."""
-    quiet_libraries(online=asks_the_hub(spec))
+def check_model(spec, labels=(), sets=()):
+    """(folder, config) of the model, once spec and methods are seen to fit it.
+
+    Fetches and converts what is not in the cache: only for a process that nothing is forked from.
+    """
+    set_environment(online=asks_the_hub(spec))
+    quiet_libraries()
     from bench import devices  # torch, which takes a second
 
     devices.check(spec.device)
@@ -29,8 +35,8 @@ def check_model(spec, entries):
     n_blocks = models.n_blocks(config)
     check_site(spec, n_blocks)
     models.check_context(config, spec.seq_len)
-    for entry in entries:
-        method.check_fits(entry, spec.sites, n_blocks)
+    for label in labels:
+        method.check_fits(method.entry(label, sets), spec.sites, n_blocks)
     return folder, config
 
 
@@ -62,19 +68,19 @@ def check_writable(out):
         raise Unavailable(f"cannot write --out {out}: {error.strerror or error}") from None
 
 
-def quiet_libraries(online=False):
-    """No warnings or progress bars from the libraries under this: ours are the ones to read.
-
-    Unless `online`, none of them may ask the hub.
-    """
-    import logging
-    import os
-    import warnings
-
+def set_environment(online=False):
+    """What libraries read when they are imported: unless `online`, none may ask the hub."""
     if not online:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def quiet_libraries():
+    """No warnings or progress bars from the libraries under this: ours are the ones to read."""
+    import logging
+    import warnings
+
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     import transformers

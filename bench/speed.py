@@ -8,10 +8,10 @@ loss at every step.
 import math
 from pathlib import Path
 
-from bench import method, raced
+from bench import method, process, raced
 from bench.errors import Rejected, RunFailed, Unavailable, Usage
 from bench.files import new_json
-from bench.preflight import check_inputs, check_model
+from bench.preflight import asks_the_hub, check_inputs, check_model, set_environment
 from bench.progress import say
 from bench.record import digest
 from bench.spec import block_of
@@ -40,7 +40,8 @@ def speed(spec, labels, sets=(), pairs=5, out="runs", plain_dtype=None, best_bat
         check_reference(spec, entry)
     if best_batch and spec.cache_clean:
         raise Usage("--best-batch: not with --cache-clean, filling the cache would be timed")
-    folder, config = check_model(spec, entries)
+    set_environment(online=asks_the_hub(spec))
+    folder, config = process.call(check_model, spec, labels, sets)
     if not config["model_type"].startswith(("llama", "gemma")):
         raise Rejected(f"speed: the plain step is for Llama and Gemma, not {config['model_type']}")
     filling, apart = prepare(spec, folder, entries[0], sets, pairs), []

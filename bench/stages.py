@@ -1,4 +1,4 @@
-"""What the jobs of experiments do, each in a process of its own."""
+"""What the jobs of experiments and `downstream` do, each in a process of its own."""
 
 import dataclasses
 
@@ -52,6 +52,21 @@ def write_adapter(run, target):
             export.write_adapter(run, pairs, temporary)
 
 
+def core(run, to):
+    """SAEBench's core numbers of the run at this path, written to the file `to`."""
+    from bench import sae_bench
+
+    sae_bench.core(run, to)
+
+
+def downstream(run, tasks, limit, to, include_path):
+    """lm-eval's benchmarks around the run at this path; None as `tasks`: the usual ones."""
+    from bench.downstream import TASKS
+    from bench.downstream import downstream as evaluate
+
+    evaluate(run, TASKS if tasks is None else tasks, limit, to, include_path)
+
+
 def _bench(order, label):
     """The `Bench` of a spec, with the record of its SAE's training beside the runs."""
     mse = method.of_own_saes(order.spec)
@@ -63,5 +78,5 @@ def _bench(order, label):
 def _load(spec, label, tell=False):
     """Model and text of a spec (`Loaded`)."""
     check_inputs(spec)
-    folder, _ = check_model(spec, [method.entry(label)])
+    folder, _ = check_model(spec, [label])
     return load(spec, folder, tell)

@@ -1,21 +1,26 @@
 """What several test files share: a tiny model and text on disk, and the command line on them.
 
-One thread: a process whose threads have computed cannot be forked, and every run is forked.
+Runs are forked from the tests' own process, so that what a test plants is there in a run. With one
+thread that is safe. `test_process.py` and `test_real_kills.py` start processes as users do.
 """
 
 import os
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+import multiprocessing
 import sys
 from functools import partial
 
 import huggingface_hub
 import pytest
 
+from bench import process
 from bench.__main__ import main
 from tests import forked, tiny
 from tests.killed import arguments
+
+process.CONTEXT = multiprocessing.get_context("fork")
 
 SMALL = {
     "site": tiny.SITE,

@@ -1,0 +1,19 @@
+"""Imported once by the server that processes are forked from (`bench.process`), and only there.
+
+Imports take seconds and are shared by all that is forked. Nothing is computed here, loaded or
+fetched: a process whose threads have worked must not be forked.
+"""
+
+from bench.process import die_with_parent
+
+
+def preload():
+    """Import what runs need, with the libraries' own warnings and bars off."""
+    die_with_parent()  # first: a command may be ended while this imports
+    from bench.preflight import quiet_libraries
+
+    quiet_libraries()
+    from bench import one_run, stages  # noqa: F401
+
+
+preload()
