@@ -17,16 +17,17 @@ from bench.progress import say
 from bench.record import close_cut, digest
 
 
-def compare(order, labels, seeds=(0,), call=process.call):
+def compare(order, labels, seeds=(0,), call=None):
     """Run the methods on the spec of `order`, once per seed; skip what is done; print the table
-    and figure. `call(function, *arguments)` is how a function is run that needs the model.
+    and figure. `call(function, *arguments)` is how a function is run that needs the model: by default
+    in a process of its own.
 
     Everything that can be wrong with the command is found before anything is loaded. Raises
     `Rejected` for an SAE that does not belong here, unless `force` is set, `Locked` where another
     process is at one of the runs, and `RunFailed` (`Unavailable`, `Rejected`) when a run diverged
     or raised: the other runs are there all the same.
     """
-    spec, sets = order.spec, order.sets
+    spec, sets, call = order.spec, order.sets, call or process.call
     check_order(order, labels)
     if "none" not in labels:
         labels = ["none", *labels]
@@ -108,7 +109,7 @@ def run_all(order, wanted, keys, call):
     return {name for name, _ in runs.values()}, failed
 
 
-def run_one(run, order, label, seed, key, cut, call=process.call):
+def run_one(run, order, label, seed, key, cut, call=None):
     """`run(order, label, seed)` in a process of its own -> (record's path or None, `Outcome`).
 
     However that process ends; `cut()` are the records that it may have left without an end. Who
@@ -116,7 +117,7 @@ def run_one(run, order, label, seed, key, cut, call=process.call):
     """
     try:
         with locks.held(order.out, f"{key}-run", f"{label} seed {seed}", wait=label == "none"):
-            path, outcome = call(run, order, label, seed)
+            path, outcome = (call or process.call)(run, order, label, seed)
     except process.Died as fault:
         for path in cut():
             close_cut(path, {"end": "error", "reason": str(fault)})

@@ -7,6 +7,7 @@ from bench import cache, models, text
 from bench.clean_cache import CleanCache
 from bench.errors import Rejected
 from bench.hooks import HookPoints
+from bench.preflight import quiet_libraries
 from bench.problem import Problem
 from bench.progress import say
 from bench.provenance import clock, versions
@@ -63,6 +64,7 @@ class Loaded:
 def load(spec, folder, tell=True, shard=False):
     """Model and text of a spec -> `Loaded`; `folder` is the model's. With `shard` its blocks are
     spread over the processes."""
+    quiet_libraries()
     if tell:
         say(f"loading {spec.model} and the text '{spec.text}'")
     tokenizer = models.load_tokenizer(folder)

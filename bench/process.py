@@ -245,7 +245,7 @@ def _work(answer, environment, function, arguments):
     except Fault as fault:
         told = ("fault", fault)
     except Exception as error:
-        told = ("fault", _unexpected(error))
+        told = ("fault", unexpected(error))
     answer.send(told)
 
 
@@ -255,7 +255,8 @@ def _watch_parent():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _unexpected(error):
+def unexpected(error):
+    """The fault that stands for an exception which nobody foresaw; its traceback is printed."""
     if out_of_memory(error):
         return Unavailable("out of memory; lower --batch-size or --seq-len")
     traceback.print_exc()

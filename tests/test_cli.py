@@ -62,13 +62,13 @@ def test_a_comparison_from_first_use_to_the_figure(bench, tmp_path, monkeypatch)
 def test_what_is_done_is_not_done_again(bench, tmp_path, monkeypatch):
     assert bench("--methods", "lora", "--out", tmp_path)[0] == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    check_model = compare.check_model
-    monkeypatch.setattr(compare, "check_model", None)  # nothing is loaded
+    run_all = compare.run_all
+    monkeypatch.setattr(compare, "run_all", None)  # nothing is loaded
     (code, out, err), took = timed(bench, "--methods", "lora", "--out", tmp_path)
     assert code == 0 and "nothing to do: 2 of 2 runs were already done" in out, err
     assert took < 2 and "gap closed" in out
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-    monkeypatch.setattr(compare, "check_model", check_model)
+    monkeypatch.setattr(compare, "run_all", run_all)
 
     (path,) = tmp_path.glob("lora-*.jsonl")
     path.write_text(path.read_text().replace('"source": "', '"source": "# not as it was', 1))
