@@ -54,6 +54,9 @@ def online(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
+call_in_process = process.call
+
+
 def call_here(function, *arguments):
     """`process.call` without a process, which is several times as fast: for what ends well, or in
     an exception."""
@@ -78,6 +81,12 @@ def command(folder, monkeypatch, capfd):
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def in_processes(command, monkeypatch):
+    """Runs of `command` have processes of their own all the same."""
+    monkeypatch.setattr(process, "call", call_in_process)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def planted(monkeypatch):
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, PLANTED])
 
 
-def test_a_process_that_dies_costs_no_other_run(bench, planted, tmp_path):
+def test_a_process_that_dies_costs_no_other_run(bench, planted, in_processes, tmp_path):
     labels = "lora,aborts,aborts:how=leave,raises,e2e"
     code, out, err = bench("--methods", labels, "--out", tmp_path)
     assert code == 5 and "3 of the runs did not finish" in err
