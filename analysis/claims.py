@@ -53,9 +53,10 @@ Made from the records by `python -m analysis FOLDER --claims`. C: Chen, Engels a
 was not found, or not measured.
 Each claim has a rule for "holds", which was written before the runs that it decides on were made.
 A verdict is about the setting that it names, which mostly is not the paper's. CE is in nats per
-scored token; ± is one standard error over documents, paired and averaged over seeds; a range in
-brackets is over seeds (or over runs, where it says so). Nothing is claimed from runs that are not
-finished, from random weights, or from seconds of several clocks or of resumed runs.
+scored token; ± is one standard error over documents (over groups of them where they are short),
+paired and averaged over seeds; a range in brackets is over seeds (or over runs, where it says so).
+Nothing is claimed from runs that are not finished, from random weights, or from seconds of several
+clocks or of resumed runs.
 """
 
 

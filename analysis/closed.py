@@ -4,10 +4,27 @@ import math
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+UNITS = {
+    "by group of documents": "groups of documents",
+    "last tenth, by group of windows": "groups of windows",
+    "last tenth": "windows",
+    "random": "windows",
+}
+"""`split` of a header -> what its `documents` are, where they are no single documents."""
+
+
+def units(headers) -> str:
+    """What the errors of these records or measurements are over: `documents`, mostly."""
+    kinds = dict.fromkeys(UNITS.get(header.get("split"), "documents") for header in headers)
+    return " or ".join(kinds) or "documents"
+
 
 @dataclass(frozen=True)
 class Closed:
-    """How much of the gap is closed at the end, on the documents of the full set."""
+    """How much of the gap is closed at the end, on the documents of the full set.
+
+    Documents are here, and in the records, what the held-out text is split by: see `UNITS`.
+    """
 
     share: float
     """Of the gap; 1 is the clean model."""

@@ -4,7 +4,6 @@ from analysis.cited import find, one
 from analysis.closed import closed_at_end
 from analysis.finished import timed
 from analysis.panels import (
-    SPREAD,
     bar,
     handle,
     legend,
@@ -16,6 +15,7 @@ from analysis.panels import (
     say,
     seeds_curve,
     sheet,
+    spread,
 )
 from analysis.speedup import curve
 from analysis.style import PAPER, REFERENCE, method_look
@@ -38,7 +38,7 @@ def rivals(experiment):
     bars.axhline(0, color=REFERENCE, linewidth=0.9)
     bars.set_ylabel("gap closed")
     percent_axis(bars.yaxis)
-    bars.set_title(SPREAD)
+    bars.set_title(f"{spread(experiment)}; dots: seeds")
     _losses(losses, experiment, roles, shares[-1])
     handles = [handle(role, **look(role)) for role in roles]
     handles.append(paper_handle("2503.17272, from its csv files", linewidth=6))
@@ -121,7 +121,7 @@ def one_layer(experiment):
     axes.set_xticks(range(len(layers)), layers)
     axes.set_xlabel("the one adapted block")
     axes.set_ylabel("gap closed")
-    axes.set_title("± one standard error over documents")
+    axes.set_title(spread(experiment))
     percent_axis(axes.yaxis)
     handles = [handle("lora on one block", color=style["color"], linewidth=6)]
     handles += [handle("lora on all blocks after the SAE", color=style["color"], linewidth=1.8)]

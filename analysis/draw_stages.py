@@ -4,7 +4,7 @@ from analysis.cited import one
 from analysis.closed import difference
 from analysis.evidence import ends, spliced
 from analysis.finished import by_seed, gain
-from analysis.panels import INK, SPREAD, bar, handle, legend, paper_handle, seed_dots, sheet
+from analysis.panels import INK, bar, handle, legend, paper_handle, seed_dots, sheet, spread
 from analysis.style import PAPER, REFERENCE, method_look, shades
 
 ORDERS = ("lora+lora", "lora+e2e", "e2e+lora", "e2e+e2e")
@@ -20,7 +20,8 @@ def additivity(experiment):
     axes.set_xticks(range(len(ORDERS) + 1), [*names, "Karvonen, Gemma-2-2B:\nSAE, then adapter"])
     axes.axhline(0, color=REFERENCE, linewidth=0.9)
     axes.set_ylabel("gain, nats per scored token")
-    axes.set_title(f"lower part: first stage; upper part: second; {SPREAD}")
+    told = "lower part: first stage; upper part: second"
+    axes.set_title(f"{told}; {spread(experiment)}; dots: seeds")
     handles = [handle(m, color=method_look(m)[0], linewidth=6) for m in ("lora", "e2e")]
     handles.append(handle("first stages of both, added", color=REFERENCE, linestyle=":"))
     handles.append(paper_handle("2503.17272, from its csv files", linewidth=6))
@@ -90,7 +91,7 @@ def no_sae(experiment):
     axes.axhline(0, color=REFERENCE, linewidth=0.9)
     axes.set_xticks(range(len(STATES)), STATES.values())
     axes.set_ylabel("CE above the clean model, nats per scored token")
-    axes.set_title(f"on the bars: CE; {SPREAD}")
+    axes.set_title(f"on the bars: CE; {spread(experiment)}; dots: seeds")
     axes.margins(y=0.12)
     plain = [handle("no adaptation", color=REFERENCE, linewidth=6)]
     legend(figure, plain + [handle(r, color=method_look(r)[0], linewidth=6) for r in roles])

@@ -8,7 +8,7 @@ from analysis.cited import find
 from analysis.closed import closed_at_end
 from analysis.evidence import ends
 from analysis.finished import by_seed, gain
-from analysis.panels import handle, legend, look, paper_handle, percent_axis, sheet
+from analysis.panels import handle, legend, look, paper_handle, percent_axis, sheet, spread
 from analysis.style import PAPER, REFERENCE, shades
 
 PAPER_NAME = "paper: Gemma-2-2B, digitised"
@@ -31,7 +31,7 @@ def rank(experiment):
     axes.plot(*zip(*theirs, strict=True), color=PAPER, marker="o", linewidth=1.6, markersize=5)
     handles.append(paper_handle(f"{PAPER_NAME} (L0 82, alpha 32 fixed)", marker="o"))
     axes.set_xlabel("rank of the adapters")
-    axes.set_title("± one standard error over documents")
+    axes.set_title(spread(experiment))
     _log_axis(axes, sorted({*experiment.values("rank"), *(at for at, _ in theirs)}))
     _closed_axis(axes)
     legend(figure, handles, columns=2)
@@ -112,7 +112,7 @@ def _swept(experiment, place, column, theirs, scale):
     nats.set_ylabel("gain, nats per scored token")
     nats.set_ylim(min(0, nats.get_ylim()[0]), None)
     for axes in (shares, nats):
-        axes.set_title("± one standard error over documents")
+        axes.set_title(spread(experiment))
     legend(figure, handles, columns=4)
     return figure
 
@@ -193,8 +193,8 @@ def multi_sae(experiment):
         losses.plot(list(every), means, linestyle=line, **style)
         handles.append(handle(name, linestyle=line, **style))
     losses.set_ylabel("CE, nats per scored token")
-    losses.set_title("at the end, on the validation documents")
-    shares.set_title("± one standard error over documents")
+    losses.set_title("at the end, on the validation set")
+    shares.set_title(spread(experiment))
     _closed_axis(shares)
     for axes in (losses, shares):
         axes.set_xlabel("SAEs at once")

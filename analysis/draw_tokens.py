@@ -3,6 +3,7 @@
 import re
 from statistics import fmean, median
 
+from analysis.finished import units_of
 from analysis.panels import handle, legend, look, percent_axis, sheet
 from analysis.style import DEGRADED, IMPROVED, REFERENCE
 
@@ -71,7 +72,7 @@ def distance(experiment):
     panels[1].set_ylabel("cosine, adapted minus spliced")
     panels[1].set_title("above 0: nearer to the clean model")
     handles = [handle(role, **look(role)) for role in roles]
-    shade = "90% interval over documents, mean over seeds"
+    shade = f"90% interval over {units_of(experiment)}, mean over seeds"
     handles.append(handle(shade, color=REFERENCE, linewidth=6, alpha=0.25))
     if len({entry.seed for entry in experiment.entries}) > 1:
         handles.append(handle("single seed", color=REFERENCE, linewidth=0.7))

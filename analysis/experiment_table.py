@@ -3,15 +3,15 @@
 import textwrap
 from statistics import fmean, median
 
-from analysis.closed import closed_at_end, end_losses
+from analysis.closed import closed_at_end, end_losses, units
 from analysis.finished import after_both, finished, timed, title
 from analysis.notes import BLANK, number, percent
 from analysis.tables import WIDTH, _aligned
 
 HEADS = ["role", "at", "gap closed", "CE", "seconds", "backwards", "seeds"]
 NOTE = (
-    "Gap closed: ± one standard error over documents, paired, seeds averaged; of two stages, both "
-    "together. CE: at the end, on the validation documents, nats per scored token. Seconds and "
+    "Gap closed: ± one standard error over {units}, paired, seeds averaged; of two stages, both "
+    "together. CE: at the end, on the validation set, nats per scored token. Seconds and "
     "backwards (LM backward passes): of the run alone, median over seeds."
 )
 
@@ -19,8 +19,8 @@ NOTE = (
 def tables(experiments):
     """Name -> `Experiment` as one text, a paragraph each."""
     parts = [table(experiment) for experiment in experiments.values()]
-    measured = any(entry.run for some in experiments.values() for entry in some.entries)
-    note = [textwrap.fill(NOTE, WIDTH)] if measured else []
+    headers = [e.run.header for some in experiments.values() for e in some.entries if e.run]
+    note = [textwrap.fill(NOTE.format(units=units(headers)), WIDTH)] if headers else []
     return "\n\n".join(parts + note) + "\n"
 
 

@@ -7,7 +7,7 @@ seconds are drawn, resumed runs as well.
 import dataclasses
 from pathlib import PurePath
 
-from analysis.closed import difference
+from analysis.closed import difference, units
 from analysis.evidence import ends, spliced, unsound
 from analysis.load import clock
 from analysis.speedup import resumed, sae_cost
@@ -101,6 +101,11 @@ def _budget(experiment, headers):
     yield f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
     yield place(*places.pop()) if len(places) == 1 else "several clocks"
     yield f"{made} of {planned} {what}" if made < planned else f"all {planned} {what}"
+
+
+def units_of(experiment) -> str:
+    """What the errors of an experiment are over, in words."""
+    return units([_header(entry) for entry in experiment.entries])
 
 
 def place(machine, device, threads):

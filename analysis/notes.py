@@ -5,6 +5,7 @@ from pathlib import PurePath
 from statistics import fmean
 
 from analysis.clock_notes import clock_notes
+from analysis.closed import units
 from analysis.load import clock
 from analysis.speedup import AXES, ranked, resumed, sae_cost, targets
 
@@ -60,9 +61,10 @@ def notes(comparison):
 
 
 def _reading(comparison):
+    over = units([run.header for run in comparison.all])
     lines = [
-        f"CE and gap closed: at the end, mean over {comparison.documents} documents and over "
-        "seeds; ± is one standard error over documents (paired, seeds averaged), not over seeds. "
+        f"CE and gap closed: at the end, mean over {comparison.documents} {over} and over "
+        f"seeds; ± is one standard error over {over} (paired, seeds averaged), not over seeds. "
         "Seconds, backwards (LM backward passes) and tokens: median over finished seeds."
     ]
     if targets(comparison.trained):

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from analysis.finished import title
+from analysis.finished import title, units_of
 from analysis.style import PAPER, REFERENCE, method_look
 
 METHOD_OF = {"e2e-finetune": "e2e"}
@@ -16,7 +16,10 @@ METHOD_OF = {"e2e-finetune": "e2e"}
 INK = "#222222"
 """Colour of error bars and of the seeds on a bar."""
 
-SPREAD = "± one standard error over documents; dots: seeds"
+
+def spread(experiment) -> str:
+    """What the error bars of an experiment's figure are."""
+    return f"± one standard error over {units_of(experiment)}"
 
 
 def sheet(experiment, rows, columns, size, **subplots):

@@ -206,7 +206,7 @@ model = PeftModel.from_pretrained(model, "DIR")"""
 
 def losses(run):
     """CE before and after, as a table of the card."""
-    from analysis.closed import closed_at_end
+    from analysis.closed import closed_at_end, units
 
     if run.header["weights"] == "random":
         return "The model's weights are random: no loss means anything."
@@ -214,12 +214,14 @@ def losses(run):
     after = run.end["ce_full"]
     means = [sum(values) / len(values) for values in (clean, spliced, after)]
     closed = closed_at_end([run])
-    share = f"{closed.share:.1%} ± {closed.error:.1%}" if closed else "not known"
+    share, over = "not known", units([run.header])
+    if closed:
+        share = f"{closed.share:.1%}" + (f" ± {closed.error:.1%}" if closed.error else "")
     return f"""| model | CE, nats per token |
 |---|---|
 | clean | {means[0]:.4f} |
 | with the SAE, before | {means[1]:.4f} |
 | with the SAE, after `{run.header["method"]}` | {means[2]:.4f} |
 
-Means over {len(clean)} held-out documents of `{run.header["spec"]["text"]}`; {share} of the gap is
-closed (one standard error over documents)."""
+Means over {len(clean)} held-out {over} of `{run.header["spec"]["text"]}`; {share} of the gap is
+closed (one standard error over {over})."""

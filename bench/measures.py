@@ -31,7 +31,7 @@ def measure(name, run):
 
 def about(name, run):
     """The head of a measurement: what is measured, of which run, and where and when."""
-    fields = ("method", "label", "config", "seed", "spec", "sae")
+    fields = ("method", "label", "config", "seed", "spec", "sae", "split")
     told = {field: run.header.get(field) for field in fields}
     origin = provenance(reload.spec_of(run))
     return {"schema": SCHEMA, "measure": name, "of": run.name, **told, **origin}
