@@ -16,4 +16,6 @@ if ends != dict.fromkeys(("none", "mse", "lora", "e2e"), "finished"):
     sys.exit(f"{folder}: expected four finished runs, got {ends}")
 if drawn.std() < 0.01:
     sys.exit(f"{folder}/curves.png: nothing is drawn on it")
-print(f"{folder}: {len(ends)} finished runs, a figure of {drawn.shape[1]} x {drawn.shape[0]} pixels")
+print(
+    f"{folder}: {len(ends)} finished runs, a figure of {drawn.shape[1]} x {drawn.shape[0]} pixels"
+)
