@@ -231,7 +231,9 @@ def test_an_adapter_in_the_models_folder_is_refused(adapted, installed, monkeypa
 
     monkeypatch.setattr(auto_factory, "is_peft_available", lambda: installed)
     for look in (models.locate, models.check_source):
-        with pytest.raises(Rejected, match="has an adapter_config.json,.* --init-adapter") as caught:
+        with pytest.raises(
+            Rejected, match="has an adapter_config.json,.* --init-adapter"
+        ) as caught:
             look(str(adapted))
         assert "\n" not in str(caught.value)
     with pytest.raises(Rejected, match="adapter_config.json"):  # wherever the folder came from
