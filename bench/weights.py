@@ -8,6 +8,7 @@ from bench import tensors_only
 from bench.errors import Fault, Rejected, Unavailable, out_of_memory, reason
 
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 CONSTANTS = r"\.attn\.masked_bias$"
 """Not weights: what older GPT-2 checkpoints keep of the attention's mask."""
 NAMED, LONGEST = 5, 120
@@ -17,11 +18,13 @@ NAMED, LONGEST = 5, 120
 def load(folder, settings):
     """The Hugging Face model in `folder`, loaded by transformers with these `settings`.
 
-    Raises `Rejected` where a file is torn or holds more than tensors, where a tensor is missing,
-    unexpected or of another shape, and where a weight is not finite.
+    Raises `Rejected` where an adapter lies beside it, where a file is torn or holds more than
+    tensors, where a tensor is missing, unexpected or of another shape, and where a weight is not
+    finite.
     """
     from transformers import AutoModelForCausalLM
 
+    check_no_adapter(folder)
     check_files(folder)
     model, told = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -34,6 +37,18 @@ def load(folder, settings):
     check_complete(told, folder)
     check_finite(model.named_parameters(), folder)
     return model
+
+
+def check_no_adapter(folder):
+    """Raise `Rejected` for a model's folder with an adapter in it.
+
+    Where PEFT is installed transformers would make it part of the model, elsewhere not.
+    """
+    if (folder / ADAPTER).exists():
+        raise Rejected(
+            f"{folder}: has an {ADAPTER}, expected a model without an adapter; merge it into the "
+            "weights, or give its folder as --init-adapter"
+        )
 
 
 def check_files(folder):
