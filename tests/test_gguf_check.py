@@ -310,7 +310,7 @@ def test_the_file_is_checked_before_it_is_converted(own_cache, monkeypatch, good
 
 
 def test_what_lies_beside_a_file_is_not_read(own_cache, good, tmp_path):
-    """Not an adapter, which transformers takes where PEFT is installed, nor a tokenizer's config."""
+    """Not an adapter, which transformers takes where PEFT is there, nor a tokenizer's config."""
     path = tmp_path / "some" / "tiny.gguf"
     path.parent.mkdir()
     path.write_bytes(good)
