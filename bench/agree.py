@@ -70,7 +70,7 @@ def _processed_otherwise(asked, centred, site):
     for name, value in asked.items():
         elsewhere = name in AT_HEADS and not site.endswith("hook_z")
         if value and name != "center_writing_weights" and name not in HARMLESS and not elsewhere:
-            yield f"wrong weights: the SAE was trained with {name}={value} of the model, not so here"
+            yield f"wrong weights: the SAE was trained with {name}={value} of its model"
 
 
 def _flag(value):
