@@ -96,6 +96,7 @@ def _bench_with(loaded, folders, source):
         "ce_full_spliced": spliced["validation"].ce,
         "documents": list(dict.fromkeys(validation.documents)),
         "split": loaded.text.split,
+        "text_read": loaded.text.read,
         "train_tokens": loaded.text.train.tokens.numel(),
         "l0_full": evaluate.mean(spliced["validation"].l0),
         "fvu_full": evaluate.mean(spliced["validation"].fvu),

@@ -30,11 +30,3 @@ def of_file(path):
     text = json.dumps({"path": str(path), "of": now, "sha256": found})
     new_text(memo, text)
     return found
-
-
-def of_files(paths):
-    """One hash for several files, by name and content."""
-    found = hashlib.sha256()
-    for path in paths:
-        found.update(f"{path.name}:{of_file(path)}\n".encode())
-    return found.hexdigest()

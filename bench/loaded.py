@@ -73,6 +73,8 @@ def load(spec, folder, tell=True, shard=False):
     bridge = models.load(folder, spec, tokenizer, shard)
     parts = text.load(spec, tokenizer, len(bridge.unembed.weight))
     check_vocabulary(parts, bridge)
+    if tell and parts.read:
+        say(text.in_words(parts))
     numbers = [spec.device, spec.dtype, spec.weights, spec.center_writing_weights]
     numbers += [clock(spec.device)["matmul"], special]
     about = {
@@ -105,7 +107,8 @@ def code():
 
 def check_vocabulary(parts, bridge):
     """Raise `Rejected` if the tokenizer has ids that the model has no embedding for."""
-    largest = max(int(part.tokens.max()) for part in (parts.train, parts.curve, parts.validation))
     rows = len(bridge.unembed.weight)
-    if largest >= rows:
-        raise Rejected(f"the tokenizer does not fit the model: token id {largest}, {rows} rows")
+    if parts.largest >= rows:
+        raise Rejected(
+            f"the tokenizer does not fit the model: token id {parts.largest}, {rows} rows"
+        )

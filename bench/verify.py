@@ -22,7 +22,7 @@ SECONDS = "seconds evaluation_seconds checkpoint_seconds suspended_seconds"
 COUNTERS = f"{WHOLE} {SECONDS}".split()  # never negative, never less than in a row before
 KINDS = {
     "text": (str, "method label source key of sha256 timing why scale command"),
-    "an object": (dict, "config spec sae step_seconds nonfinite"),
+    "an object": (dict, "config spec sae text_read step_seconds nonfinite"),
     "a list": (list, "sets memory runs"),
     "a list of numbers": (list, "ce_full_clean ce_full_spliced ce_full"),
     "true or false": (bool, "deterministic"),
