@@ -124,7 +124,7 @@ def test_an_sae_that_cannot_be_trained_says_so(bench, tmp_path):
 def test_inputs_that_do_not_fit(bench, folder, tmp_path):
     (tmp_path / "short.txt").write_text("too short")
     code, _, err = bench("--out", tmp_path / "a", text=tmp_path / "short.txt")
-    assert code == 3 and "one batch needs 24" in err
+    assert code == 3 and "9 tokens, need 48: a batch of 2 windows of 12" in err
     code, _, err = bench("--out", tmp_path / "a", site="blocks.9.hook_resid_post")
     assert code == 2 and "blocks 0 to 3; did you mean 'blocks.3.hook_resid_post'" in err
     code, _, err = bench("--out", tmp_path / "a", site="blocks.1.hook_resid_pots")
