@@ -61,7 +61,7 @@ verify: $(READY)
 	$(BIN)/python -m bench verify results
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Kills and resumes real runs, for a quarter of an hour.
 test-faults: $(READY)

@@ -86,7 +86,7 @@ class Stream:
         return documents.name_of(self.told["files"][file], line)
 
     def bounds(self, first, last) -> tuple:
-        """Where the documents `first` to `last` begin and end in `ids`, what joins them included."""
+        """Where the documents `first` to `last` begin and end in `ids`, joints included."""
         if first > last:
             return 0, 0
         begin = int(self.ends[first - 1]) + self.joint if first else 0

@@ -18,6 +18,8 @@ ROOT = Path(__file__).parent.parent
 JB = "gpt2-small-res-jb:blocks.8.hook_resid_pre"
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "", "HF_HUB_OFFLINE": "0"}
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),

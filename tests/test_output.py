@@ -13,6 +13,8 @@ from tests import records
 
 ROOT = Path(__file__).parent.parent
 
+pytestmark = pytest.mark.runs
+
 
 def shell(line, **environment):
     """A line of bash in the project's folder, PYTHON standing for the interpreter."""
