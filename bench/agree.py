@@ -56,15 +56,16 @@ def disagreements(spec, told, family="", site=None):
         )
     processing = told.get("model_from_pretrained_kwargs")
     if processing is not None:
-        lines += _processed_otherwise(processing, spec.center_writing_weights, site)
+        lines += _processed_otherwise(processing, spec.center_writing_weights, site, family)
     return lines
 
 
-def _processed_otherwise(asked, centred, site):
+def _processed_otherwise(asked, centred, site, family):
     """One line for each way in which TransformerLens processed the weights, as `asked`, that
     changes what the SAE saw at its site. A switch that is not named was off: SAELens loads models
     without processing."""
-    wanted = bool(asked.get("center_writing_weights"))
+    # TransformerLens centres no weights that are read through an RMSNorm.
+    wanted = bool(asked.get("center_writing_weights")) and family in ("", "gpt2")
     if wanted != centred:
         yield f"wrong weights: the SAE wants --center-writing-weights {_flag(wanted)}"
     for name, value in asked.items():

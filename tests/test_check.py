@@ -208,6 +208,9 @@ def test_processing_that_changes_what_a_site_sees_is_told(switch):
 def test_processing_that_is_not_known_is_told():
     (line,) = agree.disagreements(Spec(), {"model_from_pretrained_kwargs": {"revision": "step1"}})
     assert line == "wrong weights: the SAE was trained with revision=step1 of its model"
+    assert not agree.disagreements(
+        Spec(), {"model_from_pretrained_kwargs": {"center_writing_weights": True}}, "llama"
+    )
     harmless = {"fold_ln": True, "center_unembed": True, "dtype": "float16", "first": None}
     assert not agree.disagreements(Spec(), {"model_from_pretrained_kwargs": harmless})
 
