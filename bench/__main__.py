@@ -10,7 +10,8 @@ from bench import launched
 from bench.errors import Fault, Unavailable, Usage, out_of_memory
 from bench.interrupts import Interrupted, handling, leave
 from bench.order import Order
-from bench.parser import parser, problem, seeds, setting
+from bench.parser import parsed, problem, seeds, setting
+from bench.progress import check_output, flush, say, tolerate
 from bench.specs import SPECS
 
 
@@ -101,7 +102,7 @@ def verify(arguments):
 def specs(arguments):
     """`python -m bench specs`."""
     for spec in SPECS.values():
-        print(f"{spec.name}: {spec.model}, SAE {spec.sae} at {spec.site}, text {spec.text}")
+        say(f"{spec.name}: {spec.model}, SAE {spec.sae} at {spec.site}, text {spec.text}")
 
 
 def methods(arguments):
@@ -109,19 +110,21 @@ def methods(arguments):
     from bench import method
 
     for name in method.names():
-        print(f"{name}: {method.summary(name)}")
+        say(f"{name}: {method.summary(name)}")
 
 
 def main():
     """Run the command; a `Fault` is one line on stderr and its exit code."""
     known = (compare, experiment, speed, check, export, downstream, verify, specs, methods)
     commands = {run.__name__: run for run in known}
+    tolerate()
     try:
         with handling(leave):
-            arguments = parser().parse_args()
+            arguments = parsed()
             if launched.world() > 1 and arguments.command != "compare":
                 raise Usage(f"torchrun: only for compare, not for {arguments.command}")
             commands[arguments.command](arguments)
+            check_output()
     except Fault as fault:
         tell(fault)
         return fault.code
@@ -145,13 +148,13 @@ def tell(message):
 def same_command():
     """What was typed, to be typed again; `--fresh` would begin again."""
     given = [argument for argument in sys.argv[1:] if argument != "--fresh"]
-    return f"{launched.start_of_command()} {shlex.join(given)}"
+    return f"{launched.start_as_typed()} {shlex.join(given)}"
 
 
 if __name__ == "__main__":
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is written: Python takes a while to leave
-    sys.stdout.flush()
+    flush()
     if launched.world() > 1:  # a thread may still wait for another process
         os._exit(code)
     sys.exit(code)

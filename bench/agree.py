@@ -6,6 +6,11 @@ from bench import hub
 
 ALIASES = {"gpt2": "gpt2-small", "gpt2small": "gpt2-small"}
 """Names that the field has for one model."""
+AT_HEADS = ("fold_value_biases", "refactor_factored_attn_matrices")
+"""Processing by TransformerLens that changes what each head gives, and no other site."""
+HARMLESS = ("fold_ln", "center_unembed", "dtype", "torch_dtype", "device_map", "n_devices")
+HARMLESS += ("trust_remote_code", "default_prepend_bos", "default_padding_side", "move_to_device")
+"""Settings of a model's loading that change what no site sees."""
 UNFOLDED = ("expected_average_only_in", "covariance_whitening")
 """Scalings of SAELens' that an SAE cannot do by itself."""
 
@@ -50,10 +55,23 @@ def disagreements(spec, told, family="", site=None):
             f"({scaled}); fold that into its weights first"
         )
     processing = told.get("model_from_pretrained_kwargs")
-    centred = bool((processing or {}).get("center_writing_weights"))
-    if processing is not None and centred != spec.center_writing_weights:
-        lines.append(f"wrong weights: the SAE wants --center-writing-weights {_flag(centred)}")
+    if processing is not None:
+        lines += _processed_otherwise(processing, spec.center_writing_weights, site, family)
     return lines
+
+
+def _processed_otherwise(asked, centred, site, family):
+    """One line for each way in which TransformerLens processed the weights, as `asked`, that
+    changes what the SAE saw at its site. A switch that is not named was off: SAELens loads models
+    without processing."""
+    # TransformerLens centres no weights that are read through an RMSNorm.
+    wanted = bool(asked.get("center_writing_weights")) and family in ("", "gpt2")
+    if wanted != centred:
+        yield f"wrong weights: the SAE wants --center-writing-weights {_flag(wanted)}"
+    for name, value in asked.items():
+        elsewhere = name in AT_HEADS and not site.endswith("hook_z")
+        if value and name != "center_writing_weights" and name not in HARMLESS and not elsewhere:
+            yield f"wrong weights: the SAE was trained with {name}={value} of its model"
 
 
 def _flag(value):

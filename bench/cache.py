@@ -9,7 +9,8 @@ from bench.files import new_text
 
 def root():
     """$SPLICEBENCH_CACHE, else ~/.cache/splicebench."""
-    return Path(os.environ.get("SPLICEBENCH_CACHE") or Path.home() / ".cache" / "splicebench")
+    given = os.environ.get("SPLICEBENCH_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "splicebench"
 
 
 def json_file(path, make, there):

@@ -19,8 +19,8 @@ from bench.record import close_cut, digest
 
 def compare(order, labels, seeds=(0,), call=None):
     """Run the methods on the spec of `order`, once per seed; skip what is done; print the table
-    and figure. `call(function, *arguments)` is how a function is run that needs the model: by default
-    in a process of its own.
+    and figure. `call(function, *arguments)` runs what needs the model; by default in a process of
+    its own.
 
     Everything that can be wrong with the command is found before anything is loaded. Raises
     `Rejected` for an SAE that does not belong here, unless `force` is set, `Locked` where another

@@ -14,7 +14,48 @@ def correct(saes, make):
     """Put `make(d_in)`, an affine map, behind every SAE -> (the maps, the corrected SAEs)."""
     maps = torch.nn.ModuleList(make(sae.cfg.d_in).to(sae.W_dec.device) for sae in saes)
     pairs = zip(saes, maps, strict=True)
-    return maps, torch.nn.ModuleList(Corrected(sae, correction) for sae, correction in pairs)
+    corrected = torch.nn.ModuleList(Corrected(sae, correction) for sae, correction in pairs)
+    for one in corrected:
+        check_foldable(one)
+    return maps, corrected
+
+
+@torch.no_grad()
+def check_foldable(corrected: "Corrected") -> None:
+    """Raise `Rejected`, before any training, where a map of this kind does not fold into the SAE.
+
+    The map is tried at random values: at the identity, where it starts, everything folds.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tried = Corrected(corrected.sae, deepcopy(corrected.correction))
+        for values in tried.correction.parameters():
+            values.add_(torch.randn_like(values) / 2)
+    tried.folded()
+
+
+@torch.no_grad()
+def check_same(folded, corrected: "Corrected") -> None:
+    """Raise `Rejected` where a plain SAE is not the corrected one, on tokens of two sizes.
+
+    The median token counts: rounding may have one lose a latent to another that is as large.
+    """
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randn(64, corrected.cfg.d_in, generator=draw)
+    tokens = torch.cat([tokens[:32], 30 * tokens[32:]]).to(folded.W_dec)
+    want = corrected.decode(corrected.encode(tokens))
+    error = (folded.decode(folded.encode(tokens)) - want).norm(dim=-1) / want.norm(dim=-1)
+    error = error.median().item()
+    if not error < TOLERANCE:
+        scaling = corrected.cfg.normalize_activations
+        raise Rejected(
+            f"an affine map does not fold into an SAE with normalize_activations '{scaling}': its "
+            f"output would be off by {error:.1%}; `linear`, which shifts nothing, may"
+        )
+
+
+TOLERANCE = 1e-3
+"""Relative error of a folded SAE's output that rounding may cause."""
 
 
 class Corrected(torch.nn.Module):
@@ -50,6 +91,7 @@ class Corrected(torch.nn.Module):
         sae.b_dec.add_(moved)
         if sae.cfg.apply_b_dec_to_input:  # b_dec is taken off the input too: give it back
             _shift_input(sae, moved)
+        check_same(sae, self)
         return sae
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import prod
 
+from bench import gguf_keys
 from bench.errors import Rejected, Unavailable
 from bench.peft_format import FAMILIES
 from bench.weights import shown
@@ -50,7 +51,16 @@ def check(path):
     """The `Tensor`s of the GGUF file at `path`; `Rejected` where it cannot be converted as it is.
 
     That is: no GGUF, another version, byte order or architecture, a header that is corrupt, a
-    tensor of a type that cannot be dequantised, or a file that ends before its last tensor does.
+    key that changes the model and would be lost, a tensor of a type that cannot be dequantised,
+    or a file that ends before its last tensor does.
+    """
+    return read(path)[1]
+
+
+def read(path):
+    """({key: (type, value)}, `Tensor`s) of a GGUF file, as `check` checks it.
+
+    The value of a string is a str, that of an array None.
     """
     try:
         with path.open("rb") as file:
@@ -164,7 +174,7 @@ def _check(header):
     if not tensors:
         raise header.wrong("no tensors in it")
     _check_layout(header, tensors, alignment)
-    return tensors
+    return told, tensors
 
 
 def _check_architecture(header, told):
@@ -177,6 +187,9 @@ def _check_architecture(header, told):
     _, parts = told.get("split.count", (None, 1))
     if isinstance(parts, int) and parts > 1:
         raise header.wrong(f"one of {parts} parts, expected a model in one file")
+    lost = gguf_keys.lost(architecture, told)
+    if lost:
+        raise header.wrong(lost)
 
 
 def _alignment(header, told):

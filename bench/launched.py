@@ -1,6 +1,9 @@
 """Whether torchrun started this process, and which of its processes it is: no torch needed."""
 
 import os
+import shlex
+import shutil
+import sys
 
 SET = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 """What processes that are to work together find in their environment."""
@@ -21,8 +24,21 @@ def local_rank():
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def start_as_typed():
+    """How this command begins, with the interpreter that runs it: `python` where that is the one
+    on PATH, else its path."""
+    start, found = start_of_command(), shutil.which("python")
+    if not start.startswith("python ") or not sys.executable:
+        return start
+    # Not resolved: a virtual environment's interpreter is a link to another one's.
+    if found and os.path.abspath(found) == os.path.abspath(sys.executable):
+        return start
+    path = min(sys.executable, os.path.relpath(sys.executable), key=len)
+    return f"{shlex.quote(path)} {start.removeprefix('python ')}"
+
+
 def start_of_command():
-    """How a command of this kind begins, as it is typed."""
+    """How a command of this kind begins, on whatever machine."""
     if world() == 1:
         return "python -m bench"
     return f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', '...')} -m bench"

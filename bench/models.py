@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from copy import deepcopy
 from pathlib import Path
 
 from bench import cache, hashes, hub, packages
@@ -9,7 +10,7 @@ from bench.errors import Rejected, Usage
 from bench.files import new_text
 from bench.peft_format import FAMILIES
 from bench.shapes import SHAPES
-from bench.weights import as_rejected
+from bench.weights import as_rejected, check_no_adapter
 from bench.weights import load as load_whole
 
 FILES = ["*.json", "*.safetensors", "*.txt", "tokenizer.model"]
@@ -57,6 +58,7 @@ def _local_folder(model):
             f"no model at '{model}': expected a folder with config.json, a .gguf file, "
             f"OWNER/NAME on the hub, or one of {known}"
         )
+    check_no_adapter(folder)
     return folder
 
 
@@ -191,14 +193,19 @@ def _random(folder, settings):
 
 
 def bridge(hf_model, tokenizer, device="cpu", center_writing_weights=False):
-    """The frozen `TransformerBridge` over a loaded model, in eval mode."""
+    """The frozen `TransformerBridge` over a loaded model, in eval mode.
+
+    `tokenizer` is left as it is.
+    """
     from transformer_lens.model_bridge import TransformerBridge
 
     from bench import attention
 
     name = hf_model.config.name_or_path or hf_model.config.model_type
-    # The bridge re-creates a tokenizer that does not say it puts a BOS first; ours is only a
-    # label here (the harness feeds token ids), so it may as well say so.
+    # A copy, because the bridge changes it: one without a BOS gets the EOS as its BOS. The bridge
+    # re-creates a tokenizer that does not say it puts a BOS first; the copy is only a label (the
+    # harness feeds token ids), so it may as well say so.
+    tokenizer = deepcopy(tokenizer)
     tokenizer.init_kwargs["add_bos_token"] = True
     model = TransformerBridge.boot_transformers(
         name, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=hf_model.dtype

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench import cache, gguf_check, hashes, weights
+from bench import cache, gguf_check, gguf_keys, hashes, weights
 from bench.errors import Rejected, Unavailable, Usage, unknown
 from bench.files import new_folder, os_errors
 from bench.progress import others_quiet, say
@@ -111,14 +111,21 @@ def _converted(name, version, file):
 def convert_gguf(gguf, folder):
     """Dequantise a GGUF file to float32 safetensors with its tokenizer, in `folder`.
 
-    Raises `Rejected` for a file that is no whole model of a known family.
+    Raises `Rejected` for a file that is no whole model of a known family, and where the converted
+    model would not be what the file says.
     """
-    tensors = gguf_check.check(gguf)
+    told, tensors = gguf_check.read(gguf)
     with weights.as_rejected(gguf, "model", "converted"):
-        model, tokenizer = _read_gguf(gguf)
+        with TemporaryDirectory() as alone:  # what lies beside the file would be read too
+            link = Path(alone) / gguf.name
+            link.symlink_to(gguf.resolve())
+            model, tokenizer = _read_gguf(link)
         n, n_kept = sum(one.n_elements for one in tensors), model.num_parameters()
         if n > n_kept:
             raise Rejected(f"{gguf}: of its {n:,} weights the model has a place for {n_kept:,}")
+        changed = gguf_keys.changed(told["general.architecture"][1], told, model.config)
+        if changed:
+            raise Rejected(f"{gguf}: {changed}")
     with os_errors(folder):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

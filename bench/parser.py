@@ -3,11 +3,13 @@
 import argparse
 import dataclasses
 import math
+import os
 from typing import get_type_hints
 
 from bench import __version__
 from bench.errors import Usage
 from bench.order import EVERY
+from bench.progress import check_output, say
 from bench.spec import CHOICES, Spec, documentation, flag
 from bench.specs import named
 
@@ -19,6 +21,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise Usage(f"{message} (see {self.prog} --help)")
+
+    def _print_message(self, message, file=None):
+        """Help and version; argparse would swallow that stdout is full."""
+        if message:
+            say(message.rstrip("\n"))
 
 
 def parser():
@@ -103,6 +110,27 @@ def add_spec(command):
             alone = {"nargs": "?", "const": True} if kind is boolean else {}
             told = {"help": texts[field.name], "metavar": kind_name(kind)}
             fields.add_argument(flag(field.name), type=kind, dest=field.name, **alone, **told)
+
+
+PATHS = ("out", "to", "run", "paths", "init_adapter", "include_path", "saebench")
+"""Arguments that are paths; those of the spec are expanded by what reads them."""
+
+
+def parsed():
+    """The arguments of the command line; `~` is expanded also where no shell does, as in
+    `--out=~/runs`."""
+    try:
+        arguments = parser().parse_args()
+    except SystemExit:  # after --help or --version
+        check_output()
+        raise
+    for name in PATHS:
+        value = getattr(arguments, name, None)
+        if isinstance(value, str):
+            setattr(arguments, name, os.path.expanduser(value))
+        elif value:
+            setattr(arguments, name, [os.path.expanduser(one) for one in value])
+    return arguments
 
 
 def kind_name(kind):

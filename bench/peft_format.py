@@ -27,6 +27,36 @@ FAMILIES = ("gpt2", "llama", "gemma2", "gemma3_text")
 GPT2_NAMES = {"attn.o": "attn.c_proj", "mlp.in": "mlp.c_fc", "mlp.out": "mlp.c_proj"}
 FUSED, PARTS = "attn.c_attn", ("attn.q", "attn.k", "attn.v")
 CONFIG, WEIGHTS, OLDER = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+READ = (
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_modules",
+    "layers_to_transform",
+)
+"""Fields of an adapter's config that are used or checked here."""
+HARMLESS = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "fan_in_fan_out",
+    "inference_mode",
+    "lora_dropout",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+)
+"""Fields that change nothing of what a trained adapter adds, whatever their value."""
+PLAIN = {
+    "bias": ("none",),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal"),
+    "layers_pattern": ("layers", "h", ["layers"], ["h"]),
+}
+"""Values of other fields with which an adapter is B A and no more; nothing at all is one too."""
 
 
 def module_name(linear):
@@ -115,14 +145,39 @@ def read_config(folder):
         config["r"], config["lora_alpha"] = int(config["r"]), float(config["lora_alpha"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Rejected(f"{path}: not the config of a LoRA adapter ({error!r})") from None
-    odd = [name for name in ("use_dora", "use_rslora", "modules_to_save") if config.get(name)]
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
-        without = ", ".join(["biases", *odd])
-        raise Rejected(f"{path}: expected plain LoRA, without {without}")
+    if config.get("peft_type") != "LORA":
+        raise Rejected(f"{path}: peft_type is {config.get('peft_type')!r}, expected 'LORA'")
+    _check_plain(path, config)
     for field, usual in (("rank_pattern", config["r"]), ("alpha_pattern", config["lora_alpha"])):
         if config.get(field) and config[field] != {FUSED: 3 * usual}:
             raise Rejected(f"{path}: expected one rank and alpha for all, has {field}")
+    if bool(config.get("rank_pattern")) != bool(config.get("alpha_pattern")):
+        raise Rejected(f"{path}: rank_pattern and alpha_pattern, expected both or neither")
+    if not config.get("target_modules"):  # PEFT would take the family's usual ones instead
+        raise Rejected(f"{path}: no target_modules, expected the names of the adapted maps")
     return config
+
+
+def _check_plain(path, config):
+    """Raise `Rejected` for a field that may make an adapter more than B A, known here or not."""
+    for field, value in config.items():
+        plain = [*PLAIN.get(field, ()), None, False, "", [], {}]
+        is_plain = any(type(value) is type(one) and value == one for one in plain)
+        if field in (*READ, *HARMLESS) or is_plain:
+            continue
+        told = f"{path}: {weights.shown(field)} is {_short(value)}, expected plain LoRA"
+        if field == "init_lora_weights":
+            told += (
+                ": one that changed the model's weights too; PEFT converts it when saving, with "
+                "path_initial_model_for_weight_conversion, and then writes true"
+            )
+        raise Rejected(told)
+
+
+def _short(value):
+    """A value of a config, as JSON has it, on one line that is not too long."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def sha256(folder):

@@ -23,7 +23,7 @@ from pathlib import Path
 from bench import clock, interrupts
 from bench.errors import Fault, RunFailed, Unavailable, out_of_memory
 from bench.interrupts import Interrupted, blocked, handle, handling
-from bench.progress import say
+from bench.progress import flush, say, tolerate
 
 CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 GRACE = 30.0
@@ -67,7 +67,7 @@ class Task:
 
     def __init__(self, function, arguments):
         self.answers, answer = CONTEXT.Pipe(duplex=False)
-        sys.stdout.flush()
+        flush()
         settings = (answer, dict(os.environ), function, arguments)
         self.process = CONTEXT.Process(target=_work, args=settings)
         self.process.start()
@@ -233,6 +233,7 @@ def _work(answer, environment, function, arguments):
     interrupts.forget()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both
     handle(interrupts.ask, (signal.SIGTERM, signal.SIGHUP))
+    tolerate()
     os.environ.update(environment)  # the server may be older than a change of it
     die_with_parent()
     threading.Thread(target=_watch_parent, daemon=True).start()

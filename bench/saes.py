@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from copy import deepcopy
+from pathlib import Path
 
 from bench import weights
 from bench.errors import Rejected, reason
@@ -61,6 +62,11 @@ def save(sae, folder, **cost):
         (folder / COST).write_text(json.dumps(cost, indent=1) + "\n", encoding="utf-8")
 
 
+DROPPED = ("finetuning_scaling_factor", "hook_head_index", "hook_point_head_index")
+"""Fields of older formats that change what an SAE does, and that SAELens leaves out."""
+EXPECTED = {"activation": "relu or topk"}
+
+
 def load_all(folders, widths, device="cpu"):
     """The SAEs in these folders, for sites of these widths, as a ModuleList."""
     import torch
@@ -80,7 +86,9 @@ def load(folder, d_in, device="cpu"):
 
     from bench import devices
 
-    width = read_config(folder)["d_in"]
+    config = read_config(folder)
+    check_function(config, folder)
+    width = config["d_in"]
     if width != d_in:
         raise Rejected(f"SAE {folder.name}: d_in {width}, the model's site has width {d_in}")
     check_there(folder)
@@ -99,6 +107,26 @@ def load(folder, d_in, device="cpu"):
         raise Rejected(f"SAE {folder}: it has thresholds below 0")
     weights.check_finite(sae.state_dict().items(), f"SAE {folder}")
     return sae
+
+
+def check_function(config: dict, folder: Path) -> None:
+    """Raise `Rejected` where a cfg.json asks for a function that SAELens would load as another.
+
+    SAELens drops the fields of older formats that it does not know; an unknown activation
+    becomes ReLU.
+    """
+    activation = config.get("activation_fn_str") or config.get("activation_fn") or "relu"
+    settings = {k: v for k, v in (config.get("activation_fn_kwargs") or {}).items() if v}
+    asked = {
+        "activation": activation if activation not in ("relu", "topk") else None,
+        "activation_fn_kwargs": {k: v for k, v in settings.items() if k != "k"} or None,
+        **{name: config.get(name) for name in DROPPED},
+    }
+    for name, value in asked.items():
+        if value is not None and value is not False:  # the first head is number 0
+            raise Rejected(f"SAE {folder}: {name} '{value}', expected {EXPECTED.get(name, 'none')}")
+    if activation == "topk" and not (settings.get("k") or config.get("k")):
+        raise Rejected(f"SAE {folder}: activation 'topk' without a k")
 
 
 def check_there(folder):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench import __version__
 from bench.errors import Rejected, Usage
+from bench.progress import say
 from bench.record import ENDS, HEADER_FIELDS, ROW_FIELDS, SCHEMA, run_name
 
 WHOLE = "forwards backwards block_forwards block_backwards backward_tokens tokens"
@@ -44,7 +45,7 @@ def verify(paths):
         print(*faults, sep="\n", file=sys.stderr)
         wrong = sum(bool(file.faults) for file in files)
         raise Rejected(f"{_count(len(faults), 'fault')} in {wrong} of {_count(len(files), 'file')}")
-    print(summary(Counter(kind for file in files for kind in file.kinds), paths))
+    say(summary(Counter(kind for file in files for kind in file.kinds), paths))
 
 
 def find(paths):

@@ -3,11 +3,14 @@
 import json
 import re
 from contextlib import contextmanager
+from pathlib import Path
 
 from bench import tensors_only
 from bench.errors import Fault, Rejected, Unavailable, out_of_memory, reason
 
-INDEX = "model.safetensors.index.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TORCH_INDEX = "pytorch_model.bin.index.json"
+ADAPTER = "adapter_config.json"
 CONSTANTS = r"\.attn\.masked_bias$"
 """Not weights: what older GPT-2 checkpoints keep of the attention's mask."""
 NAMED, LONGEST = 5, 120
@@ -17,11 +20,13 @@ NAMED, LONGEST = 5, 120
 def load(folder, settings):
     """The Hugging Face model in `folder`, loaded by transformers with these `settings`.
 
-    Raises `Rejected` where a file is torn or holds more than tensors, where a tensor is missing,
-    unexpected or of another shape, and where a weight is not finite.
+    Raises `Rejected` where an adapter lies beside it, where a file is torn or holds more than
+    tensors, where a tensor is missing, unexpected or of another shape, and where a weight is not
+    finite.
     """
     from transformers import AutoModelForCausalLM
 
+    check_no_adapter(folder)
     check_files(folder)
     model, told = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -36,13 +41,84 @@ def load(folder, settings):
     return model
 
 
+def check_no_adapter(folder):
+    """Raise `Rejected` for a model's folder with an adapter in it.
+
+    Where PEFT is installed transformers would make it part of the model, elsewhere not.
+    """
+    if (folder / ADAPTER).exists():
+        raise Rejected(
+            f"{folder}: has an {ADAPTER}, expected a model without an adapter; merge it into the "
+            "weights, or give its folder as --init-adapter"
+        )
+
+
 def check_files(folder):
-    """Raise `Rejected` for files of weights that are torn, or that hold more than tensors."""
-    for path in sorted(folder.glob("model*.safetensors")):
+    """Raise `Rejected` for files of weights that are torn, that hold more than tensors, or that
+    are not what the index beside them says.
+
+    Torch's files are looked at only where transformers would read them.
+    """
+    paths = sorted(folder.glob("model*.safetensors"))
+    for path in paths:
         check_safetensors(path)
-    if not any((folder / name).is_file() for name in ("model.safetensors", INDEX)):
+    if (folder / INDEX).is_file():
+        _check_index(folder / INDEX, "model*.safetensors", _names)
+    elif (folder / WHOLE).is_file():
+        for path in folder.glob("model-*-of-*.safetensors"):
+            raise Rejected(f"{folder}: {path.name} is there beside {WHOLE}, and no index names it")
+    else:
         for path in sorted(folder.glob("pytorch_model*.bin")):
             tensors_only.load(path)
+        if (folder / TORCH_INDEX).is_file():
+            _check_index(folder / TORCH_INDEX, "pytorch_model*.bin", tensors_only.load)
+
+
+def _check_index(index, pattern, names):
+    """Raise `Rejected` where the files of a folder do not hold what its index says they do.
+
+    `names(path)` gives the names in a file. transformers takes a tensor from whatever file has it.
+    """
+    folder, places = index.parent, _places(index)
+    files, named = {path.name for path in folder.glob(pattern)}, set(places.values())
+    for name in sorted(files - named):
+        raise Rejected(f"{folder}: {shown(name)} is there, the index does not name it")
+    for name in sorted(named):
+        if not (folder / name).is_file():
+            raise Rejected(f"{folder}: {shown(name)} is not there, the index names it")
+    found = {}
+    for file in sorted(named):
+        for name in names(folder / file):
+            found.setdefault(name, []).append(file)
+    for name in sorted(found.keys() | places.keys()):
+        has, says = found.get(name, []), places.get(name)
+        if has != [says]:
+            there, said = " and ".join(has) or "no file", says or "nothing of it"
+            raise Rejected(f"{folder}: {shown(name)} is in {there}, the index says {said}")
+
+
+def _places(index):
+    """An index's `weight_map`: the file of each tensor."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = set(places.values())
+        plain = all(isinstance(file, str) for file in files)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        plain = False
+    if not plain:
+        raise Rejected(f"{index}: not an index, expected a weight_map of names to files")
+    for file in files:
+        if file != Path(file).name:
+            raise Rejected(f"{index}: names {shown(repr(file))}, expected a file beside it")
+    return places
+
+
+def _names(path):
+    """The names of the tensors in a .safetensors file."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
 
 
 def check_safetensors(path):

@@ -38,6 +38,20 @@ SMALL = {
 }
 
 
+WHOLE = {"command", "start", "reference", "ranks", "begin", "made", "whole", "hang"}
+"""Fixtures that run whole commands."""
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of whole commands are marked `runs` and come first, as they take longest: so that no
+    worker is left with one of them in the end."""
+    for item in items:
+        if WHOLE & {*item.fixturenames}:
+            item.add_marker(pytest.mark.runs)
+    long = {item.path for item in items if item.get_closest_marker("runs")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A tiny model, a tiny text and a cache of their own."""

@@ -103,6 +103,117 @@ def test_a_large_value_is_finite():
         weights.check_finite([("a", torch.tensor([torch.inf, -3e38]))], "x")
 
 
+NORM = "model.norm.weight"
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+@pytest.fixture
+def sharded(model):
+    """The tiny model in two shards: the second holds the last norm alone."""
+    tensors = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    parts = {FIRST: {k: v for k, v in tensors.items() if k != NORM}, SECOND: {NORM: tensors[NORM]}}
+    for name, part in parts.items():
+        save_file(part, model / name, metadata={"format": "pt"})
+    places = {name: file for file, part in parts.items() for name in part}
+    write_index(model, places)
+    return model
+
+
+def write_index(model, places):
+    text = json.dumps({"metadata": {"total_size": 1}, "weight_map": places})
+    (model / weights.INDEX).write_text(text)
+
+
+def places_of(model):
+    return json.loads((model / weights.INDEX).read_text())["weight_map"]
+
+
+def spoil_twice(model):
+    edit(model / SECOND, lambda t: t.update({UP: torch.zeros(48, 32)}))
+
+
+def spoil_place(model):
+    write_index(model, places_of(model) | {UP: SECOND})
+
+
+def spoil_left_out(model):
+    write_index(model, {k: v for k, v in places_of(model).items() if k != UP})
+
+
+def spoil_lacking(model):
+    edit(model / FIRST, spoil_missing)
+
+
+def spoil_file(model):
+    shutil.copy(model / SECOND, model / "model-00003-of-00003.safetensors")
+
+
+def spoil_no_file(model):
+    (model / SECOND).unlink()
+
+
+def spoil_both_kinds(model):
+    shutil.copy(model / FIRST, model / "model.safetensors")
+
+
+def spoil_no_index(model):
+    spoil_both_kinds(model)
+    (model / weights.INDEX).unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_twice, f"{UP} is in {FIRST} and {SECOND}, the index says {FIRST}"),
+        (spoil_place, f"{UP} is in {FIRST}, the index says {SECOND}"),
+        (spoil_left_out, f"{UP} is in {FIRST}, the index says nothing of it"),
+        (spoil_lacking, f"{UP} is in no file, the index says {FIRST}"),
+        (spoil_file, "model-00003-of-00003.safetensors is there, the index does not name it"),
+        (spoil_no_file, f"{SECOND} is not there, the index names it"),
+        (spoil_both_kinds, "model.safetensors is there, the index does not name it"),
+        (spoil_no_index, f"{FIRST} is there beside model.safetensors, and no index names it"),
+        (lambda model: (model / weights.INDEX).write_text("{}"), "expected a weight_map of names"),
+        (lambda model: (model / weights.INDEX).write_text("{"), "expected a weight_map of names"),
+        (lambda model: write_index(model, {"a": 1}), "expected a weight_map of names"),
+        (lambda model: write_index(model, {"a": "../x"}), "'../x', expected a file beside it"),
+    ],
+)
+def test_an_index_and_shards_that_do_not_agree(sharded, spoil, message):
+    weights.check_files(sharded)
+    spoil(sharded)
+    with pytest.raises(Rejected) as caught:
+        weights.load(sharded, {"dtype": torch.float32})
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_shards_that_agree_are_the_model(sharded):
+    loaded = weights.load(sharded, {"dtype": torch.float32}).state_dict()
+    for name, value in tiny.hf_model("llama").state_dict().items():
+        assert torch.equal(loaded[name], value)
+    write_index(sharded, {})
+    with pytest.raises(Rejected, match="does not name it"):
+        weights.check_files(sharded)
+
+
+def test_an_index_of_torch_files_is_held_against_them_too(sharded):
+    for name in (FIRST, SECOND):
+        torch.save(load_file(sharded / name), sharded / as_torch(name))
+        (sharded / name).unlink()
+    places = {name: as_torch(file) for name, file in places_of(sharded).items()}
+    (sharded / weights.INDEX).unlink()
+    index = sharded / weights.TORCH_INDEX
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    weights.load(sharded, {"dtype": torch.float32})
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places | {UP: as_torch(SECOND)}}))
+    with pytest.raises(Rejected, match=f"{UP} is in {as_torch(FIRST)}, the index says"):
+        weights.load(sharded, {"dtype": torch.float32})
+
+
+def as_torch(name):
+    return name.replace("model", "pytorch_model").replace("safetensors", "bin")
+
+
 @pytest.fixture
 def sae(tmp_path):
     """A SAELens folder."""

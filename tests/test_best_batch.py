@@ -10,6 +10,8 @@ from bench.problem import Problem
 from bench.race import Ours
 from tests.test_speed import SETS, spec_on
 
+pytestmark = pytest.mark.runs
+
 
 def at(rates):
     """A probe that finds these tokens a second at 1, 2, 4, ... windows; None: no memory."""

@@ -173,6 +173,48 @@ def test_metadata_against_the_spec(told, line):
     assert (not lines) if line is None else (len(lines) == 1 and line in lines[0])
 
 
+PROCESSED = {
+    "fold_ln": [],
+    "center_unembed": [],
+    "fold_value_biases": ["blocks.1.attn.hook_z"],
+    "center_writing_weights": [tiny.SITE, "blocks.1.hook_attn_out", "blocks.1.hook_mlp_out"],
+}
+"""Processing -> the sites whose activations it changes."""
+
+
+@pytest.mark.parametrize("switch", PROCESSED)
+def test_processing_that_changes_what_a_site_sees_is_told(switch):
+    """The table is TransformerLens' own: the sites are looked at on a GPT-2."""
+    sites = [*PROCESSED["fold_value_biases"], *PROCESSED["center_writing_weights"]]
+    tokens, off = tiny.windows(2), dict.fromkeys([*PROCESSED, "fold_ln"], False)
+    plain, processed = tiny.bridge("gpt2"), tiny.bridge("gpt2")
+    for bridge in (plain, processed):
+        draw = torch.Generator().manual_seed(5)
+        for name, parameter in bridge.original_model.named_parameters():
+            if name.endswith("bias"):  # a new GPT-2's are 0
+                parameter.data.normal_(generator=draw)
+    processed.enable_compatibility_mode(**off | {switch: True}, disable_warnings=True)
+    _, before = plain.run_with_cache(tokens, names_filter=lambda name: name in sites)
+    _, after = processed.run_with_cache(tokens, names_filter=lambda name: name in sites)
+    changed = [site for site in sites if not torch.allclose(before[site], after[site], atol=1e-4)]
+    assert changed == PROCESSED[switch]
+    for site in sites:
+        spec = replace(Spec(), site=site)
+        lines = agree.disagreements(spec, {"model_from_pretrained_kwargs": {switch: True}}, "gpt2")
+        assert lines or site not in changed
+        assert not lines or PROCESSED[switch]
+
+
+def test_processing_that_is_not_known_is_told():
+    (line,) = agree.disagreements(Spec(), {"model_from_pretrained_kwargs": {"revision": "step1"}})
+    assert line == "wrong weights: the SAE was trained with revision=step1 of its model"
+    assert not agree.disagreements(
+        Spec(), {"model_from_pretrained_kwargs": {"center_writing_weights": True}}, "llama"
+    )
+    harmless = {"fold_ln": True, "center_unembed": True, "dtype": "float16", "first": None}
+    assert not agree.disagreements(Spec(), {"model_from_pretrained_kwargs": harmless})
+
+
 def test_one_point_has_two_names_outside_gemma():
     spec = replace(Spec(), site="blocks.15.mlp.hook_out", spliced="all")
     told = {"hook_name": "blocks.15.hook_mlp_out"}

@@ -1,13 +1,18 @@
 """Corrections of an SAE's output: folded they are a plain SAE; ridge is ridge regression."""
 
+import dataclasses
+from functools import partial
+from typing import get_args
+
 import pytest
 import torch
-from sae_lens import SAE
+from sae_lens import SAE, SAEConfig
 
 from bench import method, saes
 from bench.corrected import Corrected, correct
 from bench.errors import Rejected
 from bench.seen import reconstruction
+from methods.linear import LowRankResidual
 from methods.ridge import Ridge
 from tests import tiny
 from tests.test_kinds import NORMALISED, last
@@ -44,6 +49,38 @@ def test_an_sae_that_normalises_each_token_is_refused():
     with pytest.raises(Rejected, match="normalises each token"):
         Corrected(sae, any_map(tiny.WIDTH))
     assert "layer" in NORMALISED
+
+
+MAPS = {"shifts": any_map, "does not": partial(LowRankResidual, rank=4)}
+BY_TEXT = ("none", "expected_average_only_in", "covariance_whitening")
+"""Scalings that an SAE does not do by itself."""
+NORMALISATIONS = (*BY_TEXT, "layer_norm", "constant_norm_rescale")
+
+
+def test_every_normalisation_that_there_is_has_been_tried():
+    (field,) = [one for one in dataclasses.fields(SAEConfig) if one.name == "normalize_activations"]
+    older = {"constant_norm_rescale"}  # which SAELens still does where a config asks for it
+    assert {*NORMALISATIONS} == {*get_args(field.type)} | older
+
+
+@pytest.mark.parametrize("make", MAPS)
+@pytest.mark.parametrize("scaled", NORMALISATIONS)
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_a_correction_folds_or_is_refused_before_it_is_trained(kind, scaled, make):
+    config = {**tiny.sae_of_kind(kind)[0].cfg.to_dict(), "normalize_activations": scaled}
+    lent = SAE.from_dict(config)
+    lent.load_state_dict(tiny.sae_of_kind(kind)[0].state_dict())
+    folds = scaled in BY_TEXT or (scaled == "constant_norm_rescale" and "not" in make)
+    if not folds:
+        with pytest.raises(Rejected, match=f"normalises each token|activations '{scaled}'"):
+            correct([lent], MAPS[make])
+        return
+    maps, (corrected,) = correct([lent], MAPS[make])
+    with torch.no_grad():
+        for values in maps.parameters():
+            values.add_(torch.randn_like(values))
+    made = reconstruction(corrected, 30 * X)
+    torch.testing.assert_close(corrected.folded()(30 * X), made, rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("shrink", [1e-3, 0.5])

@@ -6,8 +6,9 @@ import struct
 import gguf
 import numpy
 import pytest
+from transformers import Gemma2Config, Gemma3TextConfig, GPT2Config, LlamaConfig
 
-from bench import cache, gguf_check, models, packages
+from bench import cache, gguf_check, gguf_keys, models, packages
 from bench.errors import Rejected, Usage
 from tests import tiny
 
@@ -36,8 +37,10 @@ def tensors():
     return found | dict.fromkeys([*norms, "output_norm.weight"], numpy.ones(tiny.WIDTH, "float32"))
 
 
-def write(path, architecture="llama", without=(), extra=None, quantised=True, alignment=None):
-    """A GGUF file of the tiny Llama with its tokenizer."""
+def write(
+    path, architecture="llama", without=(), extra=None, quantised=True, alignment=None, keys=None
+):
+    """A GGUF file of the tiny Llama with its tokenizer, and with these keys more."""
     writer = gguf.GGUFWriter(path, architecture)
     if alignment:
         writer.add_custom_alignment(alignment)
@@ -56,6 +59,12 @@ def write(path, architecture="llama", without=(), extra=None, quantised=True, al
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(0)
+    for key, value in (keys or {}).items():
+        add = {str: writer.add_string, bool: writer.add_bool, list: writer.add_array}
+        add.get(type(value), writer.add_float32)(key, value)
+    for key, value in (keys or {}).items():
+        put_key = writer.add_string if isinstance(value, str) else writer.add_float32
+        put_key(key, value)
     for name, array in (tensors() | (extra or {})).items():
         if name in without:
             continue
@@ -301,3 +310,273 @@ def test_the_file_is_checked_before_it_is_converted(own_cache, monkeypatch, good
         packages.convert_gguf(tmp_path / "torn.gguf", tmp_path)
     with pytest.raises(Usage, match="no such file"):
         models.check_source(str(tmp_path / "nope" / "x.gguf"))
+
+
+def test_what_lies_beside_a_file_is_not_read(own_cache, good, tmp_path):
+    """No adapter, which transformers would take where PEFT is installed, and no config."""
+    path = tmp_path / "some" / "tiny.gguf"
+    path.parent.mkdir()
+    path.write_bytes(good)
+    (path.parent / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
+    (path.parent / "tokenizer_config.json").write_text('{"bos_token": "<eos>"}')
+    (path.parent / "config.json").write_text('{"model_type": "gpt2"}')
+    made = models.locate(str(path))
+    assert models.read_config(made)["model_type"] == "llama"
+    assert models.load_tokenizer(made).bos_token == "<bos>"
+    assert sorted(one.name for one in made.iterdir()) == sorted(
+        one.name for one in models.locate(str(write(tmp_path / "other.gguf"))).iterdir()
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
+            "llama.rope.scaling.type is 'linear', which would be lost, expected 'none'",
+        ),
+        (
+            {"llama.rope.scaling.factor": 4.0},
+            "llama.rope.scaling.factor is 4.0, which would be lost, expected 0 or 1",
+        ),
+        ({"llama.expert_count": 8.0}, "llama.expert_count is 8.0, which would be lost, expected 0"),
+        ({"llama.logit_scale": 0.5}, "llama.logit_scale is 0.5, a key that is not known here"),
+        ({"llama.a\nb": 1.0}, "'llama.a\\nb' is 1.0, a key that is not known here"),
+        ({"general.type": "adapter"}, "general.type is 'adapter', expected 'model'"),
+    ],
+)
+def test_a_key_that_the_conversion_would_lose(keys, message, tmp_path):
+    path = write(tmp_path / "tiny.gguf", keys=keys)
+    with pytest.raises(Rejected) as caught:
+        models.check_source(str(path))
+    assert str(caught.value) == f"{path}: {message}"
+
+
+def test_keys_that_change_nothing_and_keys_that_arrive(own_cache, tmp_path):
+    keys = {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 1.0}
+    keys |= {"llama.rope.freq_base": 5e4, "llama.expert_count": 0.0, "some.other": "key"}
+    made = models.locate(str(write(tmp_path / "tiny.gguf", keys=keys)))
+    config = models.read_config(made)
+    assert config["rope_parameters"] == {"rope_theta": 5e4, "rope_type": "default"}
+    assert (config["num_attention_heads"], config["rms_norm_eps"]) == (4, pytest.approx(1e-5))
+
+
+def test_a_value_that_the_conversion_changes(own_cache, tmp_path):
+    """A head's width that does not follow from the others is one that transformers does not map."""
+    path = write(tmp_path / "tiny.gguf", keys={"llama.attention.key_length": 16.0})
+    with pytest.raises(Rejected) as caught:
+        packages.locate_file(str(path))
+    told = "llama.attention.key_length is 16.0, the converted model has 8"
+    assert str(caught.value) == f"{path}: {told}"
+
+
+SAID = {  # what files of these families say, as llama.cpp's converter writes them
+    "llama": {
+        "attention.head_count": 32,
+        "attention.head_count_kv": 8,
+        "attention.key_length": 64,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "block_count": 16,
+        "context_length": 131_072,
+        "embedding_length": 2_048,
+        "feed_forward_length": 8_192,
+        "rope.dimension_count": 64,
+        "rope.freq_base": 5e5,
+        "vocab_size": 128_256,
+    },
+    "gpt2": {
+        "attention.head_count": 12,
+        "attention.layer_norm_epsilon": 1e-5,
+        "block_count": 12,
+        "context_length": 1_024,
+        "embedding_length": 768,
+        "feed_forward_length": 3_072,
+    },
+    "gemma2": {
+        "attention.head_count": 8,
+        "attention.head_count_kv": 4,
+        "attention.key_length": 256,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+        "attention.sliding_window": 4_096,
+        "attention.value_length": 256,
+        "attn_logit_softcapping": 50.0,
+        "block_count": 26,
+        "context_length": 8_192,
+        "embedding_length": 2_304,
+        "feed_forward_length": 9_216,
+        "final_logit_softcapping": 30.0,
+    },
+    "gemma3": {
+        "attention.head_count": 4,
+        "attention.head_count_kv": 1,
+        "attention.key_length": 256,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+        "attention.sliding_window": 512,
+        "attention.value_length": 256,
+        "block_count": 18,
+        "context_length": 32_768,
+        "embedding_length": 640,
+        "feed_forward_length": 2_048,
+        "rope.freq_base": 1e6,
+    },
+}
+CONFIGS = {  # the same models' config.json
+    "llama": LlamaConfig(
+        hidden_size=2_048,
+        intermediate_size=8_192,
+        max_position_embeddings=131_072,
+        num_attention_heads=32,
+        num_hidden_layers=16,
+        num_key_value_heads=8,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 5e5},
+        vocab_size=128_256,
+    ),
+    "gpt2": GPT2Config(),
+    "gemma2": Gemma2Config(),
+    "gemma3": Gemma3TextConfig(
+        hidden_size=640,
+        intermediate_size=2_048,
+        max_position_embeddings=32_768,
+        num_attention_heads=4,
+        num_hidden_layers=18,
+        num_key_value_heads=1,
+        sliding_window=512,
+    ),
+}
+
+
+def told(family, **changes):
+    """The header of a file of this family; None leaves a key out."""
+    said = SAID[family] | {key.replace("__", "."): value for key, value in changes.items()}
+    short = {key: numpy.float32(v).item() if isinstance(v, float) else v for key, v in said.items()}
+    return {f"{family}.{key}": (6, value) for key, value in short.items() if value is not None}
+
+
+@pytest.mark.parametrize("family", SAID)
+def test_a_real_header_is_let_in_and_every_value_of_it_is_compared(family):
+    config = CONFIGS[family]
+    assert gguf_keys.lost(family, told(family)) is None
+    assert gguf_keys.changed(family, told(family), config) is None
+    for key, value in SAID[family].items():
+        other = told(family) | {f"{family}.{key}": (6, 2 * value)}
+        assert f"{family}.{key} is {2 * value!r}, " in gguf_keys.changed(family, other, config)
+        array = told(family) | {f"{family}.{key}": (9, None)}
+        assert f"{family}.{key} is an array, " in gguf_keys.changed(family, array, config)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("gemma2", {"final_logit_softcapping": 0.0}, "is 0.0, the converted model has 30.0"),
+        ("gemma2", {"attn_logit_softcapping": 30.0}, "is 30.0, the converted model has 50.0"),
+        ("gemma3", {"rope__freq_base_swa": 5e4}, "is 50000.0, the converted model has 10000.0"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "is 30.0, the converted model has None"),
+    ],
+)
+def test_a_value_that_differs_is_named(family, changes, message):
+    assert message in gguf_keys.changed(family, told(family, **changes), CONFIGS[family])
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("gpt2", {"attention__head_count": None}, "it does not say gpt2.attention.head_count"),
+        ("gemma3", {"rope__freq_base": None}, "it does not say gemma3.rope.freq_base"),
+        ("gemma3", {"attention__sliding_window": None}, "does not say gemma3.attention.sliding"),
+        ("llama", {"attention__sliding_window": 512}, "would be lost, expected 0"),
+        ("gemma3", {"attention__sliding_window_pattern": 4}, "would be lost, expected 6"),
+    ],
+)
+def test_a_header_that_says_too_little_or_too_much(family, changes, message):
+    assert message in gguf_keys.lost(family, told(family, **changes))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 1.0}, None),
+        ({"llama.rope.scaling.type": "linear"}, "which would be lost, expected 'none'"),
+        ({"llama.rope.scaling.factor": 4.0}, "factor is 4.0, which would be lost, expected 0 or 1"),
+        ({"llama.rope.scaling.type": ["none"]}, "type is an array, which would be lost"),
+        ({"llama.attention.causal": False}, "causal is False, which would be lost"),
+        ({"llama.logit_scale": 2.0}, "llama.logit_scale is 2.0, a key that is not known here"),
+        ({"llama.a\nb": 2.0}, "'llama.a\\nb' is 2.0, a key that is not known"),
+        ({"general.type": "adapter"}, "general.type is 'adapter', expected 'model'"),
+        ({"general.url": "x", "gemma2.rope.scaling.type": "linear"}, None),
+        ({"llama.rope.freq_base": 500.0, "llama.attention.key_length": 8.0}, None),
+        ({"llama.rope.dimension_count": 4.0}, "dimension_count is 4.0, the converted model has 8"),
+        ({"llama.attention.head_count_kv_": 4.0}, "a key that is not known"),
+    ],
+)
+def test_a_key_that_changes_the_model_is_kept_or_refused(own_cache, keys, message, tmp_path):
+    path = write(tmp_path / "tiny.gguf", keys=keys)
+    if message:
+        with pytest.raises(Rejected) as caught:
+            packages.locate_file(str(path))
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+        return
+    config = models.read_config(packages.locate_file(str(path)))
+    assert config["rope_parameters"]["rope_theta"] == keys.get("llama.rope.freq_base", 10000)
+
+
+def header(architecture, **keys):
+    """A header's keys: what must be there, and more."""
+    needed = dict.fromkeys(gguf_keys.NEEDED[architecture], 1)
+    keys = {key.replace("__", "."): value for key, value in keys.items()}
+    return {f"{architecture}.{key}": (4, value) for key, value in (needed | keys).items()}
+
+
+def gemma(architecture, **keys):
+    """What is wrong with a Gemma of transformers' defaults as the conversion of a header."""
+    from transformers import Gemma2Config, Gemma3TextConfig
+
+    config = {"gemma2": Gemma2Config, "gemma3": Gemma3TextConfig}[architecture]()
+    width = {"attention__key_length": 256, "attention__value_length": 256}
+    told = header(architecture, **(width | keys))
+    for key in ("head_count", "layer_norm_rms_epsilon"):
+        del told[f"{architecture}.attention.{key}"]
+    if "rope__freq_base" not in keys:
+        told.pop("gemma3.rope.freq_base", None)
+    return gguf_keys.changed(architecture, told, config)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "message"),
+    [
+        ("gemma2", {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}, None),
+        ("gemma2", {"attn_logit_softcapping": 20.0}, "is 20.0, the converted model has 50.0"),
+        ("gemma2", {"final_logit_softcapping": 0.0}, "is 0.0, the converted model has 30.0"),
+        ("gemma2", {"attention__sliding_window": 512}, "is 512, the converted model has 4096"),
+        ("gemma2", {"attention__key_length": 128}, "is 128, the converted model has 256"),
+        ("gemma2", {"attention__value_length": 144}, "is 144, the converted model has 256"),
+        ("gemma3", {"final_logit_softcapping": 0.0}, None),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "is 30.0, the converted model has None"),
+        ("gemma3", {"rope__freq_base": 1e6, "rope__freq_base_swa": 1e4}, None),
+        ("gemma3", {"rope__freq_base": 1e4}, "is 10000.0, the converted model has 1000000.0"),
+        ("gemma3", {"rope__freq_base_swa": 1e6}, "is 1000000.0, the converted model has 10000.0"),
+    ],
+)
+def test_what_gemma_was_converted_to_is_held_against_the_file(architecture, keys, message):
+    told = gemma(architecture, **keys)
+    assert told is None if message is None else message in told
+
+
+def test_a_header_that_leaves_out_what_no_shape_tells():
+    for architecture, needed in gguf_keys.NEEDED.items():
+        whole = header(architecture)
+        assert gguf_keys.lost(architecture, whole) is None
+        for key in needed:
+            less = {name: value for name, value in whole.items() if not name.endswith(key)}
+            assert gguf_keys.lost(architecture, less) == f"it does not say {architecture}.{key}"
+    patterns = {"attention__sliding_window_pattern": 6}
+    assert gguf_keys.lost("gemma3", header("gemma3", **patterns)) is None
+    assert "would be lost, expected 2" in gguf_keys.lost("gemma2", header("gemma2", **patterns))
+
+
+def test_every_key_that_transformers_maps_is_compared():
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+    assert set(gguf_keys.MEANT) == set(gguf_check.ARCHITECTURES)
+    for architecture, meant in gguf_keys.MEANT.items():
+        assert GGUF_CONFIG_MAPPING[architecture].keys() <= meant.keys()

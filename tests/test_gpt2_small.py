@@ -26,6 +26,8 @@ SHORT = {
 }
 FLAGS = [str(item) for pair in SHORT.items() for item in pair]
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory):

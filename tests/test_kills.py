@@ -147,7 +147,7 @@ def test_stopped_by_a_signal(start, reference, tmp_path, number, code):
 
 
 def test_the_second_ctrl_c_leaves_at_once(start, reference, tmp_path):
-    slow = plants.slowly(Reached, "__call__", seconds=20)  # a step, which the first one waits for
+    slow = plants.slowly(Reached, "__call__", seconds=60)  # a step, which the first one waits for
     first = start(plant=slow)
     forked.until(lambda: list((tmp_path / "out").glob("lora-*/step-00000000-*.pt")))
     started = read_clock()
@@ -156,16 +156,16 @@ def test_the_second_ctrl_c_leaves_at_once(start, reference, tmp_path):
     assert os.waitpid(first.pid, os.WNOHANG) == (0, 0)
     first.send(signal.SIGINT)
     assert first.wait() == 130
-    assert read_clock().since(started).seconds < 2
+    assert read_clock().since(started).seconds < 30
     check_goes_on(start, tmp_path / "out", reference)
 
 
 def test_a_stop_does_not_wait_for_an_evaluation(start, reference, tmp_path):
-    slow = plants.slowly(attempt, "measure", seconds=20)
+    slow = plants.slowly(attempt, "measure", seconds=60)
     first = start(plant=slow)
     forked.until(lambda: list((tmp_path / "out").glob("none-*.jsonl")))
     started = read_clock()
     first.send(signal.SIGTERM)
     assert first.wait() == 143
-    assert read_clock().since(started).seconds < 5
+    assert read_clock().since(started).seconds < 30
     check_goes_on(start, tmp_path / "out", reference)

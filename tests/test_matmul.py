@@ -29,6 +29,8 @@ for bias in (None, torch.randn(160)):
         assert (found - expected).norm() < 1e-5 * expected.norm()
 """
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.mark.parametrize("shape", [LARGE, SMALL, EMPTY])
 @pytest.mark.parametrize("a_strided", [False, True])

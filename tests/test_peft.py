@@ -1,6 +1,8 @@
 """Our adapters against PEFT: the same logits, gradients and CE, there and back again."""
 
+import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -147,7 +149,116 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path):
         built(init=str(tmp_path / "o"))
     with pytest.raises(Usage, match="no adapter at"):
         built(init=str(tmp_path / "nope"))
-    config = json.loads((tmp_path / peft_format.CONFIG).read_text())
-    (tmp_path / peft_format.CONFIG).write_text(json.dumps({**config, "use_dora": True}))
-    with pytest.raises(Rejected, match="expected plain LoRA, without biases, use_dora"):
+    rewrite(tmp_path, use_dora=True)
+    with pytest.raises(Rejected, match="use_dora is true, expected plain LoRA"):
         built()
+
+
+def rewrite(folder, **changes):
+    """Change fields of an adapter's config."""
+    path = folder / peft_format.CONFIG
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def pefts_own(folder, **settings):
+    """Save an adapter of PEFT's on the tiny Llama, as trained nowhere."""
+    shape = {"r": 4, "lora_alpha": ALPHA, "target_modules": ["q_proj", "down_proj"]}
+    torch.manual_seed(3)
+    peft.get_peft_model(
+        tiny.hf_model("llama"), peft.LoraConfig(**shape, **settings)
+    ).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal"])
+def test_a_start_that_leaves_the_models_weights_alone_is_plain(start, tmp_path):
+    pefts_own(tmp_path, init_lora_weights=start)
+    theirs = peft.PeftModel.from_pretrained(tiny.hf_model("llama"), tmp_path)
+    problem = tiny.problem("llama")
+    config = lora.Config(
+        rank=4, alpha=ALPHA, targets=("q", "down"), layers="all", init=str(tmp_path)
+    )
+    _, hooks = lora.build(problem, config)
+    with torch.no_grad():
+        with problem.points.attached(hooks):
+            ours = problem.bridge(TOKENS, use_cache=False)
+        torch.testing.assert_close(ours, theirs(TOKENS).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora", "mica"])
+def test_a_start_that_changes_the_models_weights_is_refused(start, tmp_path):
+    pefts_own(tmp_path, init_lora_weights=start)
+    line = f'init_lora_weights is "{start}", expected plain LoRA.*then writes true'
+    with pytest.raises(Rejected, match=line):
+        peft_format.load(tmp_path)
+
+
+OFF = {
+    "alora_invocation_tokens": [5],
+    "arrow_config": {"top_k": 2},
+    "corda_config": {"corda_method": "ipm"},
+    "ensure_weight_tying": True,
+    "eva_config": {"rho": 2.0},
+    "exclude_modules": ["v_proj"],
+    "kasa_config": {"beta": 1e-4},
+    "layer_replication": [[0, 2], [1, 4]],
+    "loftq_config": {"loftq_bits": 4},
+    "lora_bias": True,
+    "lora_ga_config": {"scale": "stable"},
+    "megatron_config": {"hidden_size": 8},
+    "modules_to_save": ["lm_head"],
+    "monteclora_config": {"samples": 8},
+    "target_parameters": ["mlp.experts.gate_up_proj"],
+    "trainable_token_indices": [1, 2],
+    "use_bdlora": {"nblocks": 2},
+    "use_dora": True,
+    "use_qalora": True,
+    "use_rslora": True,
+    "velora_config": {"scale": 1.0},
+}
+"""Fields that somebody has looked at, with a value that makes an adapter more than B A."""
+
+
+def test_every_field_of_pefts_is_known():
+    known = {*peft_format.READ, *peft_format.HARMLESS, *peft_format.PLAIN, *OFF}
+    assert {field.name for field in dataclasses.fields(peft.LoraConfig)} == known
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *OFF.items(),
+        ("bias", "all"),
+        ("init_lora_weights", "loftq"),
+        ("init_lora_weights", "eva"),
+        ("init_lora_weights", "lora_ga"),
+        ("init_lora_weights", "corda"),
+        ("layers_pattern", "encoder"),
+        ("of_a_later_version", 0),
+        ("of_a_later_version", "fast"),
+    ],
+)
+def test_a_field_that_is_not_understood_is_refused_by_name(field, value, tmp_path):
+    pefts_own(tmp_path)
+    rewrite(tmp_path, of_a_later_version=None, another=False, third={}, peft_version="99")
+    assert peft_format.load(tmp_path)
+    rewrite(tmp_path, **{field: value})
+    told = re.escape(f"{field} is {json.dumps(value)}, expected plain LoRA")
+    with pytest.raises(Rejected, match=told):
+        peft_format.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"peft_type": "ADALORA"}, "peft_type is 'ADALORA', expected 'LORA'"),
+        ({"rank_pattern": {"attn.c_attn": 12}}, "rank_pattern and alpha_pattern, expected both"),
+        ({"alpha_pattern": {"attn.c_attn": 18.0}}, "rank_pattern and alpha_pattern, expected both"),
+        ({"target_modules": None}, "no target_modules"),
+        ({"r": "many"}, "not the config of a LoRA adapter"),
+    ],
+)
+def test_a_config_that_does_not_say_which_adapter_is_refused(changes, line, tmp_path):
+    pefts_own(tmp_path)
+    rewrite(tmp_path, **changes)
+    with pytest.raises(Rejected, match=line):
+        peft_format.load(tmp_path)

@@ -259,8 +259,8 @@ def test_the_second_ctrl_c_kills_all(begin, tmp_path):
     assert os.waitpid(command.pid, os.WNOHANG) == (0, 0)
     command.send(signal.SIGINT)
     assert command.wait() == 130
-    assert read_clock().since(started).seconds < 5
-    forked.until(lambda: nobody_in(command.pid), seconds=5)
+    assert read_clock().since(started).seconds < 30
+    forked.until(lambda: nobody_in(command.pid))
 
 
 def nobody_in(group):

@@ -10,8 +10,8 @@ import torch
 from sae_lens import SAE
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bench import agree, hub, models, sae_sources, sparsify, streams
-from bench.errors import Unavailable
+from bench import agree, hub, models, sae_sources, sparsify, streams, weights
+from bench.errors import Rejected, Unavailable
 from bench.evaluate import predictions
 from bench.losses import cross_entropy
 from bench.problem import Adapted, Problem
@@ -198,3 +198,43 @@ def test_a_model_without_a_tokenizer_reads_no_text(small, tmp_path):
     code, _, err = small("check", model=tmp_path / "model", sae="fresh")
     assert code == 3 and err.count("\n") == 1
     assert "no tokenizer beside the model: the text" in err
+
+
+def test_a_tokenizer_without_a_bos_still_has_none_behind_the_bridge(small, tmp_path):
+    """TransformerLens gives the tokenizer it is handed another BOS, and marks it in other ways."""
+    tiny.write_model(tmp_path / "model")
+    before = tiny.tokenizer()
+    before.bos_token = None
+    before.save_pretrained(tmp_path / "model")
+    ours = models.load_tokenizer(tmp_path / "model")
+    settings, special = dict(ours.init_kwargs), models.special_ids(ours)
+    models.bridge(tiny.hf_model("llama"), ours)
+    assert ours.bos_token_id is None
+    assert ours.init_kwargs == settings and models.special_ids(ours) == special
+    code, _, err = small("check", model=tmp_path / "model", sae="fresh", prepend_bos="true")
+    assert code == 3 and "the model's tokenizer has no BOS token" in err, err
+
+
+@pytest.fixture
+def adapted(tmp_path):
+    """A model's folder with an adapter in it, as `trainer.save_model` may leave it."""
+    peft = pytest.importorskip("peft", reason="pip install 'splicebench[speed]'")
+    wanted = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(tiny.hf_model("llama"), wanted).save_pretrained(tmp_path / "model")
+    tiny.write_model(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_an_adapter_in_the_models_folder_is_refused(adapted, installed, monkeypatch):
+    from transformers.models.auto import auto_factory
+
+    monkeypatch.setattr(auto_factory, "is_peft_available", lambda: installed)
+    for look in (models.locate, models.check_source):
+        with pytest.raises(
+            Rejected, match="has an adapter_config.json,.* --init-adapter"
+        ) as caught:
+            look(str(adapted))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(Rejected, match="adapter_config.json"):  # wherever the folder came from
+        weights.load(adapted, {"dtype": torch.float32})

@@ -21,6 +21,8 @@ from tests.conftest import SMALL
 SETS = ("lora.lr=5e-5", "e2e.lr=5e-5")
 RANDOM = {"weights": "random", "text": "random"}
 
+pytestmark = pytest.mark.runs
+
 
 class Here:
     """A `Side` without a process of its own."""

@@ -4,7 +4,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -56,10 +55,8 @@ def write(folder, lines, name=None):
 
 
 def test_the_published_results_are_sound(verify):
-    started = time.perf_counter()
     code, out, err = verify(ROOT / "results")
     assert (code, err) == (0, [])
-    assert time.perf_counter() - started < 2
     n_records = len(list((ROOT / "results").rglob("*.jsonl")))
     assert out.startswith(f"verified {n_records} records (") and out.count("\n") == 1
     assert all(what in out for what in ("measurements", "manifests", "other JSON files"))
