@@ -137,7 +137,7 @@ def test_the_tensor_of_an_sae_that_is_not_finite_is_named(small, sae):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_an_sae_of_another_precision_is_float32_here(dtype, sae):
-    # Copies, because safetensors before 0.8 writes over the file that the loaded ones are mapped to.
+    # Copies: safetensors before 0.8 writes over the file that loaded tensors are mapped to.
     before = {name: value.clone() for name, value in load_file(sae / saes.WEIGHTS).items()}
     save_file({name: value.to(dtype) for name, value in before.items()}, sae / saes.WEIGHTS)
     config = json.loads((sae / "cfg.json").read_text())
