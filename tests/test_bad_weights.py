@@ -248,7 +248,8 @@ def test_the_tensor_of_an_sae_that_is_not_finite_is_named(small, sae):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_an_sae_of_another_precision_is_float32_here(dtype, sae):
-    before = load_file(sae / saes.WEIGHTS)
+    # Copies: safetensors before 0.8 writes over the file that loaded tensors are mapped to.
+    before = {name: value.clone() for name, value in load_file(sae / saes.WEIGHTS).items()}
     save_file({name: value.to(dtype) for name, value in before.items()}, sae / saes.WEIGHTS)
     config = json.loads((sae / "cfg.json").read_text())
     for told in ("float32", str(dtype).removeprefix("torch.")):

@@ -13,8 +13,8 @@ from bench.errors import Rejected, Usage
 from tests import tiny
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
-TOKENS = ["<pad>", "<bos>", "<eos>", *(chr(i) for i in range(33, 33 + tiny.VOCABULARY - 5))]
-TOKENS += ["Ġ", '!"']
+TOKENS = ["<pad>", "<bos>", "<eos>", *(chr(i) for i in range(33, 33 + tiny.VOCABULARY - 6))]
+TOKENS += ["Ġ", '!"', "#$"]
 SHAPES = {
     "attn_q": (tiny.WIDTH, tiny.WIDTH),
     "attn_k": (tiny.WIDTH // 2, tiny.WIDTH),
@@ -55,7 +55,7 @@ def write(
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(TOKENS)
     writer.add_token_types([3] * 3 + [1] * (len(TOKENS) - 3))
-    writer.add_token_merges(['! "'])
+    writer.add_token_merges(['! "', "# $"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(0)
