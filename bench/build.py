@@ -5,19 +5,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench import agree, cache, evaluate, locks, parallel, sae_sources, saes
+from bench.code_hash import code
 from bench.documents import source_sha256
 from bench.done import ended, relevant
 from bench.errors import RunFailed, Usage
 from bench.files import new_folder, synchronize
 from bench.harness import Harness
 from bench.interrupts import Stopped
-from bench.loaded import code
 from bench.order import EVERY
-from bench.plans import own_training
 from bench.problem import Adapted
 from bench.progress import say
 from bench.provenance import clock, provenance
 from bench.record import SCHEMA, digest, run_name
+from bench.spec import own_training
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Bench:
             "seed": seed,
             "model": self.model,
             "text_sha256": source_sha256(self.spec),
-            "code": code(),
+            "code": code(entry.name),
             "sae": self.sae,
             "sae_cost": self.sae_cost,
             **self.measured,

@@ -1,10 +1,10 @@
 """Spec -> model and text, before any SAE, with the keys that name what is cached of them."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from bench import cache, models, text
 from bench.clean_cache import CleanCache
+from bench.code_hash import code
 from bench.errors import Rejected
 from bench.hooks import HookPoints
 from bench.preflight import quiet_libraries
@@ -96,13 +96,6 @@ def fields_of(spec):
     """The fields of a spec that model and text depend on."""
     others = ("name", "sae", "steps", "cache_clean")
     return {k: v for k, v in asdict(spec).items() if not k.startswith(others)}
-
-
-def code():
-    """Hash of the files that decide a cached number, so that none outlives a change of them."""
-    files = "attention attempt blocks clean_cache descent devices documents drive evaluate hooks "
-    files += "losses matmul models parallel problem products saes seen shares text weights"
-    return digest([(Path(__file__).parent / f"{name}.py").read_text() for name in files.split()])
 
 
 def check_vocabulary(parts, bridge):

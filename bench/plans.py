@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from bench.errors import Usage, unknown
 from bench.scales import SCALES
-from bench.spec import Spec
+from bench.spec import Spec, own_training
 from bench.specs import SPECS
 
 
@@ -40,14 +40,6 @@ class Job:
 RANKS = (1, 4, 16, 64, 256)
 RIVALS = ("joint", "linear", "affine", "ridge", "full", "mse")
 """Every method but `lora`, `e2e` and `none`."""
-
-
-def own_training(spec):
-    """The spec under which the spec's own SAE is trained: each window is read once, and only as
-    far as the site, so nothing of it is cached."""
-    steps = max(1, spec.sae_tokens // (spec.seq_len * spec.batch_size))
-    bare = {"sae": "fresh", "sae_share": 1.0, "cache_clean": False}
-    return replace(spec, **bare, steps=steps)
 
 
 def _seeded(spec, seed):
@@ -218,7 +210,7 @@ FULL_ONLY = ("timing-llama",)
 
 def expanded(names, scale):
     """The names without repeats, `all` as those that this scale has."""
-    every = [name for name in EXPERIMENTS if scale not in SCALES or _has(SCALES[scale], name)]
+    every = [name for name in EXPERIMENTS if scale not in SCALES or _has(SCALES[scale](), name)]
     given = [one for name in names for one in (every if name == "all" else [name])]
     return list(dict.fromkeys(given))
 
@@ -233,7 +225,8 @@ def jobs(name, scale):
         raise unknown("experiment", name, [*EXPERIMENTS, "all"])
     if scale not in SCALES:
         raise unknown("--scale", scale, SCALES)
-    if not _has(SCALES[scale], name):
-        having = " or ".join(one for one in SCALES if _has(SCALES[one], name))
+    asked = SCALES[scale]()
+    if not _has(asked, name):
+        having = " or ".join(one for one, made in SCALES.items() if _has(made(), name))
         raise Usage(f"experiment '{name}': not at the scale {scale}, only with --scale {having}")
-    return list(EXPERIMENTS[name](SCALES[scale]))
+    return list(EXPERIMENTS[name](asked))

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from bench import export, hooks, method, models, sae_sources, saes, text
+from bench import documents, export, hooks, method, models, sae_sources, saes, text
 from bench.blocks import named_weights
 from bench.errors import Rejected, Usage, unknown
 from bench.problem import Problem
@@ -74,8 +74,13 @@ def spec_of(run):
 
 
 def validation(run, problem):
-    """The validation windows of a record, as read (`text.Windows`), on the problem's device."""
+    """The validation windows of a record, as read (`text.Windows`), on the problem's device.
+
+    Raises `Rejected` where the text is not the one that it ran with.
+    """
     spec = spec_of(run)
+    if documents.source_sha256(spec) != run.header.get("text_sha256"):
+        raise Rejected(f"{run.path}: the text '{spec.text}' is not the one that it ran with")
     tokenizer = models.load_tokenizer(models.locate(spec.model, spec.weights))
     whole = text.load(spec, tokenizer, len(problem.bridge.unembed.weight))
     return text.moved(whole, spec.device).validation

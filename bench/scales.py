@@ -4,8 +4,10 @@ for the two models that come in packages, each with a rehearsal of it that a CPU
 
 import json
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
+from bench.errors import Rejected
 from bench.spec import Spec
 from bench.specs import SPECS
 
@@ -157,11 +159,33 @@ SIZES = {
 """Step sizes for a GPU's batches until a sweep there has found others: guesses."""
 
 
-def chosen(name):
-    """The step sizes of the scale `name`: those that its sweep chose and `make gpu` wrote down."""
+def chosen(name) -> dict:
+    """The step sizes of the scale `name`: those that its sweep chose and `make gpu` wrote down.
+
+    Raises `Rejected` where what it wrote down is damaged.
+    """
     here = "runs/rehearsal" if name.startswith("rehearsal") else "results/gpu"
-    path = Path(__file__).parent.parent / here / f"sizes-{name}.json"
-    return SIZES | (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})
+    return SIZES | written(Path(__file__).parent.parent / here / f"sizes-{name}.json")
+
+
+def written(path) -> dict:
+    """The step sizes in a file, {} where there is none. Raises `Rejected` for a damaged one."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        float(found.get("sae", SIZES["sae"]).removeprefix("lr="))
+        "".join(found.values())
+    except (ValueError, AttributeError, TypeError):
+        raise Rejected(
+            f"{path}: damaged: expected a JSON object of settings such as {json.dumps(SIZES)}; "
+            "remove it to go on with these"
+        ) from None
+    return found
+
+
+ON_TWINS = ("timing", "rivals", "additivity", "token-loss", "distance", "no-sae")
+"""The experiments that the scales of a GPU and their rehearsals have."""
 
 
 def _scaled(name, spec, **changes):
@@ -177,7 +201,7 @@ def _scaled(name, spec, **changes):
         finetune=f"e2e:{sizes.pop('e2e')}",
         scratch=f"e2e:{sizes.pop('scratch')}",
         rivals={method: f"{method}:{settings}" for method, settings in sizes.items()},
-        has=("timing", "rivals", "additivity", "token-loss", "distance", "no-sae"),
+        has=ON_TWINS,
         **changes,
     )
 
@@ -207,14 +231,19 @@ REHEARSED = {
 }
 """The same plan on a CPU within minutes: what breaks there breaks before a GPU is paid for."""
 MODELS = {"smollm2": Spec(), "gemma3": SPECS["gemma-3-270m"]}
-TWINS = [
-    twin
-    for model, spec in MODELS.items()
-    for twin in (
-        _scaled(f"gpu-{model}", replace(spec, **ON_GPU)),
-        _scaled(f"rehearsal-{model}", replace(spec, **REHEARSED), seeds=(0,), shares=(0.5, 1.0)),
-    )
-]
 
-SCALES = {scale.name: scale for scale in (LAPTOP, FULL, *TWINS)}
-"""What `--scale` may say."""
+
+def _on_gpu(model):
+    return _scaled(f"gpu-{model}", replace(MODELS[model], **ON_GPU))
+
+
+def _rehearsal(model):
+    spec = replace(MODELS[model], **REHEARSED)
+    return _scaled(f"rehearsal-{model}", spec, seeds=(0,), shares=(0.5, 1.0))
+
+
+SCALES = {"laptop": lambda: LAPTOP, "full": lambda: FULL}
+"""What `--scale` may say -> what makes that `Scale`: files are read when one is asked for."""
+for _model in MODELS:
+    SCALES[f"gpu-{_model}"] = partial(_on_gpu, _model)
+    SCALES[f"rehearsal-{_model}"] = partial(_rehearsal, _model)

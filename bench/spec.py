@@ -118,6 +118,14 @@ class Spec:
         return sources(self.sae, len(self.sites))
 
 
+def own_training(spec) -> Spec:
+    """The spec under which the spec's own SAE is trained: each window is read once, and only as
+    far as the site, so nothing of it is cached."""
+    steps = max(1, spec.sae_tokens // (spec.seq_len * spec.batch_size))
+    bare = {"sae": "fresh", "sae_share": 1.0, "cache_clean": False}
+    return dataclasses.replace(spec, **bare, steps=steps)
+
+
 def as_recorded(header):
     """The spec in a record's header, as a dict, with fields that are younger than the record."""
     return {**dataclasses.asdict(Spec()), **header["spec"]}

@@ -96,7 +96,7 @@ def _by_document(stream, spec, bos):
     set does not depend on what is asked of the other.
     """
     n, cut = len(stream), partial(stream.windows, seq_len=spec.seq_len, bos=bos)
-    front, back = range(n // 4), range(n - 1, n - 1 - max(1, n // 8), -1)
+    front, back = range(n // 4), range(n)[::-1][: max(1, n // 8)]
     validation = _units(front, cut, spec.val_docs, spec.val_tokens, spec)
     curve = _units(back, cut, spec.curve_docs, spec.curve_tokens, spec)
     if len(validation) < min(2, spec.val_docs) or not curve:

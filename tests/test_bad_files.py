@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import methods
-from bench import documents, method, models, peft_format, sae_sources, tensors_only, text
+from bench import method, models, peft_format, sae_sources, tensors_only, text
 from bench.errors import Rejected, Unavailable, Usage
 from bench.specs import named
 from tests import tiny
@@ -278,8 +278,8 @@ def test_a_gguf_without_its_package(monkeypatch, tmp_path):
 
 SENTENCE = b"a b c d e f g h. " * 40
 TEXTS = {  # the file, its content, exit code, what the line must say
-    "empty": ("t.txt", b"", 3, "0 training tokens in windows of 12, one batch needs 24"),
-    "short": ("t.txt", b"abc def", 3, "0 training tokens in windows of 12, one batch needs 24"),
+    "empty": ("t.txt", b"", 3, "0 tokens, need 48: a batch of 2 windows of 12 and two"),
+    "short": ("t.txt", b"abc def", 3, "7 tokens, need 48: a batch of 2 windows of 12 and two"),
     "latin": (
         "t.txt",
         SENTENCE + b"caf\xe9",
@@ -319,13 +319,12 @@ def test_a_document_that_is_there_twice_is_held_once(tmp_path):
     spec = named(
         "smollm2-135m", text=str(tmp_path / "text"), **settings, val_docs=4, val_tokens=192
     )
-    assert (
-        len(list((tmp_path / "text").iterdir())) == 48 and len(documents.documents(spec.text)) == 24
-    )
     found = text.load(spec, tiny.tokenizer(), tiny.VOCABULARY)
     parts = [
-        set(map(tuple, p.tokens.tolist())) for p in (found.train, found.curve, found.validation)
+        set(map(tuple, p.tokens[:].tolist())) for p in (found.train, found.curve, found.validation)
     ]
+    assert len(list((tmp_path / "text").iterdir())) == found.read["files"] == 48
+    assert found.read["documents"] == found.read["duplicate"] == 24
     assert all(parts) and not parts[0] & (parts[1] | parts[2]) and not parts[1] & parts[2]
 
 

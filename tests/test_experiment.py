@@ -53,7 +53,7 @@ def scale(folder):
 @pytest.fixture
 def experiment(command, scale, monkeypatch):
     """Run `python -m bench experiment` at the tiny scale."""
-    monkeypatch.setitem(SCALES, "laptop", scale)
+    monkeypatch.setitem(SCALES, "laptop", lambda: scale)
     return lambda *arguments: command("experiment", *arguments)
 
 
@@ -63,7 +63,7 @@ def made(folder, scale, tmp_path_factory):
     out = tmp_path_factory.mktemp("experiments")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
-        patch.setitem(SCALES, "laptop", scale)
+        patch.setitem(SCALES, "laptop", lambda: scale)
         from bench.experiment import experiment
 
         experiment(["all"], "laptop", out)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from bench import attempt, checkpoint, compare, record
+from bench import attempt, checkpoint, compare, launched, record
 from bench.clock import read as read_clock
 from bench.reached import Reached
 from bench.record import read
@@ -135,7 +135,8 @@ def test_stopped_by_a_signal(start, reference, tmp_path, number, code):
     first.send(number)
     assert first.wait() == code
     (line,) = first.err.strip().splitlines()
-    assert line.startswith(f"bench: {number.name}: stopped; to go on: python -m bench compare ")
+    start_again = launched.start_as_typed()
+    assert line.startswith(f"bench: {number.name}: stopped; to go on: {start_again} compare ")
     (run,) = [run for run in map(read, (tmp_path / "out").glob("lora-*.jsonl"))]
     assert run.status == "interrupted"
     assert len(list((tmp_path / "out" / run.name).glob("step-*.pt"))) in (1, 2)

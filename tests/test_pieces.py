@@ -166,7 +166,7 @@ def test_a_sweep_chooses_and_says_so(tmp_path):
 
 
 def test_flags_make_the_spec_that_was_meant():
-    spec = SCALES["gpu-gemma3"].spec
+    spec = SCALES["gpu-gemma3"]().spec
     words = flags_of(spec, {"steps": 160})
     given = vars(parser().parse_args(["compare", *words]))
     for field, value in vars(spec).items():

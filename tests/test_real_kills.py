@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from bench import launched
 from bench.record import read
 from bench.verify import verify
 from tests import forked, plants
@@ -104,7 +105,7 @@ def test_killed_at_a_chosen_instant(folder, whole, tmp_path, instant):
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_at_random(folder, whole, tmp_path, share, number, expected):
     code, _, err = strike(folder, tmp_path, whole, share, number)
-    assert code == expected and "stopped; to go on: python -m bench compare" in err
+    assert code == expected and f"stopped; to go on: {launched.start_as_typed()} compare" in err
     assert err.count("\n") == 1
     assert {read(path).status for path in tmp_path.glob("*.jsonl")} <= {"finished", "interrupted"}
     check_ends_well(folder, tmp_path, whole)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import checkpoint, experiment, plans, schedule
+from bench import checkpoint, experiment, launched, plans, schedule
 from bench.clock import read as read_clock
 from bench.errors import RunFailed
 from bench.files import new_folder
@@ -178,7 +178,7 @@ def begin(folder, tmp_path, monkeypatch):
     """Start two experiments at a tiny scale, on some devices; each has a folder and a cache."""
     spec = replace(Spec(), model=str(folder / "model"), text=str(folder / "text"), **SMALL)
     tiny = replace(LAPTOP, spec=spec, seeds=(0, 1), shares=(0.5, 1.0))
-    monkeypatch.setitem(SCALES, "laptop", tiny)
+    monkeypatch.setitem(SCALES, "laptop", lambda: tiny)
     monkeypatch.setattr("bench.experiment.report", lambda folder: None)
     number = iter(range(100))
 
@@ -226,7 +226,8 @@ def test_a_stopped_experiment_goes_on(begin, alone, tmp_path):
     first.send(signal.SIGTERM)
     assert first.wait() == 143
     (line,) = first.err.strip().splitlines()
-    assert line.startswith("bench: SIGTERM: stopped; to go on: python -m bench experiment")
+    start = launched.start_as_typed()
+    assert line.startswith(f"bench: SIGTERM: stopped; to go on: {start} experiment")
     again = begin("two", ["0", "1"])
     assert again.wait() == 0, again.err
     assert "goes on from step" in again.out

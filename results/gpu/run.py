@@ -14,18 +14,18 @@ SmolLM2, 3 for Gemma-3; sweeps and `speed` another hour. Several GPUs share the 
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from importlib.util import find_spec
 
 from analysis.report import experiments as folders_of_records
 from analysis.report import is_drawn
+from bench.errors import Fault
 from bench.files import new_json
 from bench.packages import PACKAGES
 from bench.pieces import ROOT, Piece, call
 from bench.record import read_folder
-from bench.scales import SCALES, chosen
+from bench.scales import SCALES, chosen, written
 from bench.shapes import SHAPES
 from bench.specs import flags_of
 
@@ -167,20 +167,17 @@ def sweep(name, out, scale, changed, grid, steps, path, waits_for=()):
 
     def command():
         changes = {**changed, "steps": steps, "sae_lr": chosen(scale)["sae"].removeprefix("lr=")}
-        flags = flags_of(SCALES[scale].spec, changes)
+        flags = flags_of(SCALES[scale]().spec, changes)
         return [*BENCH, "compare", *flags, "--methods", ",".join(labels), "--out", told(out)]
 
     def choose():
         runs = ended(out)
         if set(labels) <= runs.keys():
             best = {role: lowest(role, [runs[label] for label in grid[role]]) for role in grid}
-            new_json(path, sizes() | best)
-
-    def sizes():
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            new_json(path, written(path) | best)
 
     def done():
-        return set(labels) <= ended(out).keys() and grid.keys() <= sizes().keys()
+        return set(labels) <= ended(out).keys() and grid.keys() <= written(path).keys()
 
     return Piece(name, command, done, choose, waits_for=waits_for)
 
@@ -235,8 +232,12 @@ def main(argv=None):
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, into runs/rehearsal")
     parser.add_argument("--list", action="store_true", help="say what is done, run nothing")
     given = parser.parse_args(argv)
-    listed = list(rehearsal() if given.rehearse else on_gpu())
-    return call(listed, missing, given.minutes, given.list)
+    try:
+        listed = list(rehearsal() if given.rehearse else on_gpu())
+        return call(listed, missing, given.minutes, given.list)
+    except Fault as fault:
+        print(f"bench: {fault}", file=sys.stderr)
+        return fault.code
 
 
 if __name__ == "__main__":
