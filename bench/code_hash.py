@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from bench.record import digest
+from bench.unchanged import source
 
 TOP = Path(__file__).resolve().parent.parent
 BEGIN = ("bench.loaded", "bench.build")
@@ -17,7 +18,8 @@ NO_NUMBER += ["preflight", "progress", "provenance", "record", "resume", "unchan
 
 @cache
 def code(method="mse") -> str:
-    """sha256 of what decides the numbers of a method: by default of the one that trains SAEs.
+    """sha256 of what decides the numbers of a method, its own file aside, by default of the one
+    that trains SAEs.
 
     `NO_NUMBER` is kept by hand and all else is found: a module that is missing there makes a
     number anew too often, never too seldom.
@@ -26,29 +28,25 @@ def code(method="mse") -> str:
 
 
 def deciding(method="mse") -> list[str]:
-    """The modules that `BEGIN` and a method import, however far, themselves included; sorted."""
-    left, found = [*BEGIN, f"methods.{method}"], set()
+    """The modules `BEGIN` and what they and a method import, however far; sorted."""
+    left, found = [*BEGIN, *_imports(source(method))], set()
     while left:
         module = left.pop()
         if module not in found and module.removeprefix("bench.") not in NO_NUMBER:
             found.add(module)
-            left += _imports(_path(module))
+            left += _imports(_path(module).read_text(encoding="utf-8"))
     return sorted(found)
 
 
-def _imports(path):
-    """The modules of this project that a file imports, at its top or inside a function."""
+def _imports(content):
+    """The modules of this package that a file imports, at its top or inside a function."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(content)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [name for name in found if name.startswith(("bench.", "methods.")) and _is_file(name)]
-
-
-def _is_file(module):
-    return _path(module).exists()
+    return [name for name in found if name.startswith("bench.") and _path(name).exists()]
 
 
 def _path(module):

@@ -10,8 +10,7 @@ from bench import code_hash
 @pytest.fixture
 def copied(tmp_path, monkeypatch):
     """A copy of the project -> what its code hashes to after a change of one of its files."""
-    for name in ("bench", "methods"):
-        shutil.copytree(code_hash.TOP / name, tmp_path / name, ignore=lambda *_: ["__pycache__"])
+    shutil.copytree(code_hash.TOP / "bench", tmp_path / "bench", ignore=lambda *_: ["__pycache__"])
     monkeypatch.setattr(code_hash, "TOP", tmp_path)
 
     def changed(file, old, new, method="mse"):
@@ -37,7 +36,6 @@ def copied(tmp_path, monkeypatch):
         ("bench/spec.py", '"sae_share": 1.0', '"sae_share": 0.9'),
         ("bench/saes.py", "import", "import os, "),
         ("bench/descent.py", "import", "import os, "),
-        ("methods/mse.py", "import", "import os, "),
     ],
 )
 def test_a_change_of_what_decides_a_number_is_another_hash(copied, file, old, new):
@@ -47,16 +45,14 @@ def test_a_change_of_what_decides_a_number_is_another_hash(copied, file, old, ne
 
 def test_wording_and_plans_are_not_hashed(copied):
     before = copied("bench/errors.py", "class", "class")
-    for file in ("bench/errors.py", "bench/progress.py", "bench/plans.py", "methods/lora.py"):
+    for file in ("bench/errors.py", "bench/progress.py", "bench/plans.py", "bench/corrected.py"):
         assert copied(file, "import", "import os, ") == before
 
 
 def test_a_method_has_what_it_imports_in_its_hash(copied):
-    for method, other in (("affine", "mse"), ("lora", "affine")):
-        file = f"methods/{method}.py"
-        assert copied(file, "import", "import os, ", method) != copied(file, "a", "a", method)
-        assert copied(file, "import", "import os, ", other) == copied(file, "a", "a", other)
-    assert "bench.corrected" in code_hash.deciding("affine")
+    file = "bench/corrected.py"
+    assert copied(file, "import", "import os, ", "affine") != copied(file, "a", "a", "affine")
+    assert copied(file, "import", "import os, ", "lora") == copied(file, "a", "a", "lora")
 
 
 def test_what_is_left_out_is_there():

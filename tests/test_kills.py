@@ -87,7 +87,7 @@ def test_steps_that_are_lost_are_made_again(start, tmp_path):
     assert deterministic(tmp_path / "out") == deterministic(tmp_path / "whole")
 
 
-def test_a_cache_that_was_filled_twice_is_told(start, tmp_path):
+def test_a_cache_that_was_filled_twice_is_told(start, reference, tmp_path):
     cached = ("--cache-clean", "--methods", "lora")
     plant = plants.after(checkpoint, "write", 5, forked.kill_all)
     assert start(*cached, plant=plant).wait() == -signal.SIGKILL
