@@ -83,10 +83,17 @@ def call_here(function, *arguments):
 
 
 @pytest.fixture
-def command(folder, monkeypatch, capfd):
+def draws():
+    """For tests that look at the figures of `command`: all others go without, in half the time."""
+
+
+@pytest.fixture
+def command(folder, monkeypatch, capfd, request):
     """Run `python -m bench` in this process -> (exit code, stdout, stderr)."""
     monkeypatch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
     monkeypatch.setattr(process, "call", call_here)
+    if "draws" not in request.fixturenames:
+        forked.draw_nothing(monkeypatch.setattr)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])

@@ -27,7 +27,7 @@ def deterministic(folder):
     return {r.name: ([[row[c] for c in columns] for row in r.rows], r.end["ce_full"]) for r in runs}
 
 
-def test_a_comparison_from_first_use_to_the_figure(bench, tmp_path, monkeypatch):
+def test_a_comparison_from_first_use_to_the_figure(bench, draws, tmp_path, monkeypatch):
     monkeypatch.setenv("SPLICEBENCH_CACHE", str(tmp_path / "cache"))
     code, out, err = bench("--methods", "lora,e2e,mse", "--seeds", "0,1", "--out", tmp_path / "a")
     assert code == 0, err

@@ -135,7 +135,7 @@ def test_shapes_are_the_true_ones(name, parameters, tmp_path, monkeypatch):
     assert set(models.special_ids(tokenizer)) == {config["bos_token_id"], config["eos_token_id"]}
 
 
-def test_random_weights_are_stamped_and_not_drawn(small, tmp_path):
+def test_random_weights_are_stamped_and_not_drawn(small, draws, tmp_path):
     arguments = ("compare", "--methods", "lora", "--out", tmp_path, "--weights", "random")
     code, out, err = small(*arguments, sae="fresh", text="random")
     assert code == 0, err
