@@ -38,6 +38,7 @@ def deciding(method="mse") -> list[str]:
     return sorted(found)
 
 
+@cache
 def _imports(content):
     """The modules of this package that a file imports, at its top or inside a function."""
     found = []

@@ -1,7 +1,7 @@
 """Imported once by the server that processes are forked from (`bench.process`), and only there.
 
-Imports take seconds and are shared by all that is forked. Nothing is computed here, loaded or
-fetched: a process whose threads have worked must not be forked.
+Imports take seconds and are shared by all that is forked. Nothing is computed by torch here,
+loaded or fetched: a process whose threads have worked must not be forked.
 """
 
 from bench.process import die_with_parent
@@ -13,7 +13,9 @@ def preload():
     from bench.preflight import quiet_libraries
 
     quiet_libraries()
-    from bench import one_run, stages  # noqa: F401
+    from bench import code_hash, one_run, stages  # noqa: F401
+
+    code_hash.code()  # a third of a second, which is kept for all
 
 
 preload()

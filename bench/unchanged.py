@@ -5,6 +5,7 @@ Nothing here imports torch, so that what is done is known at once.
 
 import ast
 import importlib.util
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -46,8 +47,13 @@ def _differ(before, after, field):
 def source(name):
     """The text of a method's file, and of the methods that it imports, without importing any."""
     content = Path(importlib.util.find_spec(f"methods.{name}").origin).read_text(encoding="utf-8")
-    own = [other for node in ast.parse(content).body for other in _methods_in(node)]
-    return content + "".join(map(source, own))
+    return content + "".join(map(source, _methods_of(content)))
+
+
+@cache
+def _methods_of(content):
+    """The methods that a method's file imports."""
+    return [other for node in ast.parse(content).body for other in _methods_in(node)]
 
 
 def _methods_in(statement):

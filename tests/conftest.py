@@ -15,9 +15,10 @@ from functools import partial
 import huggingface_hub
 import pytest
 
-from bench import process
+from bench import loaded, process
 from bench.__main__ import main
 from bench.errors import Fault
+from bench.spec import Spec
 from tests import forked, tiny
 from tests.killed import arguments
 
@@ -54,10 +55,18 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """A tiny model, a tiny text and a cache of their own."""
+    """A tiny model, a tiny text and a cache of their own.
+
+    They are loaded once: what the libraries do at a first use is then done for all that is forked.
+    """
     folder = tmp_path_factory.mktemp("inputs")
     tiny.write_model(folder / "model")
     tiny.write_text(folder / "text")
+    fields = {name.replace("-", "_"): value for name, value in SMALL.items()}
+    spec = Spec(model=str(folder / "model"), text=str(folder / "text"), **fields)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
+        loaded.load(spec, folder / "model", tell=False)
     return folder
 
 

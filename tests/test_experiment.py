@@ -8,11 +8,12 @@ from statistics import fmean
 import pytest
 
 from analysis import manifest
-from bench import plans, sae_sources
+from bench import plans, process, sae_sources
 from bench.record import read
 from bench.scales import FULL, LAPTOP, SCALES
 from bench.spec import Spec
 from tests import tiny
+from tests.conftest import call_here
 
 NAMES = [name for name in plans.EXPERIMENTS if name not in plans.FULL_ONLY]
 SMALL = {
@@ -40,6 +41,7 @@ def scale(folder):
         spec=spec,
         swept=spec,
         seeds=(0, 1),
+        shares=(0.5, 1.0),
         ranks=(1, 2),
         sparsity={k: {"sae_k": k} for k in (2, 4)},
         width={32 * n: {"sae_width": n} for n in (1, 2)},
@@ -64,6 +66,7 @@ def made(folder, scale, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
         patch.setitem(SCALES, "laptop", lambda: scale)
+        patch.setattr(process, "call", call_here)
         from bench.experiment import experiment
 
         experiment(["all"], "laptop", out)

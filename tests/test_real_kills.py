@@ -24,7 +24,7 @@ class Real:
     """`python -m bench` with its own interpreter, threads and all."""
 
     def __init__(self, folder, out, module="bench", first=()):
-        given = map(str, [*first, *arguments(folder, SMALL, out, steps=60)])
+        given = map(str, [*first, *arguments(folder, SMALL, out, steps=24)])
         # Threads that wait without spinning: with others on the machine that is ten times faster.
         threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
         settings = {"SPLICEBENCH_CACHE": str(folder / "cache"), **threads}
@@ -61,7 +61,7 @@ def go_on(folder, out):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
         log = out.with_name(f"{out.name}-log")
-        return forked.Command(arguments(folder, SMALL, out, steps=60), log)
+        return forked.Command(arguments(folder, SMALL, out, steps=24), log)
 
 
 def check_ends_well(folder, out, whole):
