@@ -8,14 +8,16 @@ import os
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+import hashlib
 import multiprocessing
 import sys
 from functools import partial
 
 import huggingface_hub
 import pytest
+import torch
 
-from bench import loaded, process
+from bench import loaded, models, process
 from bench.__main__ import main
 from bench.errors import Fault
 from bench.spec import Spec
@@ -91,6 +93,35 @@ def call_here(function, *arguments):
         raise process.unexpected(error) from None
 
 
+class LoadedOnce:
+    """`models.load` that gives the same bridge again while it is as it was when it was loaded.
+
+    Loading is half of the time of a short run. Runs have processes, and so bridges, of their own
+    elsewhere; here one that is left with hooks, gradients or other weights is loaded anew.
+    """
+
+    def __init__(self, load):
+        self._load, self._kept = load, {}
+
+    def __call__(self, folder, spec, tokenizer, shard=False):
+        settings = (spec.device, spec.dtype, spec.weights, spec.center_writing_weights, shard)
+        key = (models.fingerprint(folder), str(folder), *settings)
+        if key not in self._kept or _state(self._kept[key][0]) != self._kept[key][1]:
+            bridge = self._load(folder, spec, tokenizer, shard)
+            self._kept[key] = bridge, _state(bridge)
+        return self._kept[key][0]
+
+
+def _state(bridge):
+    """What a run may leave on a bridge: a hash of its weights, gradients, hooks."""
+    found = hashlib.sha256()
+    for parameter in bridge.parameters():
+        found.update(parameter.detach().reshape(-1).view(torch.uint8).numpy().tobytes())
+    left = [p for p in bridge.parameters() if p.requires_grad or p.grad is not None]
+    hooked = [n for n, point in bridge.hook_dict.items() if point.fwd_hooks or point.bwd_hooks]
+    return found.hexdigest(), len(left), hooked
+
+
 @pytest.fixture
 def draws():
     """For tests that look at the figures of `command`: all others go without, in half the time."""
@@ -106,7 +137,9 @@ def command(folder, monkeypatch, capfd, request):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
-        code = main()
+        with monkeypatch.context() as patch:
+            patch.setattr(models, "load", LoadedOnce(models.load))
+            code = main()
         captured = capfd.readouterr()
         return code, captured.out, captured.err
 

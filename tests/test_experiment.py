@@ -8,12 +8,12 @@ from statistics import fmean
 import pytest
 
 from analysis import manifest
-from bench import plans, process, sae_sources
+from bench import models, plans, process, sae_sources
 from bench.record import read
 from bench.scales import FULL, LAPTOP, SCALES
 from bench.spec import Spec
 from tests import tiny
-from tests.conftest import call_here
+from tests.conftest import LoadedOnce, call_here
 
 NAMES = [name for name in plans.EXPERIMENTS if name not in plans.FULL_ONLY]
 SMALL = {
@@ -67,6 +67,7 @@ def made(folder, scale, tmp_path_factory):
         patch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
         patch.setitem(SCALES, "laptop", lambda: scale)
         patch.setattr(process, "call", call_here)
+        patch.setattr(models, "load", LoadedOnce(models.load))
         from bench.experiment import experiment
 
         experiment(["all"], "laptop", out)

@@ -1,5 +1,7 @@
 """`bench.load(RUN)`: the adapted model as a plain bridge gives the CE that the record has."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -50,6 +52,20 @@ def test_another_sae_or_model_in_the_same_place_is_refused(small, tmp_path):
     tiny.write_model(tmp_path / "model", "gpt2")
     with pytest.raises(Rejected, match="the model '.*' is not the one that it ran with"):
         bench.load(run.path)
+
+
+def test_a_text_that_has_changed_is_not_measured_on(small, folder, tmp_path):
+    shutil.copytree(folder / "text", tmp_path / "text")
+    arguments = ("--methods", "none", "--out", tmp_path / "out")
+    code, _, err = small("compare", *arguments, text=tmp_path / "text")
+    assert code == 0, err
+    run = run_of(tmp_path / "out", "none")
+    problem, _ = reload.restore(run.path)
+    held_out = reload.validation(run, problem)
+    assert len(set(held_out.documents)) == len(run.end["ce_full"]) == 4
+    (tmp_path / "text" / "another.txt").write_text("abc " * 200)
+    with pytest.raises(Rejected, match="text '.*' is not the one that it ran with"):
+        reload.validation(run, problem)
 
 
 def test_a_run_that_is_not_there(tmp_path):
