@@ -220,7 +220,8 @@ OFF = {
 
 def test_every_field_of_pefts_is_known():
     known = {*peft_format.READ, *peft_format.HARMLESS, *peft_format.PLAIN, *OFF}
-    assert {field.name for field in dataclasses.fields(peft.LoraConfig)} == known
+    fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    assert len(fields) > 30 and not fields - known  # an older PEFT has fewer
 
 
 @pytest.mark.parametrize(
