@@ -45,7 +45,7 @@ def _imports(content):
     for node in ast.walk(ast.parse(content)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and node.module:
             found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     return [name for name in found if name.startswith("bench.") and _path(name).exists()]
 

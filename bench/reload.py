@@ -79,10 +79,10 @@ def validation(run, problem):
     Raises `Rejected` where the text is not the one that it ran with.
     """
     spec = spec_of(run)
-    if documents.source_sha256(spec) != run.header.get("text_sha256"):
-        raise Rejected(f"{run.path}: the text '{spec.text}' is not the one that it ran with")
     tokenizer = models.load_tokenizer(models.locate(spec.model, spec.weights))
     whole = text.load(spec, tokenizer, len(problem.bridge.unembed.weight))
+    if documents.source_sha256(spec) != run.header.get("text_sha256"):
+        raise Rejected(f"{run.path}: the text '{spec.text}' is not the one that it ran with")
     return text.moved(whole, spec.device).validation
 
 

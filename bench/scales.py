@@ -184,10 +184,6 @@ def written(path) -> dict:
     return found
 
 
-ON_TWINS = ("timing", "rivals", "additivity", "token-loss", "distance", "no-sae")
-"""The experiments that the scales of a GPU and their rehearsals have."""
-
-
 def _scaled(name, spec, **changes):
     """The laptop's scale with another spec and the step sizes that were chosen for it."""
     sizes = chosen(name)
@@ -201,7 +197,7 @@ def _scaled(name, spec, **changes):
         finetune=f"e2e:{sizes.pop('e2e')}",
         scratch=f"e2e:{sizes.pop('scratch')}",
         rivals={method: f"{method}:{settings}" for method, settings in sizes.items()},
-        has=ON_TWINS,
+        has=("timing", "rivals", "additivity", "token-loss", "distance", "no-sae"),
         **changes,
     )
 

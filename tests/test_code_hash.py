@@ -55,6 +55,10 @@ def test_a_method_has_what_it_imports_in_its_hash(copied):
     assert copied(file, "import", "import os, ", "lora") == copied(file, "a", "a", "lora")
 
 
+def test_a_relative_import_in_a_method_is_no_fault():
+    assert code_hash._imports("from . import lora\nfrom bench.saes import load") == ["bench.saes"]
+
+
 def test_what_is_left_out_is_there():
     """A name in the list by hand that no file has would hide that a module was renamed."""
     for name in code_hash.NO_NUMBER:

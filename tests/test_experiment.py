@@ -41,7 +41,6 @@ def scale(folder):
         spec=spec,
         swept=spec,
         seeds=(0, 1),
-        shares=(0.5, 1.0),
         ranks=(1, 2),
         sparsity={k: {"sae_k": k} for k in (2, 4)},
         width={32 * n: {"sae_width": n} for n in (1, 2)},

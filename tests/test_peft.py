@@ -218,10 +218,14 @@ OFF = {
 """Fields that somebody has looked at, with a value that makes an adapter more than B A."""
 
 
+YOUNGER = {"monteclora_config", "kasa_config", "velora_config"}
+"""Those that the oldest PEFT which is admitted does not have yet."""
+
+
 def test_every_field_of_pefts_is_known():
     known = {*peft_format.READ, *peft_format.HARMLESS, *peft_format.PLAIN, *OFF}
     fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
-    assert len(fields) > 30 and not fields - known  # an older PEFT has fewer
+    assert not fields - known and known - fields in (set(), YOUNGER)
 
 
 @pytest.mark.parametrize(

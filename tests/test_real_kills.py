@@ -24,7 +24,7 @@ class Real:
     """`python -m bench` with its own interpreter, threads and all."""
 
     def __init__(self, folder, out, module="bench", first=()):
-        given = map(str, [*first, *arguments(folder, SMALL, out, steps=24)])
+        given = map(str, [*first, *arguments(folder, SMALL, out, steps=60)])
         # Threads that wait without spinning: with others on the machine that is ten times faster.
         threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
         settings = {"SPLICEBENCH_CACHE": str(folder / "cache"), **threads}
@@ -47,7 +47,10 @@ class Real:
 def whole(folder, tmp_path_factory):
     """(what must come out, seconds from the first run's record to the end of the last)."""
     out = tmp_path_factory.mktemp("whole")
-    process = go_on(folder, out)
+    with pytest.MonkeyPatch.context() as patch:  # forked from this one, which saves the imports
+        patch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
+        log = tmp_path_factory.mktemp("log")
+        process = forked.Command(arguments(folder, SMALL, out, steps=60), log)
     forked.until(lambda: list(out.glob("lora-*.jsonl")))
     began = time.perf_counter()
     forked.until(lambda: any('"end"' in path.read_text() for path in out.glob("e2e-*.jsonl")))
@@ -56,17 +59,9 @@ def whole(folder, tmp_path_factory):
     return deterministic(out), took
 
 
-def go_on(folder, out):
-    """The same comparison in a process that is forked from this one, which saves the imports."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
-        log = out.with_name(f"{out.name}-log")
-        return forked.Command(arguments(folder, SMALL, out, steps=24), log)
-
-
 def check_ends_well(folder, out, whole):
-    again = go_on(folder, out)
-    assert again.wait() == 0, again.err
+    code, _, err = Real(folder, out).end()
+    assert code == 0, err
     assert deterministic(out) == whole[0]
     verify([out])
 

@@ -20,6 +20,7 @@ from importlib.util import find_spec
 
 from analysis.report import experiments as folders_of_records
 from analysis.report import is_drawn
+from bench.__main__ import tell
 from bench.errors import Fault
 from bench.files import new_json
 from bench.packages import PACKAGES
@@ -236,7 +237,7 @@ def main(argv=None):
         listed = list(rehearsal() if given.rehearse else on_gpu())
         return call(listed, missing, given.minutes, given.list)
     except Fault as fault:
-        print(f"bench: {fault}", file=sys.stderr)
+        tell(fault)
         return fault.code
 
 
