@@ -5,6 +5,9 @@ import ctypes
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Names from glibc's malloc.h."""
 LARGEST = 2**31 - 1
+NEVER = -1
+"""As a threshold for trimming: with a number, 2 GiB would be the most, and each step of a large
+vocabulary frees more."""
 
 
 def keep():
@@ -19,4 +22,4 @@ def keep():
     except (OSError, AttributeError):
         return
     mallopt(M_MMAP_THRESHOLD, LARGEST)
-    mallopt(M_TRIM_THRESHOLD, LARGEST)
+    mallopt(M_TRIM_THRESHOLD, NEVER)
