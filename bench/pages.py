@@ -6,8 +6,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Names from glibc's malloc.h."""
 LARGEST = 2**31 - 1
 NEVER = -1
-"""As a threshold for trimming: with a number, 2 GiB would be the most, and each step of a large
-vocabulary frees more."""
+"""As a threshold for trimming: with a number, 2 GiB would be the most, and a step over a large
+vocabulary can free more."""
 
 
 def keep():
