@@ -55,6 +55,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in long)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_users_cache(tmp_path_factory):
+    """No test reads the user's cache or leaves anything there: a warm one hides faults."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPLICEBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A tiny model, a tiny text and a cache of their own.
