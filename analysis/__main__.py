@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from bench.errors import Fault, Rejected, Unavailable, Usage
-from bench.progress import check_output, say, tolerate
+from bench.io.console import check_output, say, tolerate
 
 
 def main(argv=None):
@@ -58,7 +58,7 @@ def _report(folder, arguments):
 
 
 def _claims(arguments):
-    from analysis.claims import write
+    from analysis.claims.claims import write
 
     try:
         path, lines = write(arguments.folder, arguments.out)

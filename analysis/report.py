@@ -3,13 +3,14 @@
 import os
 from pathlib import Path
 
-from analysis import manifest, paper_figures
-from analysis.experiment_table import tables
-from analysis.figures import draw, save
-from analysis.load import load
-from analysis.tables import table
+from analysis.figures import paper
+from analysis.figures.comparison import draw, save
+from analysis.records import manifest
+from analysis.records.comparison import load
+from analysis.tables.comparison import table
+from analysis.tables.experiments import tables
 from bench.errors import Rejected, Usage
-from bench.files import new_text
+from bench.io.files import new_text
 
 
 def report(folder, out=None, names=None):
@@ -55,7 +56,7 @@ def report_experiments(folder, out=None):
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, experiment in found.items():
-        figure = paper_figures.draw(experiment)
+        figure = paper.draw(experiment)
         paths += save(figure, out / name) if figure else []
     text, path = tables(found), out / "experiments.txt"
     new_text(path, text)
@@ -68,7 +69,7 @@ def _experiments_of(folder):
         found = manifest.load(folder)
     except (AttributeError, KeyError, TypeError) as error:
         raise Rejected(f"{folder}: a file here is no manifest ({error!r})") from None
-    order = [*paper_figures.DRAW, *sorted(found.keys() - paper_figures.DRAW.keys())]
+    order = [*paper.DRAW, *sorted(found.keys() - paper.DRAW.keys())]
     return {name: found[name] for name in order if name in found}
 
 

@@ -6,8 +6,8 @@ __version__ = "0.1.0"
 def load(run):
     """The `TransformerBridge` of a finished run with its SAE and adapters in place.
 
-    `run` is a record, or the folder beside it; see `bench.reload`.
+    `run` is a record, or the folder beside it; see `bench.export.reload`.
     """
-    from bench.reload import load
+    from bench.export.reload import load
 
     return load(run)

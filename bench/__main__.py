@@ -6,18 +6,18 @@ import signal
 import sys
 from pathlib import Path
 
-from bench import launched
+from bench.config.request import Order
+from bench.config.specs import SPECS
 from bench.errors import Fault, Unavailable, Usage, out_of_memory
-from bench.interrupts import Interrupted, handling, leave
-from bench.order import Order
+from bench.harness.signals import Interrupted, handling, leave
+from bench.io import ranks
+from bench.io.console import check_output, flush, say, tolerate
 from bench.parser import parsed, problem, seeds, setting
-from bench.progress import check_output, flush, say, tolerate
-from bench.specs import SPECS
 
 
 def compare(arguments):
     """`python -m bench compare`."""
-    from bench.compare import compare as run
+    from bench.runs.compare import compare as run
 
     a, (spec, labels) = arguments, problem(arguments)
     if a.init_adapter:
@@ -33,21 +33,21 @@ def compare(arguments):
         a.shard_model,
         a.force,
     )
-    if launched.world() == 1:
+    if ranks.world() == 1:
         run(order, labels, seeds(a.seeds))
     else:
-        from bench.preflight import asks_the_hub, quiet_libraries, set_environment
+        from bench.runs.preflight import asks_the_hub, quiet_libraries, set_environment
 
         set_environment(online=asks_the_hub(spec))  # before anything imports the libraries
         quiet_libraries()
-        from bench import team
+        from bench.runs import torchrun
 
-        team.compare(order, labels, seeds(a.seeds))
+        torchrun.compare(order, labels, seeds(a.seeds))
 
 
 def speed(arguments):
     """`python -m bench speed`."""
-    from bench.speed import speed as run
+    from bench.speed.speed import speed as run
 
     # One window of 1,024 tokens, as the paper's code steps.
     defaults = {"batch_size": 1, "seq_len": 1024}
@@ -60,7 +60,7 @@ def speed(arguments):
 
 def experiment(arguments):
     """`python -m bench experiment`."""
-    from bench.experiment import experiment as run
+    from bench.experiments.experiment import experiment as run
 
     a = arguments
     run(a.names, a.scale, a.out, a.dry_run, a.fresh, a.checkpoint_every)
@@ -68,21 +68,22 @@ def experiment(arguments):
 
 def check(arguments):
     """`python -m bench check`."""
-    from bench.check import check as run
+    from bench.evals.check import check as run
 
     run(setting(arguments))
 
 
 def export(arguments):
     """`python -m bench export`."""
-    from bench.export import export as run
+    from bench.export.export import export as run
 
     run(arguments.run, arguments.to)
 
 
 def downstream(arguments):
     """`python -m bench downstream`; with `--saebench` alone no benchmark is run."""
-    from bench import process, stages
+    from bench.experiments import stages
+    from bench.runs import process
 
     a = arguments
     if a.saebench:
@@ -94,7 +95,7 @@ def downstream(arguments):
 
 def verify(arguments):
     """`python -m bench verify`."""
-    from bench.verify import verify as run
+    from bench.io.verify import verify as run
 
     run(arguments.paths)
 
@@ -107,7 +108,7 @@ def specs(arguments):
 
 def methods(arguments):
     """`python -m bench methods`."""
-    from bench import method
+    from bench.config import method
 
     for name in method.names():
         say(f"{name}: {method.summary(name)}")
@@ -121,7 +122,7 @@ def main():
     try:
         with handling(leave):
             arguments = parsed()
-            if launched.world() > 1 and arguments.command != "compare":
+            if ranks.world() > 1 and arguments.command != "compare":
                 raise Usage(f"torchrun: only for compare, not for {arguments.command}")
             commands[arguments.command](arguments)
             check_output()
@@ -141,20 +142,20 @@ def main():
 
 def tell(message):
     """The one line on stderr; of several processes each says which it is."""
-    who = f" rank {launched.rank()}:" if launched.world() > 1 else ""
+    who = f" rank {ranks.rank()}:" if ranks.world() > 1 else ""
     print(f"bench:{who} {message}", file=sys.stderr, flush=True)
 
 
 def same_command():
     """What was typed, to be typed again; `--fresh` would begin again."""
     given = [argument for argument in sys.argv[1:] if argument != "--fresh"]
-    return f"{launched.start_as_typed()} {shlex.join(given)}"
+    return f"{ranks.start_as_typed()} {shlex.join(given)}"
 
 
 if __name__ == "__main__":
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is written: Python takes a while to leave
     flush()
-    if launched.world() > 1:  # a thread may still wait for another process
+    if ranks.world() > 1:  # a thread may still wait for another process
         os._exit(code)
     sys.exit(code)

@@ -7,11 +7,11 @@ import os
 from typing import get_type_hints
 
 from bench import __version__
+from bench.config.request import EVERY
+from bench.config.spec import CHOICES, Spec, documentation, flag
+from bench.config.specs import named
 from bench.errors import Usage
-from bench.order import EVERY
-from bench.progress import check_output, say
-from bench.spec import CHOICES, Spec, documentation, flag
-from bench.specs import named
+from bench.io.console import check_output, say
 
 PLAIN_DTYPE = "number format of the plain side's LM (default: that of --dtype)"
 

@@ -10,12 +10,12 @@ from typing import Literal
 
 import torch
 
-from bench import peft_format
-from bench.descent import descend, falling
 from bench.errors import require_positive
-from bench.problem import Adapted, copy_of
-from bench.saes import clamp_thresholds
-from bench.seen import LOSSES
+from bench.loading import adapters
+from bench.loading.saes import clamp_thresholds
+from bench.problem.objectives import LOSSES
+from bench.problem.problem import Adapted, copy_of
+from bench.problem.training import descend, falling
 from methods import lora
 
 
@@ -41,7 +41,7 @@ class Config:
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay must be in [0, 1], got {self.decay}")
         if self.adapter:
-            object.__setattr__(self, "adapter_sha256", peft_format.sha256(self.adapter))
+            object.__setattr__(self, "adapter_sha256", adapters.sha256(self.adapter))
 
 
 def train(problem, batches, config):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.descent import descend
 from bench.errors import require_positive
-from bench.hooks import block_after
-from bench.problem import Adapted
+from bench.problem.hooks import block_after
+from bench.problem.problem import Adapted
+from bench.problem.training import descend
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from functools import partial
 
 import torch
 
-from bench.descent import descend
 from bench.errors import require_positive
-from bench.problem import Adapted, copy_of
-from bench.saes import clamp_thresholds
+from bench.loading.saes import clamp_thresholds
+from bench.problem.problem import Adapted, copy_of
+from bench.problem.training import descend
 from methods import lora
 
 

@@ -9,11 +9,11 @@ from typing import Literal
 
 import torch
 
-from bench.corrected import correct
-from bench.descent import descend
 from bench.errors import require_positive
-from bench.problem import Adapted
-from bench.seen import LOSSES
+from bench.problem.objectives import LOSSES
+from bench.problem.problem import Adapted
+from bench.problem.sae import correct
+from bench.problem.training import descend
 
 
 @dataclass(frozen=True)

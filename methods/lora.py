@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from bench import peft_format
-from bench.descent import descend
 from bench.errors import require_positive, unknown
-from bench.hooks import block_after
-from bench.problem import Adapted
+from bench.loading import adapters as peft_format
+from bench.problem.hooks import block_after
+from bench.problem.problem import Adapted
+from bench.problem.training import descend
 
 LINEARS = {
     "q": "attn.q",

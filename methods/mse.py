@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.descent import descend, falling
 from bench.errors import require_positive
-from bench.problem import Adapted
-from bench.saes import to_training
+from bench.loading.saes import to_training
+from bench.problem.problem import Adapted
+from bench.problem.training import descend, falling
 
 CHECKPOINTS = 10
 """The harness keeps the SAE, with its cost, at this many even shares of the run."""

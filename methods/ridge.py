@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.corrected import correct
 from bench.errors import require_positive
-from bench.problem import Adapted
-from bench.seen import reconstruction
+from bench.problem.objectives import reconstruction
+from bench.problem.problem import Adapted
+from bench.problem.sae import correct
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ import huggingface_hub
 import pytest
 import torch
 
-from bench import loaded, models, process
 from bench.__main__ import main
+from bench.config.spec import Spec
 from bench.errors import Fault
-from bench.spec import Spec
-from tests import forked, tiny
-from tests.killed import arguments
+from bench.loading import models
+from bench.runs import loaded, process
+from tests.helpers import forked, tiny
+from tests.helpers.killed import arguments
 
 process.CONTEXT = multiprocessing.get_context("fork")
 

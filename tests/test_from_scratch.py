@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from analysis.speedup import Ratio, ce_at, over_seeds, to_same_ce, whole_runs
-from tests.records import make, scratch
-from tests.test_speedup import SPACINGS
+from analysis.stats.speedup import Ratio, ce_at, over_seeds, to_same_ce, whole_runs
+from tests.analysis.test_speedup import SPACINGS
+from tests.helpers.records import make, scratch
 
 
 def decaying(spacing="root", fresh=3.7, adapted=3.75, **header):

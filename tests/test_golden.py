@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import method
-from bench.attempt import doubling
-from bench.batches import Batches
-from bench.drive import drive, evaluating
-from bench.evaluate import mean, measure
-from bench.meter import Meter
-from bench.provenance import machine, versions
-from tests import tiny
+from bench.config import method
+from bench.harness.attempt import doubling
+from bench.harness.drive import drive, evaluating
+from bench.harness.evaluate import mean, measure
+from bench.harness.meter import Meter
+from bench.harness.provenance import machine, versions
+from bench.problem.batches import Batches
+from tests.helpers import tiny
 from tests.test_methods import hold_out
 
 STEPS = 20

@@ -9,10 +9,10 @@ from sae_lens import SAE
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import bench
-from bench import hub
 from bench.errors import Fault
-from bench.record import read
-from tests import tiny
+from bench.io.record import read
+from bench.loading import hub
+from tests.helpers import tiny
 from tests.test_lora import spliced_logits
 
 SHORT = {

@@ -4,14 +4,15 @@ import pytest
 import torch
 from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 
-from bench import method, saes
-from bench.batches import Batches
-from bench.drive import drive
+from bench.config import method
 from bench.errors import Rejected
-from bench.evaluate import measure
-from bench.meter import Meter
-from bench.problem import Adapted, copy_of
-from tests import tiny
+from bench.harness.drive import drive
+from bench.harness.evaluate import measure
+from bench.harness.meter import Meter
+from bench.loading import saes
+from bench.problem.batches import Batches
+from bench.problem.problem import Adapted, copy_of
+from tests.helpers import tiny
 from tests.test_methods import check_promises, hold_out
 
 X = torch.randn(40, tiny.WIDTH, generator=torch.Generator().manual_seed(3))

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from bench.problem import Adapted
-from bench.seen import flat
+from bench.problem.objectives import flat
+from bench.problem.problem import Adapted
 from methods import lora
-from tests import tiny
+from tests.helpers import tiny
 
 TOKENS = tiny.windows(3, seed=5)
 CASES = [(f, t) for f in tiny.FAMILIES for t in lora.LINEARS if (f, t) != ("gpt2", "gate")]

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 import methods
-from bench import method
-from bench.batches import Batches
-from bench.drive import drive, evaluating, seed_all, snapshot
-from bench.evaluate import HeldOut, mean, measure
-from bench.losses import teacher_of
-from bench.meter import Meter
-from bench.problem import Adapted
-from bench.seen import flat
-from tests import tiny
+from bench.config import method
+from bench.harness.drive import drive, evaluating, seed_all, snapshot
+from bench.harness.evaluate import HeldOut, mean, measure
+from bench.harness.meter import Meter
+from bench.problem.batches import Batches
+from bench.problem.losses import teacher_of
+from bench.problem.objectives import flat
+from bench.problem.problem import Adapted
+from tests.helpers import tiny
 
 STEPS = 8
 VARIANTS = [

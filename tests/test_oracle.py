@@ -6,10 +6,10 @@ from sae_lens.evals import get_recons_loss
 from sae_lens.training.activation_scaler import ActivationScaler
 from transformer_lens.model_bridge import TransformerBridge
 
-from bench.evaluate import HeldOut, ablated, clean_side, mean, measure
-from bench.problem import Adapted
-from bench.text import Windows
-from tests import tiny
+from bench.harness.evaluate import HeldOut, ablated, clean_side, mean, measure
+from bench.loading.text import Windows
+from bench.problem.problem import Adapted
+from tests.helpers import tiny
 
 SPECIAL = (1, 2)
 SITES = [

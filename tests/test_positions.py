@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from bench import method
-from bench.batches import Batches
-from bench.clean_cache import CleanCache
+from bench.config import method
 from bench.errors import Rejected
-from bench.evaluate import clean_side
-from bench.problem import Adapted
-from bench.seen import flat
-from bench.text import Windows
-from tests import tiny
+from bench.harness.evaluate import clean_side
+from bench.loading.text import Windows
+from bench.problem.batches import Batches
+from bench.problem.clean_cache import CleanCache
+from bench.problem.objectives import flat
+from bench.problem.problem import Adapted
+from tests.helpers import tiny
 
 SPECIAL = (1, 2)
 TOKENS = tiny.windows(4, seed=5)

@@ -7,11 +7,12 @@ import torch
 from sae_lens import SAE
 
 import bench
-from bench import build, method
-from bench.problem import Problem
-from bench.record import read
-from tests import tiny
-from tests.test_export import run_of, validation_tokens
+from bench.config import method
+from bench.io.record import read
+from bench.problem.problem import Problem
+from bench.runs import setup
+from tests.export.test_export import run_of, validation_tokens
+from tests.helpers import tiny
 from tests.test_methods import check_promises, hold_out
 
 SITES = ("blocks.0.hook_resid_post", "blocks.2.hook_resid_post")
@@ -105,6 +106,6 @@ def test_what_saes_of_several_runs_have_cost(tmp_path):
         (tmp_path / name / "cost.json").write_text(json.dumps(told))
     (tmp_path / "d").mkdir()
     a, b, c, d = (tmp_path / name for name in "abcd")
-    assert build.training_of([b, c])["cost"]["tokens"] == 7  # trained together
-    assert build.training_of([a, b]) == {"cost": {"tokens": 12, "threads": 2, "device": "cpu"}}
-    assert build.training_of([a, d]) == {}
+    assert setup.training_of([b, c])["cost"]["tokens"] == 7  # trained together
+    assert setup.training_of([a, b]) == {"cost": {"tokens": 12, "threads": 2, "device": "cpu"}}
+    assert setup.training_of([a, d]) == {}

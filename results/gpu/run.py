@@ -21,14 +21,14 @@ from importlib.util import find_spec
 from analysis.report import experiments as folders_of_records
 from analysis.report import is_drawn
 from bench.__main__ import tell
+from bench.config.shapes import SHAPES
+from bench.config.specs import flags_of
 from bench.errors import Fault
-from bench.files import new_json
-from bench.packages import PACKAGES
-from bench.pieces import ROOT, Piece, call
-from bench.record import read_folder
-from bench.scales import SCALES, chosen, written
-from bench.shapes import SHAPES
-from bench.specs import flags_of
+from bench.experiments.pieces import ROOT, Piece, call
+from bench.experiments.scales import SCALES, chosen, written
+from bench.io.files import new_json
+from bench.io.record import read_folder
+from bench.loading.packages import PACKAGES
 
 BENCH = [sys.executable, "-m", "bench"]
 METHODS = {"lora": "lora:rank=64", "all": "lora:rank=64:layers=all", "e2e": "e2e"}

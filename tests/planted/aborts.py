@@ -4,7 +4,7 @@ import faulthandler
 import os
 from dataclasses import dataclass
 
-from bench.problem import Adapted
+from bench.problem.problem import Adapted
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.problem import Adapted
+from bench.problem.problem import Adapted
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.problem import Adapted, copy_of
+from bench.problem.problem import Adapted, copy_of
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,184 @@
+"""The papers' claims (paper/claims.csv), each with its rule and what the records say -> Markdown.
+
+The rules are in `rules_cost`, `rules_gap` and `rules_rivals`, one function for each claim: its
+docstring is the rule in words, its body decides. They were fixed before the runs were made.
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.claims import cost, evidence, gap, rivals
+from analysis.claims.evidence import Evidence, Finding, Missing
+from analysis.report import experiments
+from analysis.tables.notes import BLANK
+from bench.errors import Rejected
+from bench.io.files import new_text
+
+RULES = {
+    "C1": gap.closes_a_third,
+    "C2": gap.falls_with_l0,
+    "C3": gap.falls_with_width,
+    "C4": gap.peaks_in_the_middle,
+    "C5": gap.rank_one_gives_most,
+    "C6": gap.persists_in_larger_models,
+    "C7": rivals.ends_lowest,
+    "C8": cost.sooner,
+    "C9": cost.sooner_on_llama,
+    "C10": cost.fewer_passes,
+    "C11": rivals.early_sae,
+    "C12": cost.first_tokens,
+    "C13": cost.only_later,
+    "C14": gap.next_layer_gives_most,
+    "C15": gap.many_saes,
+    "C16": gap.ability_is_kept,
+    "C17": gap.features_improve,
+    "C18": rivals.closer_to_the_clean_model,
+    "K1": gap.finetuning_closes,
+    "K2": rivals.finetuned_sae_beats_lora,
+    "K3": rivals.not_additive,
+    "K4": gap.late_kl_matches,
+    "B1": rivals.equal_sparsity,
+    "B2": cost.time_of_e2e,
+}
+"""Claim -> the function that decides it."""
+
+HOLDS, FAILS, UNMEASURED = "holds", "does not hold", "not measured"
+FILE = "CLAIMS.md"
+
+HEAD = """# The papers' claims and what the records say
+
+Made from the records by `python -m analysis FOLDER --claims`. C: Chen, Engels and Tegmark
+(2501.19406), K: Karvonen (2503.17272), B: Braun et al. (2405.12241); "-" is a number that
+was not found, or not measured.
+Each claim has a rule for "holds", which was written before the runs that it decides on were made.
+A verdict is about the setting that it names, which mostly is not the paper's. CE is in nats per
+scored token; ± is one standard error over documents (over groups of them where they are short),
+paired and averaged over seeds; a range in brackets is over seeds (or over runs, where it says so).
+Nothing is claimed from runs that are not finished, from random weights, or from seconds of several
+clocks or of resumed runs.
+"""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A row of claims.csv."""
+
+    id: str
+    statement: str
+    setting: str
+    number: str
+    """The paper's; empty where it was not found."""
+    source: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim as one folder's records decide it."""
+
+    claim: Claim
+    word: str
+    """One of `HOLDS`, `FAILS`, `UNMEASURED`."""
+    ours: str
+    details: tuple
+    missing: str
+    """What a claim that is not measured would need."""
+    case: Evidence
+    """With the records that were looked at."""
+
+
+def claims():
+    """The papers' claims, in order."""
+    path = Path(__file__).parents[1] / "paper" / "claims.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        return [Claim(**row) for row in csv.DictReader(file)]
+
+
+def judge(found):
+    """`Evidence` of a folder -> a `Verdict` for each claim."""
+    return [_verdict(claim, found.case()) for claim in claims()]
+
+
+def _verdict(claim, case):
+    try:
+        finding: Finding = RULES[claim.id](case)
+    except Missing as missing:
+        return Verdict(claim, UNMEASURED, missing.ours, missing.details, str(missing), case)
+    word = HOLDS if finding.holds else FAILS
+    return Verdict(claim, word, finding.ours, tuple(finding.details), "", case)
+
+
+def write(folder, out=None):
+    """Judge the folders with manifests in or below `folder` -> (path of CLAIMS.md, a line each).
+
+    Raises `Rejected` where there is no manifest, or one that its records do not fit.
+    """
+    judged, lines = {}, []
+    for place in experiments(folder):
+        found = evidence.read(place)
+        if found:
+            name = place.name if place == folder else str(place.relative_to(folder))
+            judged[name] = _judge(found, place)
+            words = [verdict.word for verdict in judged[name]]
+            counts = ", ".join(f"{words.count(word)} {word}" for word in (HOLDS, FAILS, UNMEASURED))
+            lines.append(f"{name}: {counts}")
+    if not judged:
+        raise Rejected(f"no manifest of `bench experiment` in '{folder}' or below it")
+    path = Path(out or folder) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new_text(path, markdown(judged))
+    return path, lines
+
+
+def _judge(found, place):
+    """`judge`, where what was read may be anything that JSON can hold."""
+    try:
+        return judge(found)
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise Rejected(f"{place}: a record does not fit its manifest ({error!r})") from error
+
+
+def markdown(judged):
+    """Name of a folder -> its verdicts, as Markdown."""
+    parts = [HEAD]
+    for name, verdicts in judged.items():
+        parts += [f"## {name}\n", _summary(verdicts), *map(_section, verdicts)]
+    return "\n".join(parts)
+
+
+def _summary(verdicts):
+    heads = ["id", "claim", "paper", "ours", "verdict"]
+    rows = [
+        [v.claim.id, v.claim.statement, v.claim.number or BLANK, v.ours or BLANK, _word(v)]
+        for v in verdicts
+    ]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return evidence.table(heads, rows) + "\n"
+
+
+def _word(verdict):
+    """The verdict; that it rests on one seed is part of it."""
+    if verdict.word == UNMEASURED:
+        return verdict.word
+    seeds = evidence.seeds(verdict.case.used)
+    return f"**{verdict.word}**" + (f" ({seeds})" if seeds == "1 seed" else "")
+
+
+def _section(verdict):
+    """A claim's own section: everything that its verdict rests on."""
+    claim, used = verdict.claim, verdict.case.used
+    source = "; ".join(filter(None, [claim.setting, claim.source, claim.precision]))
+    told = {
+        "verdict": _word(verdict),
+        "missing": verdict.missing,
+        "paper": f"{claim.number or 'no number found'} ({source})",
+        "ours": verdict.ours,
+        "rule": " ".join(RULES[claim.id].__doc__.split()),
+    }
+    if used:
+        told["setting"] = f"{evidence.setting(used)}; {evidence.seeds(used)}"
+        told["records"] = ", ".join(f"`{name}`" for name in sorted(used))
+    lines = [f"### {claim.id}: {claim.statement}\n"]
+    lines += [f"- {name}: {text}" for name, text in told.items() if text]
+    return "\n".join([*lines, *(f"\n{part}" for part in verdict.details), ""])

@@ -1,0 +1,130 @@
+"""The figures of what is compared side by side: rivals, and single layers."""
+
+from analysis.figures.panels import (
+    bar,
+    handle,
+    legend,
+    line_across,
+    look,
+    mean_gap,
+    paper_handle,
+    percent_axis,
+    say,
+    seeds_curve,
+    sheet,
+    spread,
+)
+from analysis.figures.style import PAPER, REFERENCE, method_look
+from analysis.records.paper import find, one
+from analysis.stats.gap import closed_at_end
+from analysis.stats.speedup import curve
+from analysis.stats.usable import timed
+
+
+def rivals(experiment):
+    """Gap closed by method from each checkpoint of the SAE; CE against seconds from the last."""
+    sizes = {"width_ratios": (1.6, 1)}
+    figure, (bars, losses) = sheet(experiment, 1, 2, (13, 5.8), **sizes)
+    roles = list(dict.fromkeys(entry.role for entry in experiment.entries))
+    shares = sorted(experiment.values("share"))
+    width = 0.84 / len(roles)
+    for group, share in enumerate(shares):
+        for n, role in enumerate(roles):
+            _closed_bar(bars, group - 0.42 + (n + 0.5) * width, experiment, role, share, width)
+    names = [f"SAE at {share:.0%}" for share in shares] + ["Karvonen,\nGemma-2-2B"]
+    _karvonen(bars, len(shares))
+    bars.set_xticks(range(len(names)), names)
+    bars.set_xlabel("share of the SAE's training before adaptation")
+    bars.axhline(0, color=REFERENCE, linewidth=0.9)
+    bars.set_ylabel("gap closed")
+    percent_axis(bars.yaxis)
+    bars.set_title(f"{spread(experiment)}; dots: seeds")
+    _losses(losses, experiment, roles, shares[-1])
+    handles = [handle(role, **look(role)) for role in roles]
+    handles.append(paper_handle("2503.17272, from its csv files", linewidth=6))
+    legend(figure, handles, columns=5)
+    return figure
+
+
+def _closed_bar(axes, at, experiment, role, share, width):
+    runs = experiment.runs(role, share=share)
+    found = closed_at_end(runs)
+    if found:
+        dots = [one_seed.share for one_seed in (closed_at_end([run]) for run in runs) if one_seed]
+        colour = method_look(role)[0]
+        bar(axes, at, found.share, found.error, dots, width=0.9 * width, color=colour)
+
+
+KARVONEN = (
+    ("lora", "lora-after", "15k"),
+    ("e2e", "finetune-kl", "15k"),
+    ("linear", "linear-r16", "30k"),
+)
+"""Method -> what comes nearest to it in 2503.17272, and its training examples."""
+
+
+def _karvonen(axes, at):
+    """Karvonen's gap closed by LoRA, finetuning of the SAE and a linear adapter."""
+    for n, (method, run, budget) in enumerate(KARVONEN):
+        share = find("karvonen", "closed", run=run, budget=budget)[0].value / 100
+        place = at + 0.25 * (n - 1)
+        bar(axes, place, share, None, width=0.2, color=PAPER)
+        told = f"{method}\n{budget}"
+        axes.text(place, share, told, ha="center", va="bottom", fontsize=7.5, color=REFERENCE)
+
+
+def _losses(axes, experiment, roles, share):
+    """CE against seconds from one checkpoint; with an SAE for each seed, at their mean gap."""
+    axes.set_title(f"SAE at {share:.0%}: median over seeds, range shaded")
+    kept, why = timed(experiment)
+    runs = kept.runs(share=share)
+    if why or not runs:
+        return say(axes, why or "not measured")
+    clean, spliced = mean_gap(runs)
+    for role in roles:
+        points = [
+            [
+                (cost, spliced - closed * (spliced - clean))
+                for cost, closed in zip(*path, strict=True)
+            ]
+            for path in (curve(run, "seconds") for run in kept.runs(role, share=share))
+        ]
+        if points:
+            seeds_curve(axes, points, {**look(role), "markersize": 4})
+    line_across(axes, spliced, f"spliced {spliced:.3f}; clean model: {clean:.3f}", linestyle=":")
+    lowest, highest = axes.get_ylim()
+    axes.set_ylim(lowest, min(highest, spliced + 0.5 * (spliced - lowest)))
+    axes.set_xlabel("seconds of training")
+    axes.set_ylabel("CE at the seeds' mean gap, nats per scored token")
+
+
+def one_layer(experiment):
+    """Gap closed with one adapted layer, beside that of all layers after the SAE."""
+    figure, (axes,) = sheet(experiment, 1, 1, (8.4, 5.2))
+    values = experiment.values("layer")
+    layers = sorted(value for value in values if isinstance(value, int))
+    style = look("lora")
+    for n, layer in enumerate(layers):
+        runs = experiment.runs("lora", layer=layer)
+        found = closed_at_end(runs)
+        if found:
+            dots = [closed_at_end([run]).share for run in runs]
+            bar(axes, n, found.share, found.error, dots, width=0.7, color=style["color"])
+    every = closed_at_end(experiment.runs("lora", layer="after"))
+    if every:
+        axes.axhline(every.share, color=style["color"], linewidth=1.8)
+        low, high = every.share - (every.error or 0), every.share + (every.error or 0)
+        axes.axhspan(low, high, color=style["color"], alpha=0.15, linewidth=0)
+    row = {"layer": 12, "width": 16, "l0": 82, "rank": 64}
+    axes.axhline(one("scaling", "closed", **row) / 100, color=PAPER, linewidth=1.6)
+    axes.axhline(0, color=REFERENCE, linewidth=0.9)
+    axes.set_xticks(range(len(layers)), layers)
+    axes.set_xlabel("the one adapted block")
+    axes.set_ylabel("gap closed")
+    axes.set_title(spread(experiment))
+    percent_axis(axes.yaxis)
+    handles = [handle("lora on one block", color=style["color"], linewidth=6)]
+    handles += [handle("lora on all blocks after the SAE", color=style["color"], linewidth=1.8)]
+    handles += [paper_handle("paper: Gemma-2-2B, digitised, all layers after (L0 82, rank 64)")]
+    legend(figure, handles, columns=2)
+    return figure

@@ -1,0 +1,250 @@
+"""Comparison -> one figure: CE against each cost, and speedup against share of the gap closed.
+
+Drawn on `Figure` itself, not through pyplot: no window, no backend to choose, no global state.
+"""
+
+import math
+from statistics import median
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from analysis.figures.style import LOOK, REFERENCE, line_styles
+from analysis.records.comparison import REFERENCE as NONE
+from analysis.stats.speedup import curve, ranked, resumed, speedup, speedups_by_seed, targets
+from analysis.tables.notes import budget, setting
+from bench.io.files import new_file
+
+LABELS = {
+    "seconds": "seconds of training",
+    "backwards": "LM backward passes",
+    "tokens": "tokens of training",
+}
+
+
+def draw(comparison):
+    """Comparison -> Figure of four panels; CE on the left axis in nats per scored token."""
+    with rc_context(LOOK):
+        figure = Figure(figsize=(10.5, 7.6), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+        panels = figure.subplots(2, 2).flat
+        styles = line_styles(comparison.trained)
+        for axes, axis in zip(panels, LABELS, strict=False):
+            axes.set_xlabel(LABELS[axis])
+            if axis == "seconds" and not comparison.one_clock:
+                _say(
+                    axes, "timed on several machines, devices\nor numbers of threads: not compared"
+                )
+            else:
+                _losses(axes, comparison, axis, styles)
+        _speedups(panels[3], comparison, styles)
+        figure.suptitle(f"{setting(comparison)}\n{budget(comparison)}", fontsize=11.5)
+        handles = _handles(comparison, styles)
+        longest = max(len(handle.get_label()) for handle in handles)
+        columns = min(len(handles), 5, max(1, 110 // (longest + 7)))  # 110 characters fit
+        by_row = [handle for i in range(columns) for handle in handles[i::columns]]
+        figure.legend(handles=by_row, loc="outside lower center", ncols=columns)
+    return figure
+
+
+def save(figure, stem):
+    """Write STEM.png and STEM.pdf -> their paths. The same figure gives the same bytes."""
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
+    with rc_context(LOOK):
+        new_file(paths[0], lambda to: figure.savefig(to, format="png", dpi=180))
+        dated = {"CreationDate": None}
+        new_file(paths[1], lambda to: figure.savefig(to, format="pdf", metadata=dated))
+    return paths
+
+
+def _losses(axes, comparison, axis, styles):
+    """CE against one cost: the median over seeds with markers, every seed thin."""
+    bottom, top, clean_in_view = _limits(comparison)
+    axes.axhline(comparison.ce_spliced, color=REFERENCE, linestyle=":", linewidth=1.4)
+    if clean_in_view:
+        axes.axhline(comparison.ce_clean, color=REFERENCE, linestyle="--", linewidth=1.2)
+    else:
+        _clean_below_a_break(axes, comparison)
+    for label, runs in comparison.trained.items():
+        style = styles[label]
+        for run in runs:
+            costs, losses = _curve(comparison, run, axis)
+            axes.plot(costs, losses, color=style["color"], linewidth=0.7, alpha=0.45)
+            if run.status == "diverged" and costs:
+                at = min(max(losses[-1], bottom), top)
+                axes.plot(costs[-1], at, "x", color=style["color"], ms=8, mew=2, clip_on=False)
+        axes.plot(*_median_curve(comparison, runs, axis), **style)
+    axes.set_ylim(bottom, top)
+    # Under a break of the axis no number is to scale.
+    lowest = bottom if clean_in_view else bottom + 0.12 * (top - bottom)
+    axes.set_yticks([tick for tick in axes.get_yticks() if lowest < tick < top])
+    axes.set_ylabel("CE, nats per scored token")
+    _cost_scale(axes, comparison, axis)
+    if comparison.gap > 0:
+        _share_axis(axes, comparison, lowest)
+
+
+def _clean_below_a_break(axes, comparison):
+    """The clean model's dashed line under a break of the axis: far below, and not to scale."""
+    text = f"clean model: {comparison.ce_clean:.3f} (axis broken)"
+    at = {"transform": axes.transAxes, "color": REFERENCE}
+    axes.plot([0, 1], [0.035, 0.035], linestyle="--", linewidth=1.2, **at)
+    axes.text(0.02, 0.05, text, fontsize=9, **at)
+    axes.text(1.015, 0.035, "100%", va="center", **at)
+    for side in (0, 1):
+        slashes = {"marker": [(-1, -0.6), (1, 0.6)], "linestyle": "", "clip_on": False}
+        axes.plot([side, side], [0.085, 0.11], markersize=9, **slashes, **at)
+
+
+def _limits(comparison):
+    """(bottom, top) of the CE axis and whether the clean model is inside.
+
+    The curves come first: the clean model's line is drawn to scale only where it leaves them at
+    least a third of the axis, and a curve that rises far above the spliced model runs out of it.
+    """
+    spliced, gap = comparison.ce_spliced, comparison.gap
+    losses = [ce for run in comparison.all for ce in _curve(comparison, run, "tokens")[1]]
+    low, high = min([*losses, spliced]), max([*losses, spliced])
+    span = max(spliced - low, 0.02 * abs(gap), 1e-4)
+    high = min(high, spliced + span)
+    clean_in_view = span >= 0.35 * gap
+    if clean_in_view:
+        low = min(low, comparison.ce_clean)
+    height = max(high - low, span)
+    return low - (0.06 if clean_in_view else 0.2) * height, high + 0.08 * height, clean_in_view
+
+
+def _cost_scale(axes, comparison, axis):
+    """Linear, or logarithmic from the first step on where the costs span more than 200 times.
+
+    A run starts at cost 0 (and `mse` stays there on the axis of backward passes), which a
+    purely logarithmic axis could not show.
+    """
+    costs = [row[axis] for run in comparison.all for row in run.rows if row["step"] > 0]
+    costs = [cost for cost in costs if cost > 0]
+    if not costs:
+        axes.set(xlim=(-1, 1), xticks=[0])
+        return
+    first, last = min(costs), max(costs)
+    if last > 200 * first:
+        axes.set_xscale("symlog", linthresh=first, linscale=0.3)
+        axes.set_xlim(-0.1 * first, 1.4 * last)
+        decades = range(math.ceil(math.log10(first)), math.floor(math.log10(1.4 * last)) + 1)
+        axes.set_xticks([0, *(10.0**decade for decade in decades)])
+        axes.set_xticks([], minor=True)
+    else:
+        axes.set_xlim(-0.03 * last, 1.04 * last)
+        axes.xaxis.set_major_locator(MaxNLocator(8, steps=(1, 2, 5, 10)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _share_axis(axes, comparison, lowest):
+    """The CE axis again, on the right, as share of the gap closed; no ticks below CE `lowest`."""
+    spliced, gap = comparison.ce_spliced, comparison.gap
+    both_ways = (lambda ce: 100 * (spliced - ce) / gap, lambda share: spliced - share * gap / 100)
+    right = axes.secondary_yaxis("right", functions=both_ways)
+    right.set_ylabel("gap closed")
+    highest = axes.get_ylim()[1]
+    ticks = MaxNLocator(7, steps=(1, 2, 5, 10)).tick_values(*map(both_ways[0], (highest, lowest)))
+    ticks = [tick for tick in ticks if lowest <= both_ways[1](tick) <= highest]
+    right.set_yticks(ticks, [f"{tick:g}%" for tick in ticks])
+
+
+def _curve(comparison, run, axis):
+    """(costs, CE) of a run. Where each seed has its own SAE, CE is set to the same share of the
+    mean gap, so that the axis of shares holds for every run."""
+    costs, shares = curve(run, axis)
+    if comparison.one_sae or not comparison.gap > 0:
+        return costs, [row["ce"] for row in run.rows[: len(costs)]]
+    return costs, [comparison.ce_spliced - share * comparison.gap for share in shares]
+
+
+def _median_curve(comparison, runs, axis):
+    """Median over seeds of (cost, CE) at each step; a run that has diverged counts as inf."""
+    counted = [run for run in runs if ranked(run) and not (axis == "seconds" and resumed(run))]
+    points = {}
+    for run in counted:
+        for row, cost, ce in zip(run.rows, *_curve(comparison, run, axis), strict=False):
+            points.setdefault(row["step"], []).append((cost, ce))
+    costs, losses = [], []
+    for step in sorted(points):
+        at = points[step]
+        ce = median([ce for _, ce in at] + [math.inf] * (len(counted) - len(at)))
+        if ce < math.inf:
+            costs.append(median(cost for cost, _ in at))
+            losses.append(ce)
+    return costs, losses
+
+
+def _speedups(axes, comparison, styles):
+    """Speedup over the rival against share of the gap closed, in seconds and in passes."""
+    trained, rival = comparison.trained, comparison.rival
+    axes.set_xlabel("share of the gap closed")
+    if len(trained) < 2:
+        return _say(axes, "one method: no rival to compare with")
+    marked = targets(trained)
+    if not marked:
+        return _say(axes, "no share of the gap that two methods reach")
+    shares = sorted({*marked, *(marked[-1] * i / 60 for i in range(1, 60))})
+    counted = ("seconds", "backwards") if comparison.one_clock else ("backwards",)
+    axes.axhline(1, color=styles[rival]["color"], linewidth=1.6)
+    drawn = [1.0]
+    for label, runs in trained.items():
+        for axis in counted if label != rival else ():
+            drawn += _speedup(axes, trained[rival], runs, axis, shares, marked, styles[label])
+    seeds = "; shade: single seeds" if len(comparison.seeds) > 1 else ""
+    seconds = "filled: seconds; " if comparison.one_clock else ""
+    axes.set_title(f"{seconds}open: backward passes{seeds}")
+    axes.set_ylabel(f"speedup over {rival}")
+    axes.set_xlim(0, 1.04 * marked[-1])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+    _ratio_scale(axes, drawn)
+
+
+def _speedup(axes, rival, runs, axis, shares, marked, style):
+    """One label's curve, its range over seeds shaded -> the ratios drawn."""
+    ratios = [speedup(rival, runs, share, axis) for share in shares]
+    ratios = [math.nan if ratio is None else ratio for ratio in ratios]
+    spread = [speedups_by_seed(rival, runs, share, axis) or [math.nan] for share in shares]
+    low, high = [min(found) for found in spread], [max(found) for found in spread]
+    at = [i for i, share in enumerate(shares) if share in marked]
+    filled = axis == "seconds"
+    axes.fill_between(shares, low, high, color=style["color"], alpha=0.13, linewidth=0)
+    look = {**style, "markerfacecolor": style["color"] if filled else "white", "markevery": at}
+    axes.plot(shares, ratios, **{**look, "linewidth": 1.9 if filled else 1.1})
+    return [ratio for ratio in [*ratios, *low, *high] if not math.isnan(ratio)]
+
+
+def _ratio_scale(axes, ratios):
+    """Logarithmic, so that twice and half are as far from 1; never so narrow that noise looms."""
+    axes.set_yscale("log")
+    axes.set_ylim(min(0.5, 0.85 * min(ratios)), max(2, 1.2 * max(ratios)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="y", which="minor", left=False)
+
+
+def _handles(comparison, styles):
+    """What the legend shows, row by row."""
+    handles = [Line2D([], [], label=label, **style) for label, style in styles.items()]
+    spliced = "none: the spliced model" if NONE in comparison.runs else "spliced model"
+    handles.append(_grey(spliced, linestyle=":", linewidth=1.4))
+    handles.append(_grey("clean model", linestyle="--", linewidth=1.2))
+    if len(comparison.seeds) > 1:
+        handles.append(_grey("single seed (thick: median)", linewidth=0.7))
+    if any(run.status == "diverged" for run in comparison.all):
+        handles.append(_grey("diverged", linestyle="", marker="x", markeredgewidth=2))
+    return handles
+
+
+def _grey(label, **style):
+    return Line2D([], [], color=REFERENCE, label=label, **style)
+
+
+def _say(axes, text):
+    """A panel that has nothing to draw says why."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=REFERENCE)
+    axes.set(xticks=[], yticks=[])

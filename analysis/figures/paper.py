@@ -1,0 +1,34 @@
+"""The figures of the papers' experiments, drawn from the experiments of a folder."""
+
+from matplotlib import rc_context
+
+from analysis.figures import bars, stages, sweeps, timing, tokens
+from analysis.figures.style import LOOK
+from analysis.stats.usable import finished
+
+DRAW = {
+    "timing": timing.draw,
+    "timing-llama": timing.draw,
+    "rivals": bars.rivals,
+    "rank": sweeps.rank,
+    "sparsity": sweeps.sparsity,
+    "width": sweeps.width,
+    "layer": sweeps.layer,
+    "size": sweeps.size,
+    "one-layer": bars.one_layer,
+    "multi-sae": sweeps.multi_sae,
+    "additivity": stages.additivity,
+    "token-loss": tokens.token_loss,
+    "distance": tokens.distance,
+    "no-sae": stages.no_sae,
+}
+"""Name of an experiment -> its figure."""
+
+
+def draw(experiment):
+    """Experiment -> Figure; None where there is nothing to draw, or no figure for it."""
+    whole = finished(experiment)
+    if not whole.entries or experiment.name not in DRAW:
+        return None
+    with rc_context(LOOK):
+        return DRAW[experiment.name](whole)

@@ -1,0 +1,208 @@
+"""The figures of what is swept: rank, sparsity, width, layer, model size, several SAEs."""
+
+from statistics import fmean
+
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from analysis.claims.evidence import ends
+from analysis.figures.panels import handle, legend, look, paper_handle, percent_axis, sheet, spread
+from analysis.figures.style import PAPER, REFERENCE, shades
+from analysis.records.paper import find
+from analysis.stats.gap import closed_at_end
+from analysis.stats.usable import by_seed, gain
+
+PAPER_NAME = "paper: Gemma-2-2B, digitised"
+SCALED = {"fixed": "-", "scaled": "--"}
+"""How alpha goes with the rank -> line."""
+
+
+def rank(experiment):
+    """Gap closed by rank, alpha fixed and scaled, beside the paper's row of L0 82."""
+    figure, (axes,) = sheet(experiment, 1, 1, (7.6, 5.4))
+    handles = []
+    for kind in experiment.values("alpha"):
+        ranks = sorted({e.at["rank"] for e in experiment.of("lora", alpha=kind)})
+        style = {**look("lora"), "linestyle": SCALED.get(kind, ":")}
+        found = [experiment.of("lora", alpha=kind, rank=number) for number in ranks]
+        _shares(axes, ranks, found, style)
+        handles.append(handle(f"lora, {_alpha(found, kind)}", **style))
+    row = find("scaling", "closed", layer=12, width=16, l0=82)
+    theirs = [(number.of["rank"], number.value / 100) for number in row]
+    axes.plot(*zip(*theirs, strict=True), color=PAPER, marker="o", linewidth=1.6, markersize=5)
+    handles.append(paper_handle(f"{PAPER_NAME} (L0 82, alpha 32 fixed)", marker="o"))
+    axes.set_xlabel("rank of the adapters")
+    axes.set_title(spread(experiment))
+    _log_axis(axes, sorted({*experiment.values("rank"), *(at for at, _ in theirs)}))
+    _closed_axis(axes)
+    legend(figure, handles, columns=2)
+    return figure
+
+
+def _alpha(found, kind):
+    if kind == "scaled":
+        return "alpha = rank"
+    alphas = {e.run.header["config"].get("alpha") for entries in found for e in entries}
+    told = f" at {alphas.pop():g}" if len(alphas) == 1 and None not in alphas else ""
+    return f"alpha {kind}{told}"
+
+
+def sparsity(experiment):
+    """Gap closed and gain by measured L0, a line for each rank."""
+    theirs = {"layer": 12, "width": 16}
+    figure = _swept(experiment, _l0, "l0", theirs, 1)
+    for axes in figure.axes:
+        axes.set_xlabel("L0 of the SAE, latents per token")
+        _log_axis(axes, [5, 10, 20, 50, 100, 200, 500])
+    return figure
+
+
+def width(experiment):
+    """Gap closed and gain by the SAE's latents, a line for each rank."""
+    figure = _swept(experiment, lambda e: e.at["width"], "width", {"layer": 12}, 1_000)
+    for axes in figure.axes:
+        axes.set_xlabel("latents of the SAE")
+        _log_axis(axes, [1e3, 3e3, 1e4, 3e4, 1e5, 3e5])
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g}k"))
+    return figure
+
+
+def layer(experiment):
+    """Gap closed and gain by the layer the SAE comes after, a line for each rank."""
+    figure = _swept(experiment, lambda e: e.at["layer"], "layer", {"width": 16}, 1)
+    for axes in figure.axes:
+        axes.set_xlabel("block that the SAE comes after (paper: of 26)")
+    return figure
+
+
+def size(experiment):
+    """Gap closed and gain by model, a line for each rank; of the paper's the 2B model alone."""
+    models = [*experiment.values("model"), "Gemma-2-2B\n(paper)"]
+    figure = _swept(experiment, lambda e: models.index(e.at["model"]), "", {}, len(models) - 1)
+    for axes in figure.axes:
+        axes.set_xticks(range(len(models)), models)
+        axes.set_xlim(-0.4, len(models) - 0.6)
+    return figure
+
+
+def _l0(entry):
+    """L0 of the SAE on the validation set, as it was measured before training."""
+    header = entry.run.header
+    return header.get("l0_full") or entry.run.rows[0]["l0"]
+
+
+def _swept(experiment, place, column, theirs, scale):
+    """Two panels by what is varied: share of the gap closed, and nats."""
+    figure, (shares, nats) = sheet(experiment, 1, 2, (11.5, 5.4))
+    ranks = sorted(experiment.values("rank"))
+    handles = []
+    for number, colour in zip(ranks, shades(look("lora")["color"], len(ranks)), strict=True):
+        style = {**look("lora"), "color": colour}
+        by_place = {}
+        for entry in experiment.of("lora", rank=number):
+            by_place.setdefault(place(entry), []).append(entry)
+        places = sorted(by_place)
+        _shares(shares, places, [by_place[at] for at in places], style)
+        _gains(nats, places, [by_place[at] for at in places], style)
+        handles.append(handle(f"lora, rank {number}", **style))
+    for axes, quantity, unit in ((shares, "closed", 100), (nats, "gain", 1)):
+        _paper(axes, find("scaling", quantity, **theirs), column, scale, unit)
+    told = "rank 1 to 256, darker: higher; gains of 1 and 256"
+    handles.append(paper_handle(f"{PAPER_NAME} ({told})", marker="o"))
+    _closed_axis(shares)
+    nats.set_ylabel("gain, nats per scored token")
+    nats.set_ylim(min(0, nats.get_ylim()[0]), None)
+    for axes in (shares, nats):
+        axes.set_title(spread(experiment))
+    legend(figure, handles, columns=4)
+    return figure
+
+
+def _paper(axes, numbers, column, scale, unit):
+    """The paper's lines, one for each rank; without a column its row of 131k latents as points."""
+    if not column:
+        numbers = [n for n in numbers if n.of["width"] == 131 and n.of["layer"] == 12]
+    ranks = sorted({number.of["rank"] for number in numbers})
+    greys = dict(zip((1, 4, 16, 64, 256), shades("#606060", 5), strict=True))
+    for number in ranks:
+        row = [n for n in numbers if n.of["rank"] == number]
+        points = [(scale * n.of.get(column, 1), n.value / unit) for n in _one_row(row, column)]
+        style = {"color": greys[number], "marker": "o", "markersize": 4, "linewidth": 1.1}
+        axes.plot(*zip(*sorted(points), strict=True), zorder=1.5, **style)
+
+
+def _one_row(numbers, column):
+    """The numbers that differ in `column` alone: where it is not L0, one L0 for each value."""
+    if column == "width":
+        return [n for n in numbers if n.of["width"] != 16 or n.of["l0"] == 82]
+    if column == "layer":
+        return [n for n in numbers if n.of["layer"] != 12 or n.of["l0"] == 82]
+    return numbers
+
+
+def _shares(axes, places, groups, style):
+    """Share of the gap closed at each place, with its standard error."""
+    found = [closed_at_end([entry.run for entry in entries]) for entries in groups]
+    _line(axes, [(at, c.share, c.error) for at, c in zip(places, found, strict=True) if c], style)
+
+
+def _gains(axes, places, groups, style):
+    """Nats gained at each place, with their standard error."""
+    found = [gain(entries) for entries in groups]
+    _line(axes, [(at, g.mean, g.error) for at, g in zip(places, found, strict=True)], style)
+
+
+def _line(axes, points, style):
+    """Points (x, y, standard error or None), joined."""
+    if points:
+        x, y, errors = zip(*points, strict=True)
+        axes.errorbar(x, y, [e or 0 for e in errors], capsize=2.5, elinewidth=1, **style)
+
+
+def _closed_axis(axes):
+    axes.set_ylabel("gap closed")
+    percent_axis(axes.yaxis)
+    axes.set_ylim(min(0, axes.get_ylim()[0]), None)
+
+
+def _log_axis(axes, ticks):
+    """A logarithmic axis that names these values, where they are inside."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def multi_sae(experiment):
+    """CE clean, spliced and adapted, and gap closed, by the number of SAEs."""
+    figure, (losses, shares) = sheet(experiment, 1, 2, (11.5, 5.2))
+    numbers = sorted(experiment.values("saes"))
+    handles = []
+    for role in ("lora", "e2e"):
+        found = {n: experiment.of(role, saes=n) for n in numbers if experiment.of(role, saes=n)}
+        if found:
+            groups = list(found.values())
+            means = [_mean(ends(by_seed(entries))) for entries in groups]
+            losses.plot(list(found), means, **look(role))
+            _shares(shares, list(found), groups, look(role))
+            handles.append(handle(role, **look(role)))
+    every = {n: experiment.of(saes=n) for n in numbers}
+    style = {"color": REFERENCE, "linewidth": 1.4, "markersize": 4, "marker": "."}
+    for field, name, line in (("spliced", "spliced", ":"), ("clean", "clean model", "--")):
+        means = [_mean({e.seed: e.run.header[f"ce_full_{field}"] for e in every[n]}) for n in every]
+        losses.plot(list(every), means, linestyle=line, **style)
+        handles.append(handle(name, linestyle=line, **style))
+    losses.set_ylabel("CE, nats per scored token")
+    losses.set_title("at the end, on the validation set")
+    shares.set_title(spread(experiment))
+    _closed_axis(shares)
+    for axes in (losses, shares):
+        axes.set_xlabel("SAEs at once")
+        axes.set_xticks(numbers)
+    legend(figure, handles)
+    return figure
+
+
+def _mean(by_seed_and_document):
+    """Mean over documents and seeds."""
+    return fmean(fmean(losses) for losses in by_seed_and_document.values())

@@ -1,0 +1,229 @@
+"""A folder of records -> comparisons: the runs that faced one problem and may be ranked."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from bench.errors import Rejected, Usage
+from bench.io.record import Run, digest, read_folder
+
+REFERENCE = "none"
+"""The method that leaves the spliced model as it is: a reference, never a rival."""
+
+RIVAL = "e2e"
+"""The method that speedups are measured against when it ran."""
+
+NOT_THE_PROBLEM = ("sae", "sae_seed", "device")
+"""Fields of a spec that may differ inside one problem: an SAE is known by its hash or its recipe,
+not by its path, and a device changes the clock only."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs on one problem: same spec, same SAE (or SAEs of one recipe, one per seed)."""
+
+    runs: dict[str, list[Run]]
+    """Label -> its runs by seed; `none` first, then labels in the order they were started."""
+    notes: tuple[str, ...] = ()
+    """What a reader has to know about how these runs were put together."""
+
+    @property
+    def all(self):
+        """Every run."""
+        return [run for runs in self.runs.values() for run in runs]
+
+    @property
+    def spec(self):
+        """What was run on; the first run's, equal for all but for `NOT_THE_PROBLEM`."""
+        return self.all[0].header["spec"]
+
+    @property
+    def seeds(self):
+        """All seeds, sorted."""
+        return sorted({run.header["seed"] for run in self.all})
+
+    @property
+    def random(self):
+        """Whether the model's weights are random, so that no CE here means anything."""
+        return self.all[0].header.get("weights") == "random"
+
+    @property
+    def ce_clean(self):
+        """CE of the clean model on the curve set, nats per scored token."""
+        return self.all[0].header["ce_clean"]
+
+    @property
+    def ce_spliced(self):
+        """CE of the spliced model on the curve set, nats per scored token; mean over SAEs."""
+        return fmean(_by_sae(self.all).values())
+
+    @property
+    def one_sae(self):
+        """Whether all runs start from the same SAE."""
+        return len(_by_sae(self.all)) == 1
+
+    @property
+    def gap(self):
+        """What splicing costs on the curve set, nats per scored token."""
+        return self.ce_spliced - self.ce_clean
+
+    @property
+    def documents(self):
+        """How many documents the full set has; 0 when the records have no CE per document."""
+        return len(self.all[0].header.get("ce_full_clean") or [])
+
+    @property
+    def one_clock(self):
+        """Whether all runs were timed on one machine, device, threads, matrix product and
+        number of processes."""
+        return len({clock(run) for run in self.all}) == 1
+
+    @property
+    def trained(self):
+        """`runs` without the reference."""
+        return {k: runs for k, runs in self.runs.items() if runs[0].header["method"] != REFERENCE}
+
+    @property
+    def rival(self):
+        """Label of the rival: the first e2e, else the first label started; None without runs."""
+        labels = list(self.trained)
+        e2e = [k for k in labels if self.trained[k][0].header["method"] == RIVAL]
+        return next(iter(e2e + labels), None)
+
+
+def clock(run):
+    """What seconds depend on: (machine, device, threads, matmul, processes)."""
+    fields = ("machine", "device", "threads", "matmul")
+    return (*(run.header.get(field) for field in fields), processes(run.header))
+
+
+def processes(told):
+    """How many processes worked together, in words; "" for one, and for what does not say."""
+    number = told.get("world_size", 1)
+    return "" if number == 1 else f"{number} processes" + ", sharded" * told.get("sharded", False)
+
+
+def load(folder, names=None):
+    """The records directly in `folder` -> list of `Comparison`, in the order they were started.
+
+    `names`, where given, are the only records that are read.
+
+    Records of the training of an SAE that other runs here start from are not rivals of these
+    runs: they are left out, unless a problem from a fresh SAE was compared here as well.
+    Raises `Usage` when there is no such folder and `Rejected` when it holds no sound record.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise Usage(f"no folder '{folder}': expected one that holds records (*.jsonl)")
+    runs = _read(folder, names)
+    if not runs:
+        raise Rejected(f"{folder}: no records (*.jsonl) here")
+    named = {run.header["sae"].get("run") for run in runs}
+    problems = _problems(runs)
+    rivals = [p for p in problems if not all(_fresh(run) and run.name in named for run in p)]
+    return [_comparison(problem) for problem in rivals or problems]
+
+
+def _read(folder, names):
+    try:
+        runs = read_folder(folder, names)
+    except (AttributeError, TypeError, ValueError, OSError) as error:
+        raise Rejected(f"{folder}: a file here is not a record ({error})") from None
+    for run in runs:
+        _check(run)
+    return runs
+
+
+def _check(run):
+    """Raise `Rejected` unless everything that is computed with later is a number."""
+    for field in ("spec", "sae", "config"):
+        if not isinstance(run.header[field], dict):
+            raise Rejected(f"{run.path}:1: '{field}' is not an object")
+    for field in ("ce_clean", "ce_spliced"):
+        if not _finite(run.header[field]):
+            raise Rejected(f"{run.path}:1: {field} {run.header[field]!r}, expected a number")
+    for number, row in enumerate(run.rows, start=2):
+        for field in ("step", "seconds", "backwards", "tokens"):
+            if not _finite(row[field]):
+                raise Rejected(f"{run.path}:{number}: {field} {row[field]!r}, expected a number")
+        if row["ce"] is not None and not _finite(row["ce"]):
+            raise Rejected(f"{run.path}:{number}: ce {row['ce']!r}, expected a number or null")
+    full = [run.header.get("ce_full_clean"), run.header.get("ce_full_spliced")]
+    full.append((run.end or {}).get("ce_full"))
+    if len({len(losses) for losses in full if losses}) > 1:
+        raise Rejected(f"{run.path}: ce_full, ce_full_clean and ce_full_spliced differ in length")
+
+
+def _problems(runs):
+    """Runs -> lists of runs on one problem each."""
+    recipes = {run.name: _recipe(run) for run in runs}
+    buckets = {}
+    for run in runs:
+        sae = run.header["sae"]
+        origin = "fresh" if _fresh(run) else recipes.get(sae.get("run"), sae.get("sha256"))
+        key = digest([_spec(run), origin, sae.get("share"), run.header.get("weights")])
+        buckets.setdefault(key, []).append(run)
+    return [problem for bucket in buckets.values() for problem in _split(bucket)]
+
+
+def _split(runs):
+    """One SAE per seed is one problem, like one SAE for all; two SAEs at one seed are two."""
+    met = {(run.header["seed"], run.header["sae"].get("sha256")) for run in runs}
+    if len(met) == len({seed for seed, _ in met}):
+        return [runs]
+    by_sae = {}
+    for run in runs:
+        by_sae.setdefault(run.header["sae"].get("sha256"), []).append(run)
+    return list(by_sae.values())
+
+
+def _comparison(runs):
+    """Put runs under their labels; of a run that lies here twice, the later one counts."""
+    labels, notes = {}, []
+    if len({len(run.header.get("ce_full_clean") or []) for run in runs}) > 1:
+        raise Rejected(f"{runs[0].path.parent}: records of one spec with unequal ce_full_clean")
+    for run in runs:
+        by_seed = labels.setdefault(_label(run, runs), {})
+        seed = run.header["seed"]
+        if seed in by_seed:
+            notes.append(f"{by_seed[seed].name} is left out: {run.name} is the same, run later")
+        by_seed[seed] = run
+    if len(_by_sae(runs)) > 1:
+        notes.append("each seed has its own SAE: CE is drawn at the mean of their gaps")
+    ordered = sorted(labels, key=lambda label: not _is_reference(labels[label]))
+    return Comparison({k: [labels[k][s] for s in sorted(labels[k])] for k in ordered}, tuple(notes))
+
+
+def _label(run, runs):
+    """A run's label, with the settings that tell it from others under the same label."""
+    configs = [other.header["config"] for other in runs if other.label == run.label]
+    config = run.header["config"]
+    differ = [k for k in config if any(other.get(k) != config[k] for other in configs)]
+    told = ",".join(f"{k}={config[k]}" for k in differ if f"{k}=" not in run.label)
+    return run.label + ("," if ":" in run.label else ":") * bool(told) + told
+
+
+def _is_reference(by_seed):
+    return all(run.header["method"] == REFERENCE for run in by_seed.values())
+
+
+def _by_sae(runs):
+    return {run.header["sae"].get("sha256"): run.header["ce_spliced"] for run in runs}
+
+
+def _spec(run):
+    return {k: v for k, v in run.header["spec"].items() if k not in NOT_THE_PROBLEM}
+
+
+def _recipe(run):
+    """What made an SAE, its seed aside."""
+    return digest([run.header["method"], run.header["config"], _spec(run)])
+
+
+def _fresh(run):
+    return run.header["sae"].get("source") == "fresh"
+
+
+def _finite(value):
+    return isinstance(value, int | float) and math.isfinite(value)

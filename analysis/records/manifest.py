@@ -1,0 +1,97 @@
+"""The manifests that `bench experiment` leaves beside its records -> experiments, as read.
+
+`FOLDER/NAME.json` names every run of the experiment NAME with its role in it and the values of
+what the experiment varies; the runs lie beside it, shared by the experiments that need them.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import Rejected
+from bench.io.record import Run, read
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run, or one measurement of a run, and its place in the experiment."""
+
+    role: str
+    """What it is there for: mostly the method's name; `additivity` has two (`lora+e2e`)."""
+    seed: int
+    at: dict
+    """What the experiment varies -> its value here, such as {"share": 0.1}."""
+    run: Run | None = None
+    """The record, where it is a run."""
+    measure: dict | None = None
+    """The measurement (`bench.evals.measures`), where it is one."""
+
+    @property
+    def name(self):
+        """The stem of its file."""
+        return self.run.name if self.run else self.measure["name"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment's entries that are there by now."""
+
+    name: str
+    scale: str
+    command: str
+    planned: int
+    """How many entries the whole experiment has."""
+    entries: list
+
+    def of(self, role=None, **at):
+        """The entries of a role at these values, in order of seeds."""
+        found = [e for e in self.entries if role in (None, e.role) and at.items() <= e.at.items()]
+        return sorted(found, key=lambda entry: entry.seed)
+
+    def runs(self, role=None, **at):
+        """The records of `of`."""
+        return [entry.run for entry in self.of(role, **at) if entry.run]
+
+    def values(self, variable, role=None):
+        """All values of what is varied, in the order they were planned."""
+        found = [
+            e.at[variable] for e in self.entries if variable in e.at and role in (None, e.role)
+        ]
+        return list(dict.fromkeys(found))
+
+
+def load(folder):
+    """The experiments whose manifests lie in `folder`: name -> `Experiment`; {} without any.
+
+    An entry whose file is not there yet is left out. Raises `Rejected` for a file that is no
+    manifest, record or measurement.
+    """
+    folder, found = Path(folder), {}
+    for path in sorted(folder.glob("*.json")):
+        told = _json(path)
+        if "experiment" in told:
+            entries = [_entry(folder, entry) for entry in told["runs"]]
+            whole = [entry for entry in entries if entry]
+            about = told["scale"], told["command"], len(entries)
+            found[told["experiment"]] = Experiment(told["experiment"], *about, whole)
+    return found
+
+
+def _entry(folder, told):
+    place = told["role"], told["seed"], told["at"]
+    record, measure = folder / f"{told['record']}.jsonl", folder / f"{told['record']}.json"
+    if record.is_file():
+        return Entry(*place, run=read(record))
+    if measure.is_file():
+        return Entry(*place, measure={**_json(measure), "name": told["record"]})
+    return None
+
+
+def _json(path):
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Rejected(f"{path}: not JSON ({error})") from None
+    if not isinstance(told, dict):
+        raise Rejected(f"{path}: expected a JSON object")
+    return told

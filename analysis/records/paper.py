@@ -1,0 +1,90 @@
+"""The papers' numbers, read from `analysis/paper/*.csv`: one a row, with where it was found.
+
+A column that is not one of `FIELDS` says what the number is of. A number that was not found has
+no row. `source` names where it was read:
+
+    F1        Fig. 1 of Chen, Engels and Tegmark (2501.19406), digitised
+    F-scal    their six-panel scaling figure, digitised
+    NB, P-abs their notebook (cell and line) and abstract
+    IAIFI     a blog post on their paper
+    K-csv     the curves in the repository of Karvonen (2503.17272)
+    B         the text of Braun et al. (2405.12241)
+    DERIVED   arithmetic on the above
+"""
+
+import csv
+import functools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import Rejected
+
+FOLDER = Path(__file__).parents[1] / "paper"
+FIELDS = ("quantity", "value", "unit", "precision", "source", "note")
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of a paper."""
+
+    of: dict
+    """What it is of: the columns that are not empty, as numbers where they are numbers."""
+    quantity: str
+    value: float
+    unit: str
+    precision: float | None
+    """In the value's unit, plus or minus; None where it was printed, computed or not told."""
+    source: str
+    note: str
+
+
+@functools.cache
+def numbers(name, folder=FOLDER):
+    """All numbers of one file, in its order; raises `Rejected` for a file that is none such."""
+    path = folder / f"{name}.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            if not set(FIELDS) <= set(reader.fieldnames or ()):
+                raise ValueError(f"expected columns {', '.join(FIELDS)}")
+            return tuple(_number(row) for row in reader)
+    except (OSError, ValueError, csv.Error) as error:
+        raise Rejected(f"{path}: not a table of numbers ({error})") from None
+
+
+def find(name, quantity, **of):
+    """The numbers of a file that are this quantity, of these."""
+    found = [number for number in numbers(name) if number.quantity == quantity]
+    return [number for number in found if of.items() <= number.of.items()]
+
+
+def one(name, quantity, **of):
+    """The value of the only such number that is of nothing else; None where there is none."""
+    return next((n.value for n in find(name, quantity, **of) if n.of == of), None)
+
+
+def _number(row):
+    if None in row or None in row.values():
+        raise ValueError(f"a row has more or fewer cells than the head: {row}")
+    if not row["source"] or not row["quantity"]:
+        raise ValueError(f"a row has no source or no quantity: {row}")
+    precision = _finite(row["precision"]) if row["precision"] else None
+    told = {key: text for key, text in row.items() if text and key not in FIELDS}
+    words = (row["unit"], precision, row["source"], row["note"])
+    of = {key: _number_or_text(text) for key, text in told.items()}
+    return Number(of, row["quantity"], _finite(row["value"]), *words)
+
+
+def _finite(text):
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is not a finite number")
+    return value
+
+
+def _number_or_text(text):
+    try:
+        return _finite(text)
+    except ValueError:
+        return text

@@ -1,0 +1,245 @@
+"""Records -> how much of the gap was closed, at which cost, and how much cheaper than the rival.
+
+Pure functions on runs (`bench.io.record.Run`). The gap is `ce_spliced - ce_clean` and the closed
+share is `(ce_spliced - ce) / gap`, so a share names a loss. Costs are along one of `AXES`;
+a cost of `inf` is a share that was never reached, None one that was not measured.
+
+Against an SAE trained end to end from scratch there are two definitions, `to_same_ce` and
+`whole_runs`. They go by the CE itself: the share would be of the gap that a random SAE leaves.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from statistics import median, median_high, median_low
+
+from analysis.records.comparison import REFERENCE, clock, processes
+from analysis.stats.gap import ce_difference, closed_at_end, end_losses  # noqa: F401 - as before
+
+AXES = ("seconds", "backwards", "tokens")
+"""What a run costs: seconds of training, LM backward passes, tokens trained on."""
+
+TARGETS = 4
+"""How many shares of the gap costs are reported for."""
+
+
+def closed_share(ce, clean, spliced):
+    """Share of the gap that `ce` closes; nan when splicing costs nothing."""
+    return (spliced - ce) / (spliced - clean) if spliced > clean else math.nan
+
+
+def curve(run, axis):
+    """(costs, shares) of a run, one each per evaluation, up to the first CE that is not finite."""
+    clean, spliced = run.header["ce_clean"], run.header["ce_spliced"]
+    costs, shares = [], []
+    for row in run.rows:
+        if row["ce"] is None:
+            break
+        costs.append(row[axis])
+        shares.append(closed_share(row["ce"], clean, spliced))
+    return costs, shares
+
+
+def cost_to_reach(costs, shares, share):
+    """Cost at which a curve first reaches `share`, on the line between the two evaluations
+    around that point; inf when it never does."""
+    for i, reached in enumerate(shares):
+        if reached >= share:
+            if i == 0:
+                return costs[0]
+            part = (share - shares[i - 1]) / (reached - shares[i - 1])
+            return costs[i - 1] + part * (costs[i] - costs[i - 1])
+    return math.inf
+
+
+def ranked(run):
+    """Whether a run counts: it finished, or diverged and thereby failed. One that was cut short
+    from outside says nothing about what it would have reached."""
+    return run.status in ("finished", "diverged")
+
+
+def resumed(run):
+    """Whether a run was put together from several processes: drawn, not ranked on seconds."""
+    end = run.end or {}
+    segments = max(end.get("segments") or 1, run.header.get("segments") or 1)
+    return segments > 1 or "resumed" in (end.get("timing"), run.header.get("timing"))
+
+
+def sae_cost(run, axis):
+    """What the SAE that a run starts from has cost; None when that is not known, or when its
+    seconds come from another device or number of threads than the run's."""
+    header = run.header
+    if header["sae"].get("source") == "fresh":
+        return 0.0
+    cost = header.get("sae_cost") or {}
+    if axis == "seconds" and cost and _sae_clock(cost, header) != clock(run):
+        return None
+    return cost.get(axis)
+
+
+def cost(run, share, axis, total=False):
+    """Cost of closing `share` of the gap in one run; with `total`, that of its SAE added.
+
+    inf when the run never does, None when it is not ranked on this axis.
+    """
+    if not ranked(run) or (axis == "seconds" and resumed(run)):
+        return None
+    before = sae_cost(run, axis) if total else 0.0
+    return None if before is None else before + cost_to_reach(*curve(run, axis), share)
+
+
+def median_cost(runs, share, axis, total=False):
+    """Median over seeds of `cost`, a miss counting as inf; None when no run is ranked."""
+    costs = [cost(run, share, axis, total) for run in runs]
+    costs = [value for value in costs if value is not None]
+    return median(costs) if costs else None
+
+
+def speedup(rival, runs, share, axis, total=False):
+    """Cost of the rival over cost of the method: above 1, the method is the cheaper one.
+
+    `rival` and `runs` are one label's runs each. None when either misses the share (a miss is
+    not a speedup), costs nothing on this axis, or was timed on another clock.
+    """
+    if axis == "seconds" and len({clock(run) for run in [*rival, *runs]}) > 1:
+        return None
+    theirs, ours = (median_cost(some, share, axis, total) for some in (rival, runs))
+    measured = all(value is not None and 0 < value < math.inf for value in (theirs, ours))
+    return theirs / ours if measured else None
+
+
+def total_speedup(rival, runs, share, axis):
+    """`speedup` with the cost of the SAE added to both."""
+    return speedup(rival, runs, share, axis, total=True)
+
+
+def speedups_by_seed(rival, runs, share, axis):
+    """`speedup` of each seed that ran in both and reached the share in both."""
+    theirs = {run.header["seed"]: run for run in rival}
+    pairs = [(theirs[run.header["seed"]], run) for run in runs if run.header["seed"] in theirs]
+    ratios = [speedup([their], [our], share, axis) for their, our in pairs]
+    return [ratio for ratio in ratios if ratio is not None]
+
+
+def largest_share(runs):
+    """The largest share of the gap that two labels reach in the median over seeds.
+
+    `runs` is label -> runs. With one label to go by, the largest that it reaches; 0.0 with none.
+    The lower median, since with an even number of seeds one miss in the middle is a miss.
+    """
+    reached = []
+    for some in runs.values():
+        best = [max(curve(run, "tokens")[1], default=0.0) for run in some if ranked(run)]
+        if best and some[0].header["method"] != REFERENCE:
+            reached.append(median_low(best))
+    best_two = sorted(reached, reverse=True)[:2]
+    return max(min(best_two, default=0.0), 0.0)
+
+
+def targets(runs, count=TARGETS):
+    """`count` even shares of the gap up to the largest that two labels reach, rising.
+
+    The step between them is rounded down to 0.1 %, so that a target is what a table prints;
+    an empty list when there is no such step.
+    """
+    largest = largest_share(runs)
+    # The nudge keeps 0.2 / 4 from becoming 4.9 %; it is far below what a CE resolves.
+    step = math.floor(largest / count * 1000 + 1e-9) if largest > 0 else 0
+    return [i * step / 1000 for i in range(1, count + 1)] if step else []
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times ours the rival's cost is."""
+
+    value: float
+    """Above 1, ours is the cheaper one."""
+    at_least: bool = False
+    """Whether the rival ended before it got there: the true value is then larger than this."""
+
+
+def to_same_ce(scratch, run, axis, ce=None):
+    """Speedup by cost to the same CE -> `Ratio`, or None where there is none.
+
+    Cost at which `scratch`, an SAE trained end to end, first reaches `ce`, over the cost of the
+    SAE that `run` starts from plus that at which `run` first reaches it; both interpolated, on
+    the curve set. `ce` is by default what `run` ends with. The SAE is charged whole, even for a
+    CE that it has before any adaptation. Where `scratch` never gets there, its whole cost over
+    ours is a lower bound. None where `run` does not get there, where ours costs nothing, and
+    where the two are not `comparable`.
+    """
+    if not comparable(scratch, run, axis):
+        return None
+    ce = run.rows[-1]["ce"] if ce is None else ce
+    theirs, ours = _cost_to_ce(scratch, axis, ce), _cost_to_ce(run, axis, ce)
+    never = theirs == math.inf
+    theirs = sae_cost(scratch, axis) + scratch.rows[-1][axis] if never else theirs
+    return Ratio(theirs / ours, never) if theirs > 0 and 0 < ours < math.inf else None
+
+
+def whole_runs(scratch, run, axis):
+    """Speedup by whole runs -> number or None: so the "3x to 20x" of 2501.19406 comes out, as 312
+    hours over 104 to 15.4.
+
+    The whole cost of `scratch` over that of the SAE that `run` starts from plus all of `run`,
+    whatever CE the two end with. On the axis of LM backward passes an SAE trained on
+    reconstruction costs nothing, since that runs no block after the site; its tokens and seconds
+    count. None where ours costs nothing and where the two are not `comparable`.
+    """
+    if not comparable(scratch, run, axis):
+        return None
+    theirs, ours = (sae_cost(some, axis) + some.rows[-1][axis] for some in (scratch, run))
+    return theirs / ours if theirs > 0 and ours > 0 else None
+
+
+def comparable(scratch, run, axis):
+    """Whether two runs that start from different SAEs may be compared: both finished with a
+    CE, on one model and text, with known costs, in seconds only on one clock and in one go.
+
+    What is not in these two records, whether the training of the SAE was resumed, is for who
+    has its record to check.
+    """
+    runs = (scratch, run)
+    if any(some.status != "finished" or not some.rows for some in runs):
+        return False
+    if any(some.rows[-1]["ce"] is None or sae_cost(some, axis) is None for some in runs):
+        return False
+    if axis == "seconds" and (clock(scratch) != clock(run) or any(map(resumed, runs))):
+        return False
+    return math.isclose(scratch.header["ce_clean"], run.header["ce_clean"], rel_tol=1e-4)
+
+
+def over_seeds(ratios):
+    """Median `Ratio` of those that there are, or None. A lower bound at or below the median
+    makes it one: the true value of that seed may lie above."""
+    known = [ratio for ratio in ratios if ratio]
+    if not known:
+        return None
+    values = [ratio.value for ratio in known]
+    upper = median_high(values)
+    return Ratio(median(values), any(r.at_least and r.value <= upper for r in known))
+
+
+def ce_at(run, axis, cost):
+    """CE of a run at a cost, on the line between evaluations; what it ends with beyond."""
+    rows = [row for row in run.rows if row["ce"] is not None]
+    for before, after in itertools.pairwise(rows):
+        if cost <= after[axis]:
+            wide = after[axis] - before[axis]
+            part = max(0.0, (cost - before[axis]) / wide) if wide else 1.0
+            return before["ce"] + part * (after["ce"] - before["ce"])
+    return rows[-1]["ce"]
+
+
+def _cost_to_ce(run, axis, ce):
+    """Cost of first reaching a CE, that of the SAE added; inf when the run never does."""
+    rows = list(itertools.takewhile(lambda row: row["ce"] is not None, run.rows))
+    reached = cost_to_reach([row[axis] for row in rows], [-row["ce"] for row in rows], -ce)
+    return sae_cost(run, axis) + reached
+
+
+def _sae_clock(cost, header):
+    """Like `clock`. A cost that names no machine is taken to be of the run's own."""
+    machine = cost.get("machine", header.get("machine"))
+    products = cost.get("matmul", header.get("matmul"))
+    return machine, cost.get("device"), cost.get("threads"), products, processes(cost)

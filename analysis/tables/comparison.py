@@ -1,0 +1,133 @@
+"""Comparison -> the text tables printed at the end of a run."""
+
+import textwrap
+from statistics import fmean, median
+
+from analysis.stats.gap import ce_difference, closed_at_end, end_losses
+from analysis.stats.speedup import AXES, median_cost, resumed, speedup, targets
+from analysis.tables.notes import BLANK, heading, notes, number, percent, times
+
+WIDTH = 108
+"""Columns that running text is wrapped to."""
+
+
+def table(comparison):
+    """Everything there is to say about one problem, as text."""
+    parts = [heading(comparison), results(comparison)]
+    if not comparison.random:
+        parts += [differences(comparison), costs_to_targets(comparison)]
+    parts.append("\n".join(textwrap.fill(note, WIDTH) for note in notes(comparison)))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def results(comparison):
+    """The table of what each label reached at the end and what that took."""
+    rows = [["method", "CE", "gap closed", "over seeds", "seconds", "backwards", "tokens", "runs"]]
+    for label, runs in comparison.runs.items():
+        reached = [BLANK] * 3 if comparison.random else _reached(runs)
+        spent = [number(_spent(comparison, runs, axis)) for axis in AXES]
+        found = [run.status for run in runs]
+        counts = [f"{found.count(status)} {status}" for status in dict.fromkeys(found)]
+        rows.append([label, *reached, *spent, ", ".join(counts)])
+    return _aligned(rows, left=(0, 7))
+
+
+def _reached(runs):
+    """CE, share of the gap closed with its standard error, and the seeds' range of it."""
+    losses = [fmean(end_losses(run)) for run in runs if end_losses(run)]
+    closed = closed_at_end(runs)
+    between = BLANK
+    if closed and closed.low < closed.high:
+        between = f"{100 * closed.low:.1f} to {100 * closed.high:.1f}%"
+    return [
+        f"{fmean(losses):.4f}" if losses else BLANK,
+        percent(closed.share, closed.error or None) if closed else BLANK,
+        between,
+    ]
+
+
+def _spent(comparison, runs, axis):
+    """Median over seeds of what whole runs took; None when none counts on this axis."""
+    counted = [run for run in runs if run.rows and run.status == "finished"]
+    if axis == "seconds":
+        counted = [run for run in counted if comparison.one_clock and not resumed(run)]
+    return median(run.rows[-1][axis] for run in counted) if counted else None
+
+
+def differences(comparison):
+    """A sentence for each label: its CE at the end against the rival's, paired by document."""
+    rival, lines = comparison.rival, []
+    for label, runs in comparison.trained.items():
+        found = ce_difference(runs, comparison.trained[rival]) if label != rival else None
+        if found:
+            lines += textwrap.wrap(_difference(label, rival, found), WIDTH)
+    return "\n".join(lines)
+
+
+def _difference(label, rival, found):
+    error = BLANK if found.error is None else f"{found.error:.4f}"
+    agree = found.lower if found.mean < 0 else found.seeds - found.lower
+    side = "lower" if found.mean < 0 else "higher"
+    text = f"CE of {label} minus {rival}: {found.mean:+.4f} ± {error}"
+    if found.seeds:
+        text += f", {side} in {agree} of {found.seeds} seed{'s' * (found.seeds != 1)}"
+    if not found.distinguishable:
+        return f"{text}: not distinguishable here (less than 2 standard errors)."
+    if agree < found.seeds:
+        return f"{text}: not distinguishable here (the seeds disagree)."
+    alone = " in this one seed" if found.seeds == 1 else ""
+    return f"{text}: {label} is {'better' if found.mean < 0 else 'worse'}{alone}."
+
+
+def costs_to_targets(comparison):
+    """The table of what closing a share of the gap took, and how much less than the rival."""
+    trained, rival = comparison.trained, comparison.rival
+    shares = targets(trained)
+    if not shares:
+        return "No share of the gap that two methods reach: no costs to compare." * bool(trained)
+    heads = [
+        ["gap", "method", "seconds", "seconds", "backwards", "tokens"],
+        ["closed", "", "", "with SAE", "", ""],
+    ]
+    if len(trained) > 1:
+        heads[0] += ["speedup:", "seconds", ""]
+        heads[1] += ["seconds", "with SAE", "backwards"]
+    rows = []
+    for share in shares:
+        first = percent(share)
+        for label, runs in trained.items():
+            costs = [_cost(comparison, runs, share, *column) for column in COSTS]
+            ratios = [_ratio(comparison, runs, share, *column) for column in SPEEDUPS]
+            ratios = ["rival", "", ""] if label == rival else ratios
+            rows.append([first, label, *costs, *(ratios if len(trained) > 1 else [])])
+            first = ""
+    return _aligned([*heads, *rows], left=(1,))
+
+
+COSTS = (("seconds", False), ("seconds", True), ("backwards", False), ("tokens", False))
+"""Columns of costs: axis, and whether the cost of the SAE is added."""
+
+SPEEDUPS = COSTS[:3]
+
+
+def _cost(comparison, runs, share, axis, total):
+    if axis == "seconds" and not comparison.one_clock:
+        return BLANK
+    return number(median_cost(runs, share, axis, total))
+
+
+def _ratio(comparison, runs, share, axis, total):
+    if axis == "seconds" and not comparison.one_clock:
+        return BLANK
+    return times(speedup(comparison.trained[comparison.rival], runs, share, axis, total))
+
+
+def _aligned(rows, left):
+    """Rows of cells -> text; columns in `left` are set flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = enumerate(zip(row, widths, strict=True))
+        padded = [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in cells]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,119 @@
+"""Experiment -> its table as text: what was reached at each role and value, and what it took."""
+
+import textwrap
+from statistics import fmean, median
+
+from analysis.stats.gap import closed_at_end, end_losses, units
+from analysis.stats.usable import after_both, finished, timed, title
+from analysis.tables.comparison import WIDTH, _aligned
+from analysis.tables.notes import BLANK, number, percent
+
+HEADS = ["role", "at", "gap closed", "CE", "seconds", "backwards", "seeds"]
+NOTE = (
+    "Gap closed: ± one standard error over {units}, paired, seeds averaged; of two stages, both "
+    "together. CE: at the end, on the validation set, nats per scored token. Seconds and "
+    "backwards (LM backward passes): of the run alone, median over seeds."
+)
+
+
+def tables(experiments):
+    """Name -> `Experiment` as one text, a paragraph each."""
+    parts = [table(experiment) for experiment in experiments.values()]
+    headers = [e.run.header for some in experiments.values() for e in some.entries if e.run]
+    note = [textwrap.fill(NOTE.format(units=units(headers)), WIDTH)] if headers else []
+    return "\n\n".join(parts + note) + "\n"
+
+
+def table(experiment):
+    """One experiment: its setting and a row for each role and value."""
+    whole = finished(experiment)
+    if not whole.entries:
+        return f"{experiment.name}: {_nothing(experiment)}"
+    groups = {}
+    for entry in whole.entries:
+        groups.setdefault((entry.role, tuple(entry.at.items())), []).append(entry)
+    if whole.entries[0].run:
+        kept, why = timed(whole)
+        in_one_go = set() if why else {entry.run.name for entry in kept.entries}
+        rows = [
+            [role, _at(at), *_reached(whole, entries), *_spent(entries, in_one_go)]
+            for (role, at), entries in groups.items()
+        ]
+        told = _aligned([HEADS, *rows], left=(0, 1))
+        told += f"\nNo seconds: {' '.join(why.split())}." if why else ""
+    else:
+        lines = [f"{r}: {MEASURED[experiment.name](e)}" for (r, _), e in groups.items()]
+        told = "\n".join(textwrap.fill(line, WIDTH) for line in lines)
+    return f"{title(whole)}\n{told}"
+
+
+def _nothing(experiment):
+    """Why there is no table."""
+    if any(e.run and e.run.header.get("weights") == "random" for e in experiment.entries):
+        return "random weights: a CE means nothing here; none is shown or drawn"
+    return f"not measured (0 of {experiment.planned})"
+
+
+def _at(at):
+    return ", ".join(f"{name} {value}" for name, value in at) or BLANK
+
+
+def _reached(experiment, entries):
+    """Share of the gap closed and CE; no share where the SAE started at random."""
+    runs = [entry.run for entry in entries]
+    ce = f"{fmean(fmean(end_losses(run)) for run in runs):.4f}"
+    if any(run.header["sae"].get("source") == "fresh" for run in runs):
+        return BLANK, ce
+    if any("+" in entry.role for entry in entries):
+        runs = [run for run in (after_both(experiment, e) for e in entries) if run]
+    closed = closed_at_end(runs)
+    return percent(closed.share, closed.error) if closed else BLANK, ce
+
+
+def _spent(entries, in_one_go):
+    """Median seconds and backward passes, and how many seeds."""
+    runs = [entry.run for entry in entries]
+    seconds = [run.rows[-1]["seconds"] for run in runs if run.name in in_one_go]
+    backwards = median(run.rows[-1]["backwards"] for run in runs)
+    return number(median(seconds) if seconds else None), number(backwards), str(len(runs))
+
+
+def _token_loss(entries):
+    values = [entry.measure["values"] for entry in entries]
+    better, worse = (
+        median(seed[f"n_{kind}"] / seed["n_tokens"] for seed in values)
+        for kind in ("improved", "degraded")
+    )
+    losses = ", ".join(
+        f"{kind} {fmean(seed[f'ce_{kind}'] for seed in values):.4f}"
+        for kind in ("clean", "spliced", "adapted")
+    )
+    return f"{better:.1%} of tokens improved, {worse:.1%} degraded; CE {losses}{_seeds(entries)}"
+
+
+def _distance(entries):
+    values = [entry.measure["values"] for entry in entries]
+    last = values[0]["layers"][-1]
+    told = []
+    for kind, name in (("l2", "L2"), ("cosine", "cosine")):
+        change = fmean(seed["difference"][kind][-1] for seed in values)
+        error = fmean(seed["difference"][f"{kind}_error"][-1] for seed in values)
+        told.append(f"{name} {change:+.4f} ± {error:.4f}")
+    return f"adapted minus spliced after block {last}: {', '.join(told)}{_seeds(entries)}"
+
+
+def _no_sae(entries):
+    values = [entry.measure["values"] for entry in entries]
+    names = {"clean": "clean", "spliced": "spliced", "adapted": "adapted"}
+    names |= {"without_sae": "adapted with the SAE taken out"}
+    losses = {name: fmean(fmean(seed[f"ce_{k}"]) for seed in values) for k, name in names.items()}
+    told = ", ".join(f"{name} {ce:.4f}" for name, ce in losses.items())
+    return f"CE {told}{_seeds(entries)}"
+
+
+def _seeds(entries):
+    return f" ({len(entries)} seed{'s' * (len(entries) != 1)})"
+
+
+MEASURED = {"token-loss": _token_loss, "distance": _distance, "no-sae": _no_sae}
+"""Experiment of measurements -> its line for one role."""

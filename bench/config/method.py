@@ -1,0 +1,204 @@
+"""Find the files in methods/, and parse what the command line says of them.
+
+The file name is the method's name; there is no registry. `lora:rank=64` is a method with
+fields set for this one entry; `--set lora.rank=64` sets a field for every entry.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import math
+import pkgutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import methods
+from bench.errors import Fault, Unavailable, Usage, unknown
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of `--methods`."""
+
+    label: str
+    """As written on the command line."""
+    name: str
+    module: ModuleType
+    config: object
+    """The frozen `Config` of the method's file."""
+    source: str
+    """The text of the method's file, read when it was imported."""
+
+    @property
+    def settings(self):
+        """The config as plain JSON values."""
+        fields = dataclasses.asdict(self.config)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+
+
+def names():
+    """The method files there are; a leading underscore hides a helper."""
+    found = (module.name for module in pkgutil.iter_modules(methods.__path__))
+    return sorted(name for name in found if not name.startswith("_"))
+
+
+def check_names(labels, sets):
+    """Raise `Usage` for a method that is not there, without importing any."""
+    if not labels:
+        raise Usage(f"--methods is empty: expected some of {', '.join(names())}")
+    for item in sets:
+        if not all(item.partition("=")[0].partition(".")) or "=" not in item:
+            raise Usage(f"--set '{item}': expected METHOD.FIELD=VALUE")
+    run = [label.partition(":")[0] for label in labels]
+    for name in run + [item.partition(".")[0] for item in sets]:
+        if name not in names():
+            raise unknown("method", name, names())
+    for item in sets:
+        if item.partition(".")[0] not in run:
+            raise Usage(f"--set '{item}': its method is not run; --methods has {', '.join(run)}")
+
+
+def entry(label, sets=()):
+    """`lora:rank=64` and the `--set` items -> `Entry`; `Usage` for a wrong field or value.
+
+    Raises `Unavailable` for a method whose file imports a package that is not installed.
+    """
+    name, *settings = label.split(":")
+    items = [s.removeprefix(f"{name}.") for s in sets if s.startswith(f"{name}.")] + settings
+    try:
+        module = importlib.import_module(f"methods.{name}")
+        types = get_type_hints(module.Config)
+    except ModuleNotFoundError as error:
+        raise _missing(name, error) from None
+    except (ImportError, AttributeError, SyntaxError, NameError) as error:
+        raise Usage(f"methods/{name}.py does not load: {type(error).__name__}: {error}") from None
+    content = source(name)
+    values = {}
+    for item in items:
+        field, equals, text = item.partition("=")
+        if not equals:
+            raise Usage(f"'{name}.{item}': expected {name}.FIELD=VALUE")
+        if field not in types:
+            raise unknown(f"field of {name}", field, types or ["(none: it has no fields)"])
+        values[field] = parse(text, types[field], f"{name}.{field}")
+    try:
+        return Entry(label, name, module, module.Config(**values), content)
+    except ValueError as error:
+        raise Usage(f"{name}: {error}") from None
+    except Fault as error:
+        raise Usage(str(error)) from None
+
+
+def _missing(name, error):
+    """The fault of a method's file that imports `error.name`, which is not there."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "bench", "methods") or importlib.util.find_spec(package):
+        return Usage(f"methods/{name}.py does not load: {type(error).__name__}: {error}")
+    return Unavailable(
+        f"methods/{name}.py needs '{package}', which is not installed: pip install {package}"
+    )
+
+
+def of_own_saes(spec):
+    """The entry of the method that trains the own SAEs of a spec."""
+    return entry(f"mse:lr={spec.sae_lr}")
+
+
+def parse(text, kind, what):
+    """The text of a setting as its type; `Usage` that says what was expected."""
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            raise unknown(what, text, get_args(kind))
+        return text
+    if get_origin(kind) is tuple:
+        return tuple(part for part in text.replace("+", ",").split(",") if part)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise unknown(what, text, ("true", "false"))
+        return text.lower() == "true"
+    expected = {int: "a whole number", float: "a finite number"}.get(kind, str(kind))
+    try:
+        value = kind(text)
+    except (ValueError, TypeError):
+        raise Usage(f"{what}: '{text}' is not {expected}") from None
+    if kind is float and not math.isfinite(value):
+        raise Usage(f"{what}: '{text}' is not {expected}")
+    return value
+
+
+def check_fits(entry, site_names, n_blocks):
+    """Ask the method, where it wants to be asked, whether the model has what its config names."""
+    if hasattr(entry.module, "check"):
+        try:
+            entry.module.check(entry.config, site_names, n_blocks)
+        except ValueError as error:
+            raise Usage(f"{entry.name}: {error}") from None
+
+
+def summary(name):
+    """The first line of the method's file, read without importing it."""
+    source = Path(importlib.util.find_spec(f"methods.{name}").origin).read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+
+
+def source(name):
+    """The text of a method's file, and of the methods that it imports, without importing any."""
+    content = Path(importlib.util.find_spec(f"methods.{name}").origin).read_text(encoding="utf-8")
+    return content + "".join(map(source, _methods_of(content)))
+
+
+@cache
+def _methods_of(content):
+    """The methods that a method's file imports."""
+    return [other for node in ast.parse(content).body for other in _methods_in(node)]
+
+
+def _methods_in(statement):
+    """The methods that one statement of a method's file imports, however it does."""
+    if isinstance(statement, ast.ImportFrom) and statement.module == "methods":
+        return [alias.name for alias in statement.names]
+    modules = [alias.name for alias in getattr(statement, "names", ()) if hasattr(alias, "name")]
+    if isinstance(statement, ast.ImportFrom):
+        modules = [statement.module or ""]
+    return [m.removeprefix("methods.") for m in modules if m.startswith("methods.")]
+
+
+def same_code(text, other):
+    """Whether two texts of a method do the same: imports, docstrings, types, comments aside.
+
+    Where a name is imported from, and how it is annotated, decides no number.
+    """
+    return text == other or _code(text) == _code(other)
+
+
+@cache
+def _code(text):
+    try:
+        return ast.dump(_Bare().visit(ast.parse(text)))
+    except SyntaxError:
+        return text
+
+
+class _Bare(ast.NodeTransformer):
+    """A tree without imports, docstrings and annotations."""
+
+    def _no_import(self, node):
+        return None
+
+    visit_Import = visit_ImportFrom = _no_import
+
+    def visit_Expr(self, node):
+        return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)
+
+    def visit_arg(self, node):
+        return ast.arg(node.arg)
+
+    def visit_FunctionDef(self, node):
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node):
+        return node.value and self.generic_visit(ast.Assign([node.target], node.value))

@@ -1,0 +1,41 @@
+"""What is asked of one call, besides the methods, and how a run ended."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.config.spec import Spec
+
+EVERY = 30.0
+"""Seconds of a run between two checkpoints, unless the user says otherwise."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What all runs of a call have in common."""
+
+    spec: Spec
+    model_folder: Path
+    out: Path
+    sets: tuple = ()
+    """The `--set` items, as written."""
+    every: float = EVERY
+    """Seconds between two checkpoints; 0 writes one after every step."""
+    fresh: bool = False
+    """Whether records that are there are set aside before anything is run."""
+    micro_batch: int | None = None
+    """Windows that go through the model at once; None: the batch, halved until it fits."""
+    shard_model: bool = False
+    """Whether the LM's blocks are spread over the processes of `torchrun`."""
+    force: bool = False
+    """Whether an SAE that does not seem to belong is taken all the same."""
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    end: str
+    """finished, diverged, interrupted or error."""
+    why: str = ""
+    code: int = 0
+    """The exit code that it calls for."""

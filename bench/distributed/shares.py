@@ -1,0 +1,94 @@
+"""A process' share of a step and of an evaluation, and how the shares come together again."""
+
+from contextlib import contextmanager
+
+import torch
+
+from bench import devices
+from bench.distributed.group import any_of, check_same, rank, sharded, sum_in_place, total, world
+
+
+def share(windows):
+    """The windows [n, seq] that this process passes, some as many as others or one more."""
+    return windows.tensor_split(world())[rank()]
+
+
+def bounds(n):
+    """(first, end) of the share of this process in n windows; all of them where the LM is sharded,
+    so that no process passes more often than another."""
+    if sharded():
+        return 0, n
+    sizes = [len(part) for part in torch.empty(n).tensor_split(world())]
+    return sum(sizes[: rank()]), sum(sizes[: rank() + 1])
+
+
+def put_together(part, first, n):
+    """The n values of which this process has those from number `first` on."""
+    if world() == 1 or sharded():
+        return part
+    whole = part.new_zeros(n)
+    whole[first : first + len(part)] = part
+    return sum_in_place(whole)
+
+
+def check_alike(parameters):
+    """Raise `Usage` where the parameters are not the same in every process, bit by bit."""
+    if world() > 1:
+        bits = (p.detach().flatten().view(torch.uint8) for p in parameters)
+        check_same([int(each.sum(dtype=torch.int64)) for each in bits], "start (sums of bytes)")
+
+
+@contextmanager
+def own_random_numbers():
+    """Inside the block each process draws numbers of its own, as for dropout; after it all go on
+    with the same."""
+    if world() == 1:
+        yield
+        return
+    seed = int(torch.randint(2**31, (1,)))
+    drawn = devices.random_state()
+    torch.manual_seed(seed + rank())
+    try:
+        yield
+    finally:
+        devices.set_random_state(drawn)
+
+
+def gradients_before(parameters):
+    """Take the gradients away that are there already, for `add_up`: nobody's share."""
+    if world() == 1:
+        return None
+    before = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    return before
+
+
+@torch.no_grad()
+def add_up(loss, parameters, before):
+    """Sum the gradients of all processes, and what was there `before` -> the sum of their losses.
+
+    In one piece, in the order of `parameters`. A process whose share has no scored position has
+    no gradient; one that nobody has stays as it was.
+    """
+    if world() == 1:
+        return loss
+    loss = _add_up(loss, [p for p in parameters if p.requires_grad])
+    for p, kept in zip(parameters, before, strict=True):
+        if kept is not None:
+            p.grad = kept if p.grad is None else kept + p.grad
+    return loss
+
+
+def _add_up(loss, trained):
+    known = any_of(*(p.grad is not None for p in trained))
+    trained = [p for p, n in zip(trained, known, strict=True) if n]
+    if not trained:
+        return total(torch.as_tensor(loss))
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    loss = torch.as_tensor(loss, dtype=torch.float32, device=trained[0].device)
+    whole = torch.cat([loss.reshape(1), *(g.flatten().float() for g in gradients)])
+    sum_in_place(whole)
+    for p, summed in zip(trained, whole[1:].split([p.numel() for p in trained]), strict=True):
+        p.grad = summed.view_as(p).to(p.dtype)
+    return whole[0].clone()

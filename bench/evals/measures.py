@@ -1,0 +1,151 @@
+"""What the papers look at in a finished run besides its CE, on its validation windows.
+
+Each is a function of what the run left (problem, windows, adapted model) that gives JSON values.
+"""
+
+import math
+from dataclasses import replace
+from statistics import fmean
+
+import torch
+
+from bench.export import reload
+from bench.harness.evaluate import HeldOut, by_token, finals_of, parts, per_document
+from bench.harness.provenance import provenance
+from bench.io import console
+from bench.io.record import SCHEMA
+from bench.problem.objectives import flat
+from bench.problem.problem import Adapted
+
+EDGES = [10 ** (-5 + tenth / 10) for tenth in range(61)]
+"""Bins of a token's change of loss, in nats: 1e-5 to 10, ten a decade."""
+
+
+def measure(name, run):
+    """A measurement of a finished run (its record, as read) -> the JSON object that is kept."""
+    head = about(name, run)
+    problem, adapted = reload.restore(run.path)
+    held_out = hold_out(problem, reload.validation(run, problem))
+    values = MEASURES[name](problem, held_out, adapted)
+    return {**head, "ce": fmean(run.end["ce_full"]), "values": values}
+
+
+def about(name, run):
+    """The head of a measurement: what is measured, of which run, and where and when."""
+    fields = ("method", "label", "config", "seed", "spec", "sae", "split")
+    told = {field: run.header.get(field) for field in fields}
+    origin = provenance(reload.spec_of(run))
+    return {"schema": SCHEMA, "measure": name, "of": run.name, **told, **origin}
+
+
+@torch.no_grad()
+def hold_out(problem, windows):
+    """`HeldOut` of these windows, nothing of it cached."""
+    tokens = windows.tokens
+    entry = [problem.entry(tokens[part], problem.site_start) for part in parts(tokens)]
+    return HeldOut(tokens, windows.documents, torch.cat(entry), ce_clean=[])
+
+
+def without(problem):
+    """In the place of the SAEs: nothing."""
+    return [torch.nn.Identity()] * len(problem.site_names)
+
+
+def token_loss(problem, held_out, adapted):
+    """How the loss of each token changes from the spliced to the adapted model.
+
+    Counts of tokens by the size of the change, in bins between `edges` (nats): those that
+    get better and those that get worse; `below` and `above` lie outside the bins.
+    """
+    bare = Adapted(saes=problem.saes)
+    clean, _ = by_token(problem, held_out, bare, without(problem))
+    spliced, _ = by_token(problem, held_out, bare)
+    trained, _ = by_token(problem, held_out, adapted)
+    change = (trained - spliced).double().cpu()
+    return {
+        "edges": EDGES,
+        "improved": _counts(-change),
+        "degraded": _counts(change),
+        "n_tokens": len(change),
+        "n_improved": int((change < 0).sum()),
+        "n_degraded": int((change > 0).sum()),
+        "below": int((change.abs() < EDGES[0]).sum()),
+        "above": int((change.abs() > EDGES[-1]).sum()),
+        "ce_clean": clean.double().mean().item(),
+        "ce_spliced": spliced.double().mean().item(),
+        "ce_adapted": trained.double().mean().item(),
+    }
+
+
+def _counts(sizes):
+    """Tokens in each bin; a size below the first edge, or negative, is in none."""
+    edges = torch.tensor(EDGES, dtype=torch.float64)
+    return torch.histogram(sizes, edges).hist.long().tolist()
+
+
+def distance(problem, held_out, adapted):
+    """How far each block's output is from the clean model's: L2 and cosine, means over tokens.
+
+    From the block before the restart on, which is the site's own where the SAE sits after it.
+    `difference` is adapted minus spliced, with its standard error over documents.
+    """
+    layers = list(range(max(problem.site_start - 1, 0), problem.n_blocks))
+    bare = Adapted(saes=problem.saes)
+    models = {"spliced": bare, "adapted": adapted}
+    found = {name: [] for name in models}  # [document][layer, (l2, cosine)]
+    for document in console.bar(dict.fromkeys(held_out.documents), desc="distances"):
+        rows = [n for n, name in enumerate(held_out.documents) if name == document]
+        part = replace(held_out, tokens=held_out.tokens[rows], entry=held_out.entry[rows])
+        clean = residuals(problem, part, bare, layers, without(problem))
+        for name, model in models.items():
+            pairs = zip(residuals(problem, part, model, layers), clean, strict=True)
+            found[name].append([_apart(*pair) for pair in pairs])
+    by_name = {name: torch.tensor(values).double() for name, values in found.items()}
+    change = by_name["adapted"] - by_name["spliced"]
+    error = change.std(0) / math.sqrt(len(change))
+    told = {name: _columns(values.mean(0)) for name, values in by_name.items()}
+    difference = {**_columns(change.mean(0)), **_columns(error, "_error")}
+    return {"layers": layers, **told, "difference": difference}
+
+
+def _columns(values, suffix=""):
+    return {f"{name}{suffix}": values[:, n].tolist() for n, name in enumerate(("l2", "cosine"))}
+
+
+@torch.no_grad()
+def residuals(problem, held_out, adapted, layers, reconstruct=None):
+    """The output of each of these blocks at the scored positions: [tokens, d_model] each."""
+    kept = {layer: [] for layer in layers}
+
+    def keep(layer):
+        return f"blocks.{layer}.hook_out", lambda value, hook: kept[layer].append(value)
+
+    watched = replace(adapted, hooks=[*adapted.hooks, *map(keep, layers)])
+    finals_of(problem, held_out, watched, reconstruct)
+    rows = problem.rows(held_out.tokens, problem.scored)
+    return [flat(torch.cat(kept[layer]))[rows] for layer in layers]
+
+
+def _apart(values, clean):
+    """Mean L2 distance and mean cosine of two [tokens, d_model]."""
+    l2 = torch.linalg.vector_norm(values - clean, dim=-1).mean()
+    return l2.item(), torch.cosine_similarity(values, clean, dim=-1).mean().item()
+
+
+def no_sae(problem, held_out, adapted):
+    """CE by document: clean, spliced, adapted, and adapted with the SAEs taken out again."""
+    bare = Adapted(saes=problem.saes)
+    models = {
+        "ce_clean": (bare, without(problem)),
+        "ce_spliced": (bare, None),
+        "ce_adapted": (adapted, None),
+        "ce_without_sae": (adapted, without(problem)),
+    }
+    return {
+        name: per_document(by_token(problem, held_out, *model)[0], problem, held_out)
+        for name, model in models.items()
+    }
+
+
+MEASURES = {"token-loss": token_loss, "distance": distance, "no-sae": no_sae}
+"""What can be measured of a finished run."""

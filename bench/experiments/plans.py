@@ -1,0 +1,232 @@
+"""The papers' experiments as data: what each runs, at the scale of a laptop and of the papers.
+
+`full` has the models, SAEs and budgets of Chen, Engels and Tegmark (2501.19406); each SAE sits at
+the block it was trained on (their code for several SAEs is one block off). `laptop` asks the same
+questions of SmolLM2-135M, each experiment within 40 minutes on two cores. The scales of a GPU ask
+those of `timing` and `rivals`, and what goes on from their runs, at 10 million tokens and more.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from bench.config.spec import Spec, own_training
+from bench.config.specs import SPECS
+from bench.errors import Usage, unknown
+from bench.experiments.scales import SCALES
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of an experiment, or one measurement of a run."""
+
+    role: str
+    """What it is there for, mostly the name of its method."""
+    label: str
+    """The method with its settings, as `--methods` has it."""
+    spec: Spec
+    seed: int
+    """The experiment's seed."""
+    at: dict = field(default_factory=dict)
+    """What the experiment varies -> its value here."""
+    run_seed: int | None = None
+    """The seed of the run, where that is not the experiment's."""
+    trains_own: bool = False
+    """Whether this is the training of the spec's own SAE."""
+    after: "Job | None" = None
+    """The run that this one goes on from, with what that one trained, or that it measures."""
+    measure: str = ""
+    """A measurement of `after` (`bench.evals.measures`) instead of a run."""
+
+
+RANKS = (1, 4, 16, 64, 256)
+RIVALS = ("joint", "linear", "affine", "ridge", "full", "mse")
+"""Every method but `lora`, `e2e` and `none`."""
+
+
+def _seeded(spec, seed):
+    """The spec with an own SAE of this seed; SAEs by others are the same for all."""
+    return replace(spec, sae_seed=1_000 + seed) if spec.sae == "own" else spec
+
+
+def _lora(scale, rank=None, alpha=None, layers=None):
+    """The label of `lora`; a setting that is the method's default is not told."""
+    rank, alpha, layers = rank or scale.rank, alpha or scale.alpha, layers or scale.layers
+    told = [("rank", rank, 16), ("alpha", alpha, 16), ("layers", layers, "after")]
+    parts = [f"{name}={value}" for name, value, usual in told if value != usual]
+    return ":".join(["lora", *parts, *filter(None, [scale.lora])])
+
+
+def timing(scale):
+    """mse with its checkpoints, e2e from scratch, lora and e2e from each checkpoint (Fig. 1)."""
+    for seed in scale.seeds:
+        spec = _seeded(scale.spec, seed)
+        training = own_training(spec)
+        at_sae = {"run_seed": spec.sae_seed}
+        yield Job("mse", f"mse:lr={spec.sae_lr}", training, seed, trains_own=True, **at_sae)
+        yield Job("e2e", scale.scratch, training, seed, **at_sae)
+        for share in scale.shares:
+            part, at = replace(spec, sae_share=share), {"share": share}
+            yield Job("lora", _lora(scale), part, seed, at)
+            yield Job("e2e-finetune", scale.finetune, part, seed, at)
+
+
+def rivals(scale):
+    """Every method from the same checkpoints, with the same tokens, on the same clock."""
+    named = {name: scale.rivals.get(name, name) for name in RIVALS}
+    labels = {"lora": _lora(scale), "e2e": scale.finetune, **named}
+    for seed in scale.seeds:
+        for share in (share for share in scale.shares if share in (0.1, 0.5, 1.0)):
+            spec = replace(_seeded(scale.spec, seed), sae_share=share)
+            for role, label in labels.items():
+                yield Job(role, label, spec, seed, {"share": share})
+
+
+def rank(scale):
+    """Gap closed by rank: alpha fixed, as in the paper, and alpha that grows with the rank."""
+    for number in RANKS:
+        for kind, alpha in (("fixed", scale.alpha), ("scaled", number)):
+            label = _lora(scale, number, alpha, "after")
+            yield Job("lora", label, _seeded(scale.swept, 0), 0, {"rank": number, "alpha": kind})
+
+
+def one_layer(scale):
+    """One adapted layer at a time, against all layers after the SAE."""
+    for layer in (*scale.one_layer, "after"):
+        label = _lora(scale, layers=layer)
+        yield Job("lora", label, _seeded(scale.swept, 0), 0, {"layer": layer})
+
+
+def _sweep(scale, variable, changes):
+    for value, change in changes.items():
+        spec = _seeded(replace(scale.swept, **change), 0)
+        for number in scale.ranks:
+            at = {variable: value, "rank": number}
+            yield Job("lora", _lora(scale, number, layers="after"), spec, 0, at)
+
+
+def sparsity(scale):
+    """Gap closed by L0 and rank."""
+    yield from _sweep(scale, "k", scale.sparsity)
+
+
+def width(scale):
+    """Gap closed by the SAE's width and rank."""
+    yield from _sweep(scale, "width", scale.width)
+
+
+def layer(scale):
+    """Gap closed by the SAE's layer and rank."""
+    yield from _sweep(scale, "layer", scale.depth)
+
+
+def size(scale):
+    """Gap closed by the model's size and rank."""
+    for model, spec in scale.size.items():
+        for number in scale.ranks:
+            label = _lora(scale, number, layers="after")
+            # The step size of `lora` on Gemma-3-270M is the one found there.
+            label += ":lr=1e-3" if spec and spec.name == "gemma-3-270m" else ""
+            at = {"model": model, "rank": number}
+            yield Job("lora", label, _seeded(spec or scale.swept, 0), 0, at)
+
+
+def multi_sae(scale):
+    """CE with several SAEs at once, bare and adapted."""
+    for number, spec in scale.multi.items():
+        adapters = _lora(scale, layers="all" if scale.name == "full" else "after")
+        for role, label in (("none", "none"), ("lora", adapters), ("e2e", scale.finetune)):
+            yield Job(role, label, _seeded(spec, 0), 0, {"saes": number})
+
+
+def additivity(scale):
+    """lora after e2e and the reverse, each against more of the same."""
+    for seed in scale.seeds:
+        spec = _seeded(scale.spec, seed)
+        labels = {"lora": _lora(scale), "e2e": scale.finetune}
+        firsts = {kind: Job(kind, labels[kind], spec, seed, {"stage": 1}) for kind in labels}
+        yield from firsts.values()
+        for first in labels:
+            for then in labels:
+                at, role = {"stage": 2}, f"{first}+{then}"
+                # Other batches than those of the first stage.
+                again = {"after": firsts[first], "run_seed": seed + 100}
+                yield Job(role, labels[then], spec, seed, at, **again)
+
+
+def _measured(scale, measure, kinds):
+    labels = {"lora": _lora(scale), "e2e": scale.finetune}
+    for seed in scale.seeds:
+        for kind in kinds:
+            run = Job(kind, labels[kind], _seeded(scale.spec, seed), seed)
+            at = {"share": 1.0}
+            yield Job(kind, labels[kind], run.spec, seed, at, after=run, measure=measure)
+
+
+def token_loss(scale):
+    """The change of each token's loss: clean, spliced, adapted."""
+    yield from _measured(scale, "token-loss", ("lora", "e2e"))
+
+
+def distance(scale):
+    """How far the residual is from the clean model's, block by block."""
+    yield from _measured(scale, "distance", ("lora", "e2e"))
+
+
+def no_sae(scale):
+    """The adapted model's CE when the SAE is taken out again."""
+    yield from _measured(scale, "no-sae", ("lora",))
+
+
+def timing_llama(scale):
+    """`timing` on Llama-3.2-1B."""
+    spec = replace(SPECS["llama-3.2-1b"], sae_tokens=4_000_000_000, sae_lr=2.0e-4)
+    yield from timing(replace(scale, spec=spec))
+
+
+EXPERIMENTS = {
+    made.__name__.replace("_", "-"): made
+    for made in (
+        timing,
+        rivals,
+        sparsity,
+        width,
+        layer,
+        rank,
+        size,
+        one_layer,
+        multi_sae,
+        additivity,
+        token_loss,
+        distance,
+        no_sae,
+        timing_llama,
+    )
+}
+"""Name on the command line -> its jobs at a `Scale`."""
+
+
+FULL_ONLY = ("timing-llama",)
+"""Experiments that a laptop has no model for."""
+
+
+def expanded(names, scale):
+    """The names without repeats, `all` as those that this scale has."""
+    every = [name for name in EXPERIMENTS if scale not in SCALES or _has(SCALES[scale](), name)]
+    given = [one for name in names for one in (every if name == "all" else [name])]
+    return list(dict.fromkeys(given))
+
+
+def _has(scale, name):
+    return name in scale.has if scale.has else scale.name == "full" or name not in FULL_ONLY
+
+
+def jobs(name, scale):
+    """The jobs of an experiment, in the order in which they are run; `scale` by name."""
+    if name not in EXPERIMENTS:
+        raise unknown("experiment", name, [*EXPERIMENTS, "all"])
+    if scale not in SCALES:
+        raise unknown("--scale", scale, SCALES)
+    asked = SCALES[scale]()
+    if not _has(asked, name):
+        having = " or ".join(one for one, made in SCALES.items() if _has(made(), name))
+        raise Usage(f"experiment '{name}': not at the scale {scale}, only with --scale {having}")
+    return list(EXPERIMENTS[name](asked))

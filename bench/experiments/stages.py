@@ -1,0 +1,84 @@
+"""What the jobs of experiments and `downstream` do, each in a process of its own."""
+
+import dataclasses
+
+from bench.config import method
+from bench.export import export
+from bench.io.files import new_folder
+from bench.runs import estimate, setup, worker
+from bench.runs.loaded import load
+from bench.runs.preflight import check_inputs, check_model
+
+
+def estimated(job, steps):
+    """Rough seconds of a run on the spec of `job`, for each number of steps: a dict."""
+    loaded = _load(job.spec, job.label, tell=True)
+    changed = {n: dataclasses.replace(loaded.spec, steps=n) for n in steps}
+    return {
+        n: estimate.seconds(dataclasses.replace(loaded, spec=spec), 1, trains_sae=False)
+        for n, spec in changed.items()
+    }
+
+
+def count_gpus():
+    """How many GPUs there are here."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def run(order, label, seed):
+    """One run -> (its record's path, its `Outcome`)."""
+    bench = _bench(order, label)
+    worker.check_sae(bench, force=False)
+    return worker.run_on(bench, order, label, seed)
+
+
+def train_own(order, label):
+    """The training of an own SAE -> the path of the copy of its record."""
+    return order.out / _bench(order, label).sae_record.name
+
+
+def measure(name, run):
+    """A measurement of a finished run (its record, as read), as a JSON object."""
+    from bench.evals import measures
+
+    return measures.measure(name, run)
+
+
+def write_adapter(run, target):
+    """What a run of lora trained as a PEFT adapter in the folder `target`; nothing for others."""
+    pairs = export.pairs_of(run)
+    if pairs:
+        with new_folder(target) as temporary:
+            export.write_adapter(run, pairs, temporary)
+
+
+def core(run, to):
+    """SAEBench's core numbers of the run at this path, written to the file `to`."""
+    from bench.evals import saebench
+
+    saebench.core(run, to)
+
+
+def downstream(run, tasks, limit, to, include_path):
+    """lm-eval's benchmarks around the run at this path; None as `tasks`: the usual ones."""
+    from bench.evals.downstream import TASKS
+    from bench.evals.downstream import downstream as evaluate
+
+    evaluate(run, TASKS if tasks is None else tasks, limit, to, include_path)
+
+
+def _bench(order, label):
+    """The `Bench` of a spec, with the record of its SAE's training beside the runs."""
+    mse = method.of_own_saes(order.spec)
+    bench = setup.bench(_load(order.spec, label), mse, order.every)
+    worker.keep_sae_record(bench, order.out)
+    return bench
+
+
+def _load(spec, label, tell=False):
+    """Model and text of a spec (`Loaded`)."""
+    check_inputs(spec)
+    folder, _ = check_model(spec, [label])
+    return load(spec, folder, tell)

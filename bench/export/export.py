@@ -1,0 +1,229 @@
+"""`python -m bench export RUN --to DIR`: what a run trained, for the tools that people use.
+
+Adapters become a PEFT adapter, SAEs a folder that SAELens loads; beside them lie a model card
+and `splicebench.json`, which says what belongs together: SAE, site, positions, BOS.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from bench.config.spec import sources
+from bench.errors import Rejected, Usage
+from bench.io import cache
+from bench.io.console import say
+from bench.io.files import new_folder, os_errors
+from bench.io.record import read
+from bench.loading import adapters, hub, packages, sae_sources, saes
+from bench.runs import process
+
+SIDECAR = "splicebench.json"
+
+
+def export(run, folder):
+    """Write what the run at `run` (its record, or the folder beside it) trained to `folder`."""
+    run, folder = finished(run), Path(folder)
+    if "model" not in run.header:
+        raise Rejected(f"{run.path}: an older record, which does not name the family of its model")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise Usage(f"--to {folder}: not empty, expected a new folder")
+    if run.end.get("trained_parameters") and not run.path.with_suffix("").is_dir():
+        raise Usage(f"{run.path}: no folder {run.name} beside it; a record alone has no weights")
+    process.call(export_to, run, folder)
+    say("written: " + ", ".join(str(path) for path in sorted(folder.rglob("*")) if path.is_file()))
+
+
+def export_to(run, folder):
+    """`export` in the process that loads what the run (its record, as read) trained."""
+    pairs, trained = pairs_of(run), trained_saes(run)
+    if not pairs and not trained:
+        raise Usage(f"{run.path}: the run trained neither adapters nor an SAE, nothing to export")
+    with os_errors(folder), new_folder(folder, replace_empty=True) as temporary:
+        write(run, pairs, trained or lent_saes(run), temporary)
+
+
+def write(run, pairs, lent, folder):
+    """Everything that is exported, into a new folder."""
+    if pairs:
+        write_adapter(run, pairs, folder)
+    places = [f"sae-{index}" for index in range(len(lent))]
+    if len(lent) == 1:
+        places = ["sae" if pairs else "."]
+    for sae, place in zip(lent, places, strict=True):
+        copy_sae(sae, folder / place, base_model(run.header["spec"]))
+    if not lent:
+        say(f"the SAE '{run.header['sae']['source']}' is not copied: {SIDECAR} names it")
+    write_sidecar(run, folder, places)
+    (folder / "README.md").write_text(card(run, bool(pairs)), encoding="utf-8")
+
+
+def finished(run):
+    """`RUN.jsonl`, or the folder RUN beside it -> the record as read; `Usage` unless finished."""
+    path = Path(run).expanduser()
+    if not path.is_file():
+        path = path.with_name(f"{path.name}.jsonl")
+    if not path.is_file():
+        raise Usage(f"no run at '{run}': expected a record such as runs/lora-e7c49a90.jsonl")
+    run = read(path)
+    if run.status != "finished":
+        raise Usage(f"{run.path}: the run ended as '{run.status}', expected a finished one")
+    return run
+
+
+def pairs_of(run):
+    """The adapters that a run trained, or {}: linear map -> (A, B)."""
+    from safetensors.torch import load_file
+
+    path = run.path.with_suffix("") / "state.safetensors"
+    if not path.is_file():
+        return {}
+    state, pairs = load_file(path), {}
+    for name, a in state.items():
+        if name.startswith("adapters.") and name.endswith(".a"):
+            module = name.removeprefix("adapters.").removesuffix(".a")
+            pairs[adapters.linear_name(module)] = (a, state[f"{name[:-1]}b"])
+    return pairs
+
+
+def trained_saes(run):
+    """The folders of the SAEs that a run trained, or []."""
+    return saes.checkpoint(run.path.with_suffix(""), 1.0)
+
+
+def lent_saes(run):
+    """The folders of a run's frozen SAEs, or [] where one is on the hub or not as it was."""
+    sae, n_sites = run.header["sae"], len(run.header["spec"]["site"].split("+"))
+    given = sources(sae["source"], n_sites)
+    cached = sae.get("cached") or []
+    cached = [cached] if isinstance(cached, str) else cached  # in older records
+    if any(map(sae_sources.from_hub, given)):
+        return []
+    places = [cache.root() / path for path in cached if path]
+    places = places if len(places) == len(cached) > 0 else [Path(source) for source in given]
+    whole = all((place / saes.WEIGHTS).is_file() for place in places)
+    return places if whole and saes.sha256_of(places) == sae["sha256"] else []
+
+
+def copy_sae(source, target, model_name):
+    """A SAELens folder without what the suite keeps beside it, the model by its public name."""
+    target.mkdir(exist_ok=True)
+    shutil.copy(source / saes.WEIGHTS, target / saes.WEIGHTS)
+    config = saes.read_config(source)
+    if (config.get("metadata") or {}).get("model_name"):
+        config["metadata"]["model_name"] = model_name
+    (target / "cfg.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def base_model(spec):
+    """What the hub calls the model, or the name of its folder."""
+    if spec["model"].startswith("package:"):
+        return packages.packaged(spec["model"], installed=False).origin
+    return spec["model"] if hub.is_id(spec["model"]) else Path(spec["model"]).name
+
+
+def write_adapter(run, pairs, folder):
+    """The PEFT adapter."""
+    config = run.header["config"]
+    adapters.save(
+        folder,
+        pairs,
+        run.header["model"]["type"],
+        rank=config["rank"],
+        alpha=config["alpha"],
+        dropout=config["dropout"],
+        base_model=base_model(run.header["spec"]),
+    )
+
+
+def write_sidecar(run, folder, places):
+    """What belongs together, and where it comes from; `places` are the folders of the SAEs."""
+    header = run.header
+    rule = ("site", "spliced", "scored", "prepend_bos", "seq_len", "center_writing_weights")
+    inside = places[0] if len(places) == 1 else places or None
+    told = {
+        "model": header["spec"]["model"],
+        "weights": header["weights"],
+        "sae": {**header["sae"], "folder": inside},
+        **{name: header["spec"].get(name) for name in rule},
+        "method": header["method"],
+        "config": header["config"],
+        "run": run.name,
+        "commit": header.get("commit"),
+        "versions": header.get("versions"),
+    }
+    (folder / SIDECAR).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def card(run, adapter):
+    """The model card: what it is, how to use it, CE before and after."""
+    from huggingface_hub import ModelCardData
+
+    header, spec = run.header, run.header["spec"]
+    front = ModelCardData(
+        library_name="peft" if adapter else "sae_lens",
+        base_model=base_model(spec),
+        tags=["sparse-autoencoder", "splicebench", header["method"]],
+    )
+    what = "A LoRA adapter around an SAE" if adapter else "A sparse autoencoder"
+    sae = header["sae"]
+    quantised = f" The weights were those of `{spec['model']}`, which are quantised."
+    centred = " What the blocks write was centred (`center_writing_weights`)."
+    weights = quantised * spec["model"].startswith("package:")
+    weights += centred * bool(spec.get("center_writing_weights"))
+    use = (
+        f"The SAE replaces `{spec['site']}` at positions `{spec['spliced']}`"
+        f"{', with a BOS put first' if spec['prepend_bos'] else ''}. "
+        f"{'Without it in place the adapter makes little sense. ' if adapter else ''}"
+        f"SAE: `{sae['source']}`, sha256 `{sae['sha256'][:16]}`. All of it is in `{SIDECAR}`."
+        f"{weights}"
+    )
+    return f"""---
+{front.to_yaml()}
+---
+
+# {what} in {base_model(spec)}, trained by `{header["method"]}`
+
+{use}
+
+```python
+{loading(spec, adapter)}
+```
+
+{losses(run)}
+
+Made by splicebench, run `{run.name}`: `{header.get("command")}`.
+"""
+
+
+def loading(spec, adapter):
+    """How it is loaded; DIR is the folder that it lies in."""
+    if not adapter:
+        return 'from sae_lens import SAE\n\nsae = SAE.load_from_disk("DIR")'
+    return f"""from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{base_model(spec)}")
+model = PeftModel.from_pretrained(model, "DIR")"""
+
+
+def losses(run):
+    """CE before and after, as a table of the card."""
+    from analysis.stats.gap import closed_at_end, units
+
+    if run.header["weights"] == "random":
+        return "The model's weights are random: no loss means anything."
+    clean, spliced = run.header["ce_full_clean"], run.header["ce_full_spliced"]
+    after = run.end["ce_full"]
+    means = [sum(values) / len(values) for values in (clean, spliced, after)]
+    closed = closed_at_end([run])
+    share, over = "not known", units([run.header])
+    if closed:
+        share = f"{closed.share:.1%}" + (f" ± {closed.error:.1%}" if closed.error else "")
+    return f"""| model | CE, nats per token |
+|---|---|
+| clean | {means[0]:.4f} |
+| with the SAE, before | {means[1]:.4f} |
+| with the SAE, after `{run.header["method"]}` | {means[2]:.4f} |
+
+Means over {len(clean)} held-out {over} of `{run.header["spec"]["text"]}`; {share} of the gap is
+closed (one standard error over {over})."""

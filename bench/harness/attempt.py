@@ -1,0 +1,221 @@
+"""One attempt at a run: from its start, or from a checkpoint, to its end or as far as it gets."""
+
+import math
+import shutil
+
+import torch
+
+from bench.distributed import group, shares
+from bench.harness import checkpoint, signals
+from bench.harness.drive import Diverged, drive, evaluating, seed_all, snapshot
+from bench.harness.evaluate import by_site, mean, measure
+from bench.harness.meter import Meter
+from bench.io import console
+from bench.io.files import new_file, new_folder
+from bench.loading import saes
+from bench.problem.batches import Batches
+from bench.problem.gradient_check import Reached
+from bench.problem.problem import trained_by
+
+SHARE_OF_TIME = 0.05
+"""Writing checkpoints takes at most about so much of a run."""
+
+
+def doubling(steps):
+    """The steps to evaluate at: 0, 1, 2, 4, ... and the last."""
+    powers = [2**i for i in range(steps.bit_length()) if 2**i < steps]
+    return [0, *powers, steps] if steps else [0]
+
+
+def checkpoints(number, steps):
+    """The steps at `number` even shares of a run."""
+    return sorted({max(1, round(steps * i / number)) for i in range(1, number + 1)})
+
+
+class Attempt:
+    """Drives `method` on the problem of `harness`, and writes rows with `writer`.
+
+    `every` is the number of seconds between two checkpoints; `taken` the checkpoint to go on from,
+    `segments` what is to be remembered of the processes that the run was put together from.
+    """
+
+    def __init__(self, harness, method, config, steps, path, writer, every, taken, segments):
+        self.harness, self.problem = harness, harness.problem
+        self.method, self.config, self.steps = method, config, steps
+        self.path, self.folder, self.writer = path, path.with_suffix(""), writer
+        self.every, self.taken, self.segments = every, taken, segments
+        self.meter = Meter(self.problem.bridge)
+        self.evaluations = doubling(steps)
+        self.keeps = checkpoints(getattr(method, "CHECKPOINTS", 1), steps)
+        self.measured = -1
+        """The last step that has a row."""
+        self._saved_at, self._took = None, 0.0
+        """When the last checkpoint was written, by the meter, and how long that took."""
+
+    def go(self, seed):
+        """Run to the end -> the fields of the end line. Raises `Stopped` where that was asked for,
+        with a checkpoint written, and whatever the method raises."""
+        problem = self.problem
+        seed_all(seed)
+        self._begin()
+        fetched = self.meter.fetched
+        batches = Batches(problem.train, problem.batch_size, self.steps, seed, fetched)
+        bar = console.bar(total=self.steps, desc=self.path.stem, unit="step")
+        with self.meter.watching(), bar:
+            settings = {"resume": self.taken, "bar": bar}
+            run = drive(self.method, problem, batches, self.config, self.meter, **settings)
+            for step, adapted in run:
+                self._visit(step, adapted, batches)
+            self._look(step, adapted, batches)  # at the last step, where the method ended early
+            score = self._unless_stopped(self._score, step, adapted, batches)
+        if group.is_first():
+            save_state(adapted, self.folder)
+        return self._told(score, adapted)
+
+    def _begin(self):
+        """Set what lies outside the method: anew, or as the checkpoint has it."""
+        problem, taken = self.problem, self.taken
+        # Looked at in the first passes of the run, which are not those of a later attempt.
+        problem.after_pass = (lambda adapted: None) if taken else Reached()
+        if taken:
+            self.measured = taken["measured"]
+            problem.micro_batch, problem.halvings = taken["micro_batch"], taken["memory"]
+        if problem.clean_cache:
+            problem.clean_cache.filled = taken["filled"] if taken else 0
+
+    def _visit(self, step, adapted, batches):
+        """What is done between two steps: measure, keep, and write a checkpoint when it is time."""
+        if self._saved_at is None:  # at the start, or where the checkpoint was taken
+            self._saved_at = self._now()
+            shares.check_alike(trained_by(adapted))
+        for halving in self.problem.halvings:
+            halving.setdefault("step", step)
+        if step == 0:
+            checkpoint.check_room(self.folder, trained_by(adapted))
+        if step in self.evaluations:
+            self._look(step, adapted, batches)
+        if step in self.keeps:
+            self._keep(step / self.steps, adapted)
+        # Several processes stop at one step; when it is time, the first one's clock says.
+        stop, due = group.any_of(signals.asked(), group.is_first() and self._is_time())
+        if stop:
+            self._save(step, adapted, batches)
+            raise signals.Stopped
+        if step < self.steps and due:
+            self._save(step, adapted, batches)
+
+    def _look(self, step, adapted, batches):
+        """Write the row of a step, unless it is there."""
+        if step <= self.measured:
+            return
+        row = self._unless_stopped(self._row, step, adapted, batches)
+        self.writer.write(row)
+        self.measured = step
+        if not math.isfinite(row["ce"]):
+            raise Diverged(f"CE {row['ce']} at step {step}")
+
+    def _unless_stopped(self, evaluate, step, adapted, batches):
+        """What `evaluate(step, adapted)` gives; a stop that comes meanwhile has a checkpoint."""
+        try:
+            with signals.at_once():
+                return evaluate(step, adapted)
+        except signals.Stopped:
+            self._save(step, adapted, batches)
+            raise
+
+    def _row(self, step, adapted):
+        with evaluating(adapted), self.meter.evaluation():
+            score = measure(self.problem, self.harness.curve, adapted)
+        row = {
+            "step": step,
+            "ce": mean(score.ce),
+            "kl": score.kl,
+            "l0": mean(score.l0),
+            "fvu": mean(score.fvu),
+            **by_site(score),
+            **self.meter.of_all(),
+            "micro_batch": self.problem.micro_batch,
+        }
+        if self.problem.clean_cache:
+            row["cache_filled_tokens"] = self.problem.clean_cache.filled
+        return row
+
+    def _is_time(self):
+        """Whether enough has passed since the last checkpoint, in steps and evaluations."""
+        passed = self._now() - self._saved_at
+        return not self.every or passed >= max(self.every, self._took / SHARE_OF_TIME)
+
+    def _now(self):
+        return self.meter.cost.seconds + self.meter.cost.evaluation_seconds
+
+    def _save(self, step, adapted, batches):
+        before = self.meter.cost.checkpoint_seconds
+        with self.meter.checkpoint():
+            meters = group.gathered(self.meter.state())
+            if group.is_first():
+                checkpoint.write(self.folder, step, self._taken(step, adapted, batches, meters))
+        self._took = self.meter.cost.checkpoint_seconds - before
+        self._saved_at = self._now()
+
+    def _taken(self, step, adapted, batches, meters):
+        return snapshot(step, adapted, batches, meters) | {
+            "run": self.path.stem,
+            "lines": self.writer.lines,
+            "measured": self.measured,
+            "segments": self.segments,
+            "micro_batch": self.problem.micro_batch,
+            "memory": self.problem.halvings,
+            "filled": self.problem.clean_cache.filled if self.problem.clean_cache else 0,
+        }
+
+    def _keep(self, share, adapted):
+        """Save the SAEs, where the run trains them, with what they had cost by now."""
+        if adapted.saes is self.problem.saes:
+            return
+        spent = self.meter.of_all()
+        if not group.is_first():
+            return
+        for index, sae in enumerate(adapted.saes):
+            name = saes.checkpoint_name(share, index, len(adapted.saes))
+            cost = self.harness.sae_cost
+            if cost is not None:
+                whole = {k: v + cost.get(k, 0) for k, v in spent.items() if k != "by_rank"}
+                cost = {**whole, **self.harness.clock, **group.together()}
+            about = {"share": round(share, 4), "run": self.path.stem, "cost": cost}
+            for left in self.folder.glob(f".{name}-*"):  # of a process that was killed
+                shutil.rmtree(left)
+            with new_folder(self.folder / name, replace=True) as temporary:
+                saes.save(sae, temporary, **about)
+
+    def _score(self, step, adapted):
+        """What was trained on the validation set."""
+        if adapted.hooks or adapted.blocks or adapted.saes is not self.problem.saes:
+            with evaluating(adapted):
+                return measure(self.problem, self.harness.validation, adapted)
+        return self.harness.spliced
+
+    def spent(self):
+        """What any end line says, however the run ended."""
+        spread, halvings = self.meter.spread(), self.problem.halvings
+        told = {"step_seconds": spread} if spread else {}
+        return told | ({"memory": halvings} if halvings else {})
+
+    def _told(self, score, adapted):
+        return {
+            "ce_full": score.ce,
+            "l0_full": mean(score.l0),
+            "fvu_full": mean(score.fvu),
+            **by_site(score, "_full"),
+            "trained_parameters": sum(p.numel() for p in trained_by(adapted)),
+        }
+
+
+def save_state(adapted, folder):
+    """Write the modules that a run trained to `folder`/state.safetensors, names as in `state`."""
+    from safetensors.torch import save_file
+
+    modules = {k: v for k, v in adapted.state.items() if isinstance(v, torch.nn.Module)}
+    states = {f"{k}.{n}": t for k, m in modules.items() for n, t in m.state_dict().items()}
+    tensors = {name: tensor.contiguous() for name, tensor in states.items()}
+    if tensors:
+        new_file(folder / "state.safetensors", lambda temporary: save_file(tensors, temporary))

@@ -1,0 +1,233 @@
+"""Held-out CE, KL, L0 and FVU of an adapted model; the clean side is measured once and cached.
+
+All sums are over scored positions; a CE needs a next token, so a window's last position has
+none. Off the clock.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from bench.devices import wide
+from bench.distributed import group, shares
+from bench.errors import Rejected, Usage
+from bench.io import console
+from bench.io.files import new_file
+from bench.problem import losses
+from bench.problem.losses import Teacher
+from bench.problem.objectives import flat
+from bench.problem.problem import Adapted, Clean
+
+TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 16_384, "mps": 4_096}
+"""Tokens that go through the model at once."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out windows with what the clean model makes of them."""
+
+    tokens: torch.Tensor  # [windows, seq]
+    documents: list
+    """The document of each window."""
+    entry: torch.Tensor  # [windows, seq, d_model]
+    """The clean residual that the spliced model restarts at."""
+    ce_clean: list
+    """The clean model's CE, one per document, in nats per scored token."""
+    teacher: Teacher | None = None
+    """What the KL needs of the clean model, by predicted token; None where no KL is asked for."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """An adapted model on held-out windows."""
+
+    ce: list
+    """CE per document, in nats per scored token."""
+    kl: float | None
+    """KL(clean || adapted) in nats per scored token, where the windows have a teacher."""
+    l0: list
+    """Mean number of latents that fire, by site."""
+    fvu: list
+    """Fraction of variance unexplained, by site."""
+
+
+def by_site(score, part=""):
+    """L0 and FVU of each SAE as fields of a record, where there are several; `part` is `_full`
+    for the validation set."""
+    several = len(score.l0) > 1
+    return {f"l0{part}_by_site": score.l0, f"fvu{part}_by_site": score.fvu} if several else {}
+
+
+class Gauge:
+    """An SAE's reconstruction that also sums up L0 and FVU as activations pass through."""
+
+    def __init__(self, sae):
+        self.sae = sae
+        self.n, self.fired, self.error, self.squares, self.sum = 0, 0, 0.0, 0.0, 0.0
+        """Sums over tokens, on the device: nothing waits for it in between."""
+
+    def __call__(self, activations):
+        latents = self.sae.encode(activations)
+        made = self.sae.decode(latents)
+        self.n += len(activations)
+        self.fired += latents.count_nonzero()
+        given = activations.to(wide(activations.device))
+        self.error += (given - made).square().sum()
+        self.squares += given.square().sum()
+        self.sum = self.sum + given.sum(0)
+        return made
+
+    def add_up(self):
+        """Add what the other processes have seen."""
+        if not group.sharded():
+            for name in ("n", "fired", "error", "squares", "sum"):
+                setattr(self, name, group.total(getattr(self, name)))
+
+    @property
+    def l0(self):
+        """Latents that fire, a token."""
+        return int(self.fired) / self.n
+
+    @property
+    def fvu(self):
+        """Squared error over the variance around the mean activation."""
+        variance = float(self.squares) - float(self.sum.square().sum()) / self.n
+        return float(self.error) / variance if variance else math.nan
+
+
+@torch.no_grad()
+def measure(problem, held_out, adapted):
+    """`Score` of an adapted model; several processes take a share of the windows each."""
+    gauges = [Gauge(sae) for sae in adapted.saes]
+    mine, first, n = share_of(problem, held_out)
+    with group.telling_losses():
+        values = by_token(problem, mine, adapted, gauges, teacher=mine.teacher)
+    entropies, kls = (v if v is None else shares.put_together(v, first, n) for v in values)
+    for gauge in gauges:
+        gauge.add_up()
+    return Score(
+        per_document(entropies, problem, held_out),
+        None if kls is None else kls.to(wide(kls.device)).mean().item(),
+        [gauge.l0 for gauge in gauges],
+        [gauge.fvu for gauge in gauges],
+    )
+
+
+def share_of(problem, held_out):
+    """(this process' share of the windows, number of its first prediction, how many there are)."""
+    if (windows := len(held_out.tokens)) < group.world():
+        raise Usage(f"{group.world()} processes share {windows} held-out windows: too many")
+    first, end = shares.bounds(windows)
+    before, upto, n = (
+        len(predictions(problem, held_out.tokens[:at])[0]) for at in (first, end, None)
+    )
+    if upto - before == n:
+        return held_out, 0, n
+    teacher = held_out.teacher and Teacher(*(part[before:upto] for part in held_out.teacher))
+    tokens, entry = held_out.tokens[first:end], held_out.entry[first:end]
+    return replace(held_out, tokens=tokens, entry=entry, teacher=teacher), before, n
+
+
+@torch.no_grad()
+def ablated(problem, held_out):
+    """CE per document with every position of the sites set to 0, as SAELens ablates."""
+    bare, zeros = Adapted(saes=problem.saes), [torch.zeros_like] * len(problem.saes)
+    entropies, _ = by_token(problem, held_out, bare, zeros, "all")
+    return per_document(entropies, problem, held_out)
+
+
+@torch.no_grad()
+def by_token(problem, held_out, adapted, reconstruct=None, positions=None, teacher=None):
+    """(CE, KL to the `teacher` or None) of every predicted token in order: [predictions] each.
+
+    `reconstruct`, a function for each site, takes the place of the SAEs.
+    """
+    finals = finals_of(problem, held_out, adapted, reconstruct, positions)
+    _, targets = predictions(problem, held_out.tokens)
+    return losses.evaluate(finals, targets, problem.head, teacher)
+
+
+def finals_of(problem, held_out, adapted, reconstruct, positions=None):
+    """Final hidden states at the predicted positions: [predictions, d_model]."""
+    start, finals = problem.start_of(adapted), []
+    for part in console.bar(parts(held_out.tokens), desc="evaluating"):
+        tokens = held_out.tokens[part]
+        known = start == problem.site_start
+        entry = held_out.entry[part] if known else problem.entry(tokens, start)
+        clean = Clean(tokens, start, entry, sites=[], reached=())
+        rows, _ = predictions(problem, tokens)
+        finals.append(flat(problem.final(clean, adapted, reconstruct, positions))[rows])
+    return torch.cat(finals)
+
+
+def clean_side(problem, windows, path, with_kl):
+    """`HeldOut` for these windows, kept at `path` (a file in the cache)."""
+    from safetensors.torch import load_file, save_file
+
+    if not group.all_of(path.exists()):
+        arrays = _measure_clean(problem, windows.tokens, with_kl)
+        new_file(path, lambda temporary: save_file(arrays, temporary))
+    arrays = load_file(path, device=str(windows.tokens.device))
+    ce = per_document(arrays["ce"], problem, windows)
+    teacher = Teacher(arrays["teacher"], arrays["constant"]) if with_kl else None
+    return HeldOut(windows.tokens, windows.documents, arrays["entry"], ce, teacher)
+
+
+@torch.no_grad()
+def _measure_clean(problem, tokens, with_kl):
+    bare = Adapted(saes=problem.saes)
+    entries, finals = [], []
+    for part in console.bar(parts(tokens), desc="clean model"):
+        clean = problem.clean(tokens[part], bare)
+        rows, _ = predictions(problem, tokens[part])
+        entries.append(clean.entry)
+        finals.append(flat(clean.final)[rows])
+    _, targets = predictions(problem, tokens)
+    final = torch.cat(finals)
+    entropies, _ = losses.evaluate(final, targets, problem.head)
+    arrays = {"entry": torch.cat(entries), "ce": entropies}
+    if with_kl:
+        teacher = losses.teacher_of(final, problem.head)
+        arrays |= {"teacher": teacher.states, "constant": teacher.constant}
+    return arrays
+
+
+def parts(tokens):
+    """Slices of windows that go through the model at once."""
+    size = at_once(tokens.device, tokens.shape[1])
+    return [slice(at, at + size) for at in range(0, len(tokens), size)]
+
+
+def at_once(device, length):
+    """How many windows of this length go through the model at once."""
+    return max(1, TOKENS_AT_ONCE[device.type] // length)
+
+
+def predictions(problem, tokens):
+    """Flat positions whose next-token prediction is scored, and the tokens they should give."""
+    seq = tokens.shape[1]
+    rows = problem.rows(tokens, problem.scored)
+    rows = rows[rows % seq < seq - 1]
+    return rows, tokens.flatten()[rows + 1]
+
+
+def per_document(entropies, problem, windows):
+    """CE per scored token, in order -> the mean of each document, in the order they come."""
+    rows, _ = predictions(problem, windows.tokens)
+    names = list(dict.fromkeys(windows.documents))
+    number = {name: i for i, name in enumerate(names)}
+    document = torch.tensor([number[name] for name in windows.documents], device=rows.device)
+    document = document[rows // windows.tokens.shape[1]]
+    sums = entropies.new_zeros(len(names), dtype=wide(entropies.device))
+    sums.index_add_(0, document, entropies.to(sums.dtype))
+    counts = torch.bincount(document, minlength=len(names))
+    if not counts.all():
+        empty = names[int(counts.argmin())]
+        raise Rejected(f"document '{empty}': no scored position in its held-out windows")
+    return (sums / counts).tolist()
+
+
+def mean(values):
+    """The mean of a list of floats."""
+    return math.fsum(values) / len(values)

@@ -1,0 +1,130 @@
+"""Runs methods on one problem, a record each; what ends before its time can be gone on with."""
+
+import traceback
+from contextlib import suppress
+
+import torch
+
+from bench.config.request import EVERY, Outcome
+from bench.distributed import group
+from bench.errors import (
+    Fault,
+    Lost,
+    Rejected,
+    RunFailed,
+    Unavailable,
+    Usage,
+    out_of_memory,
+    reason,
+)
+from bench.harness import checkpoint, signals
+from bench.harness.attempt import Attempt
+from bench.harness.drive import Diverged, warm_up
+from bench.harness.resume import going_on
+from bench.harness.signals import Stopped
+from bench.io.files import new_text
+from bench.io.record import Unwritten, Writer, encoded
+
+KINDS = {kind.code: kind for kind in (Rejected, Unavailable, RunFailed)}
+
+
+class Harness:
+    """Runs methods on one problem and writes a record for each run."""
+
+    def __init__(self, problem, curve, validation, spliced, clock, sae_cost):
+        self.problem, self.curve, self.validation = problem, curve, validation
+        self.spliced = spliced
+        """The `Score` of the bare spliced model on the validation windows."""
+        self.clock = clock
+        """What seconds depend on: machine, device, threads."""
+        self.sae_cost = sae_cost
+        """What the SAEs have cost so far: {} for fresh ones, None where it is not known."""
+        self.micro_batch = problem.micro_batch
+        """Windows that go through the model at once when a run begins."""
+        self._lent = {name: t.clone() for name, t in problem.saes.state_dict().items()}
+        self._warm = set()
+
+    def run(self, method, config, header, steps, path, every=EVERY):
+        """One run -> its `Outcome`, its record at `path`, what it trained in the folder beside it.
+
+        Where an attempt before has left a checkpoint the run goes on from there. A method that
+        raises or diverges ends its own record with that status. Raises `Usage` where the
+        checkpoint is of another method's file, model or text, `Rejected` where none is sound.
+        """
+        with signals.held():
+            outcome = self._attempt(method, config, header, steps, path, every)
+        # What is wrong with the command all processes find. After anything else, which one of
+        # them alone may have met, they do not go on together.
+        if group.world() > 1 and outcome.end == "error" and outcome.code != Usage.code:
+            raise KINDS[outcome.code](outcome.why)
+        return outcome
+
+    def _attempt(self, method, config, header, steps, path, every):
+        # Of several processes the first one finds what there is, and writes the record.
+        found = going_on(path, header) if group.is_first() else None
+        taken, segments, told = group.from_first(found)
+        lines = taken["lines"] if taken else [encoded(header)]
+        writer = Writer(path, lines) if group.is_first() else Unwritten()
+        settings = (method, config, steps, path, writer, every, taken, segments)
+        attempt, ended, outcome = Attempt(self, *settings), {}, Outcome("interrupted")
+        try:
+            self._warm_up(method, config)
+            ended, outcome = attempt.go(header["seed"]), Outcome("finished")
+        except Diverged as error:
+            outcome = Outcome("diverged", str(error), RunFailed.code)
+        except Stopped:
+            outcome = Outcome("interrupted", "stopped between two steps")
+        except Lost as error:
+            outcome = Outcome("error", str(error), error.code)
+            raise
+        except (Exception, SystemExit) as error:
+            outcome = _failed(error, path.with_suffix(""))
+        finally:
+            if self._take_back():
+                why = "the method changed the SAEs that it was lent"
+                ended, outcome = {}, Outcome("error", why, RunFailed.code)
+            outcome = _close(writer, outcome, {**ended, **attempt.spent(), **told})
+        if outcome.end == "finished" and group.is_first():
+            checkpoint.clear(path.with_suffix(""))
+        return outcome
+
+    def _warm_up(self, method, config):
+        """Once for a method and config on this problem.
+
+        Memory that runs out here does so off the clock, and the run begins in smaller parts.
+        """
+        self.problem.micro_batch, self.problem.halvings = self.micro_batch, []
+        if (method.__name__, repr(config)) not in self._warm:
+            with signals.at_once():
+                warm_up(method, self.problem, config)
+            self._warm.add((method.__name__, repr(config)))
+
+    def _take_back(self):
+        """Put the lent SAEs right again; whether that was needed."""
+        now = self.problem.saes.state_dict()
+        changed = any(not torch.equal(now[name], self._lent[name]) for name in now)
+        if changed:
+            self.problem.saes.load_state_dict(self._lent)
+        self.problem.saes.requires_grad_(False)
+        return changed
+
+
+def _failed(error, folder):
+    """The `Outcome` of a run that raised; the traceback goes into its folder."""
+    if isinstance(error, Fault):
+        return Outcome("error", str(error), error.code)
+    with suppress(Unavailable):
+        new_text(folder / "traceback.txt", traceback.format_exc())
+    if out_of_memory(error):
+        why = f"out of memory ({reason(error)}); lower --batch-size, --seq-len or --sae-width"
+        return Outcome("error", why, Unavailable.code)
+    return Outcome("error", f"{type(error).__name__}: {error}", RunFailed.code)
+
+
+def _close(writer, outcome, told):
+    """Write the end line; a disk that is full by now takes nothing from what is there."""
+    try:
+        writer.end({"end": outcome.end, **({"reason": outcome.why} if outcome.why else {}), **told})
+    except Unavailable as fault:
+        return Outcome("error", outcome.why or str(fault), Unavailable.code)
+    return outcome

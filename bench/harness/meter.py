@@ -1,0 +1,190 @@
+"""What a method costs: seconds, passes through the LM, tokens. Methods never see it.
+
+The clock stands still unless the harness lets it run; time is accumulated, never subtracted.
+Passes are counted by module hooks on the blocks and the final norm, so that no method can
+forget to count. A backward pass is counted where the gradient arrives at a module's output.
+"""
+
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+
+from bench import devices
+from bench.distributed import group
+from bench.io import clock
+
+
+@dataclass
+class Cost:
+    """The meter's reading; `forwards` and `backwards` are passes through the final norm."""
+
+    seconds: float = 0.0
+    forwards: int = 0
+    backwards: int = 0
+    block_forwards: int = 0
+    block_backwards: int = 0
+    backward_tokens: int = 0
+    """Tokens that went backward through the final norm."""
+    tokens: int = 0
+    """Tokens of the training batches that were fetched."""
+    evaluation_seconds: float = 0.0
+    """What evaluations have taken by now: on an accumulator of their own, not in `seconds`."""
+    checkpoint_seconds: float = 0.0
+    """What writing checkpoints has taken by now, not in `seconds` either."""
+    suspended_seconds: float = 0.0
+    """How long the machine was suspended within a timed part: the clock does not count that."""
+    clock_jump_seconds: float = 0.0
+    """How far the time of day was set within a timed part, which no duration depends on."""
+    peak_bytes: int = 0
+    """The most memory that was seen at the end of a timed part; what is looked at differs from
+    device to device (`bench.devices.peak_bytes`)."""
+
+
+SELDOM = ("suspended_seconds", "clock_jump_seconds")
+"""Fields of `Cost` that are told only where there is something to tell."""
+PASSES = ("forwards", "backwards", "block_forwards", "block_backwards", "backward_tokens")
+"""Fields of `Cost` that several processes have a share of each."""
+STEPS_KEPT = 10_000
+"""Of how many steps at most the duration is remembered."""
+
+
+def timed(function, *arguments):
+    """(what the function gives, seconds it took): for what is timed outside any run."""
+    started = clock.read()
+    result = function(*arguments)
+    return result, clock.read().since(started).seconds
+
+
+class Meter:
+    """Counts what happens to `bridge` while `running()`; nothing else is counted."""
+
+    def __init__(self, bridge):
+        self.cost = Cost()
+        self.steps = deque(maxlen=STEPS_KEPT)
+        """Seconds that each of the last steps took."""
+        self._bridge = bridge
+        self._device = bridge.unembed.weight.device
+        self._on = False
+
+    def reading(self):
+        """The cost so far, as a flat dict."""
+        return {k: v for k, v in asdict(self.cost).items() if v or k not in SELDOM}
+
+    def of_all(self):
+        """The cost so far of all processes of the run: passes are added up, and told by rank too;
+        seconds are those of the first, memory the most that one of them used."""
+        mine = self.reading()
+        if group.world() == 1:
+            return mine
+        every = group.gathered(mine)
+        peak = max(one["peak_bytes"] for one in every)
+        summed = {name: sum(one[name] for one in every) for name in PASSES}
+        by_rank = [{name: one[name] for name in (*PASSES, "peak_bytes")} for one in every]
+        return {**every[0], **summed, "peak_bytes": peak, "by_rank": by_rank}
+
+    def state(self):
+        """What a resumed run goes on from."""
+        return {"cost": asdict(self.cost), "steps": list(self.steps)}
+
+    def take_up(self, states):
+        """Go on from the `state` of every process that has worked on the run; what this meter has
+        counted before does not count. Of another number of processes the first takes all."""
+        known, first = len(states) == group.world(), group.is_first()
+        state = states[group.rank()] if known else states[0]
+        self.cost = Cost(**state["cost"])
+        self.steps = deque(state["steps"], maxlen=STEPS_KEPT)
+        if not known:
+            for name in PASSES:
+                setattr(self.cost, name, sum(s["cost"][name] for s in states) if first else 0)
+
+    @contextmanager
+    def running(self, a_step=True):
+        """The clock runs and passes count inside the block, which is a step or comes before."""
+        self._on = True
+        devices.forget_peak(self._device)
+        try:
+            with self._accumulating("seconds") as passed:
+                yield
+        finally:
+            self._on = False
+            peak = devices.peak_bytes(self._device)
+            self.cost.peak_bytes = max(self.cost.peak_bytes, peak)
+        if a_step:
+            self.steps.append(passed[0].seconds)
+
+    def evaluation(self):
+        """A context manager: the block's time goes to `evaluation_seconds`; no pass counts."""
+        return self._accumulating("evaluation_seconds")
+
+    def checkpoint(self):
+        """A context manager: the block's time goes to `checkpoint_seconds`."""
+        return self._accumulating("checkpoint_seconds")
+
+    @contextmanager
+    def _accumulating(self, field):
+        devices.synchronize(self._device)
+        started, passed = clock.read(), []
+        try:
+            yield passed
+        finally:
+            devices.synchronize(self._device)
+            passed.append(clock.read().since(started))
+            self.cost.suspended_seconds += passed[0].suspended
+            self.cost.clock_jump_seconds += abs(passed[0].jump)
+            setattr(self.cost, field, getattr(self.cost, field) + passed[0].seconds)
+
+    def spread(self):
+        """Seconds that a step took: the median and the 95th percentile; {} before there is one."""
+        ordered = sorted(self.steps)
+        return {f"p{p}": _percentile(ordered, p) for p in (50, 95)} if ordered else {}
+
+    @contextmanager
+    def watching(self):
+        """Keep the counting hooks on the bridge for the length of a run."""
+        handles = [self._bridge.ln_final.register_forward_hook(self.saw_pass)]
+        handles += [block.register_forward_hook(self.saw_block) for block in self._bridge.blocks]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def fetched(self, tokens):
+        """A training batch [batch, seq] was handed to the method."""
+        if self._on:
+            self.cost.tokens += tokens.numel()
+
+    def saw_pass(self, module, inputs, output):
+        """The final norm's forward hook: a pass, and one back if a gradient arrives."""
+        if self._on:
+            self.cost.forwards += 1
+            n_tokens = output.shape[:2].numel()
+            self._when_gradient_arrives(output, backwards=1, backward_tokens=n_tokens)
+
+    def saw_block(self, module, inputs, output):
+        """A block's forward hook."""
+        if self._on:
+            self.cost.block_forwards += 1
+            out = output[0] if isinstance(output, tuple) else output
+            self._when_gradient_arrives(out, block_backwards=1)
+
+    def _when_gradient_arrives(self, output, **counts):
+        if not (torch.is_grad_enabled() and output.requires_grad):
+            return
+
+        def count(gradient):
+            if self._on:
+                for name, number in counts.items():
+                    setattr(self.cost, name, getattr(self.cost, name) + number)
+
+        output.register_hook(count)
+
+
+def _percentile(ordered, percent):
+    """The percentile of sorted numbers, on a line between the two around it."""
+    place = percent / 100 * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])

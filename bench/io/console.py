@@ -1,0 +1,89 @@
+"""What is printed: lines and bars on a stdout that may be a pipe, full, closed, or know no `±`.
+
+Bars are silent when stdout is not a terminal.
+"""
+
+import io
+import os
+import sys
+import threading
+from contextlib import nullcontext, redirect_stderr, suppress
+from typing import TextIO
+
+from tqdm.auto import tqdm
+
+from bench.errors import Unavailable
+from bench.io import ranks
+
+# Its own lock is shared between processes: one that is killed while it holds it would stop all.
+tqdm.set_lock(threading.RLock())
+
+_refused = []
+"""Why stdout has taken no more, once it did not; a reader that left is no reason."""
+
+
+def bar(items=None, **settings):
+    """tqdm over `items`, or a bar to be moved by hand (`total=`); gone when it is done."""
+    return tqdm(items, leave=False, disable=not _is_watched(), **settings)
+
+
+def _is_watched():
+    return sys.stdout.isatty() and not ranks.rank()
+
+
+def others_quiet():
+    """A context manager that keeps libraries' own bars off a stdout that is no terminal."""
+    return nullcontext() if sys.stdout.isatty() else redirect_stderr(io.StringIO())
+
+
+def tolerate() -> None:
+    """Have stdout and stderr take any text, also where they are closed or their encoding is poor.
+
+    A closed one gets the null device, as else the next file that is opened would be in its place.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number is taken
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        with suppress(AttributeError):  # a stand-in, as in a notebook
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def say(text: object) -> None:
+    """A line for the reader of the terminal, between the bars; none may be reading any more.
+
+    Of several processes the first one speaks.
+    """
+    if not ranks.rank():
+        _write(lambda: tqdm.write(str(text)))
+
+
+def flush() -> None:
+    """Bring what was printed to stdout, if that takes it."""
+    _write(lambda: None)
+
+
+def check_output() -> None:
+    """Raise `Unavailable` where stdout did not take all that was printed."""
+    flush()
+    if _refused:
+        raise Unavailable(f"cannot write to stdout: {_refused[0]}; what was run is kept")
+
+
+def _write(write):
+    try:
+        write()
+        sys.stdout.flush()
+    except BrokenPipeError:  # as after `| head`: what runs goes on
+        _to_nowhere(sys.stdout)
+    except OSError as error:
+        _refused.append(error.strerror or str(error))
+        _to_nowhere(sys.stdout)
+
+
+def _to_nowhere(stream: TextIO):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

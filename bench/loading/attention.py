@@ -1,0 +1,136 @@
+"""Attention inside the bridge by PyTorch's fused kernel.
+
+TransformerLens' bridge forms scores and pattern of every head, [batch, heads, seq, seq] each, so
+that they can be hooked. Nothing here hooks them; `scaled_dot_product_attention` forms neither.
+The bridge's own way is taken wherever something sits on those hook points, in training mode,
+with a key-value cache, and for every kind of attention that is not listed here (Gemma-2's
+softcap, for one). This file leans on private parts of TransformerLens, so it looks at the
+version and at its own output before it is used.
+"""
+
+from importlib.metadata import version
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformer_lens.model_bridge.generalized_components.joint_qkv_attention import (
+    JointQKVAttentionBridge,
+)
+from transformer_lens.model_bridge.generalized_components.position_embeddings_attention import (
+    PositionEmbeddingsAttentionBridge,
+)
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from bench.io.console import say
+
+KNOWN = "3.9."
+"""The versions of TransformerLens that this file was written for."""
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+"""How far the final hidden states may move, relative to their norm: a few roundings a block."""
+
+
+def _plain(attention, cache):
+    """Whether nothing is asked of this attention but its output."""
+    config = attention.config
+    watched = (attention.hook_attn_scores, attention.hook_pattern)
+    special = ("use_split_qkv_input", "use_attn_in", "use_attn_result")
+    return not (
+        attention.training
+        or attention.compatibility_mode
+        or cache is not None
+        or any(point._forward_hooks or point._backward_hooks for point in watched)
+        or any(getattr(config, name, False) for name in special)
+    )
+
+
+def _attend(q, k, v, mask, scale=None):
+    """Heads [batch, heads, seq, d_head], fewer of k and v allowed -> [batch, seq, d]."""
+    causal = mask is None
+    z = scaled_dot_product_attention(
+        q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
+    )
+    return z.transpose(1, 2).flatten(2)
+
+
+class FusedRotary(PositionEmbeddingsAttentionBridge):
+    """Llama's and Gemma-3's: separate projections, norms of q and k perhaps, rotary positions."""
+
+    def forward(self, *args, **kwargs):
+        """As the bridge's own, except that no pattern is returned."""
+        if args or not _plain(self, kwargs.get("past_key_values")):
+            return super().forward(*args, **kwargs)
+        inner = self.original_component
+        x = self.hook_in(kwargs["hidden_states"])
+        heads = (*x.shape[:-1], -1, inner.head_dim)
+        q, k, v = (part(x).view(heads).transpose(1, 2) for part in (self.q, self.k, self.v))
+        if "q_norm" in self.submodules:
+            q, k = self.hook_q_normed(self.q_norm(q)), self.hook_k_normed(self.k_norm(k))
+        positions = self._apply_position_embedding_hooks(kwargs["position_embeddings"])
+        q, k = apply_rotary_pos_emb(q, k, *positions)
+        q, k = self.hook_rot_q(q), self.hook_rot_k(k)
+        z = _attend(q, k, v, kwargs.get("attention_mask"), inner.scaling)
+        return self.hook_out(self.o(z)), None
+
+
+class FusedJoint(JointQKVAttentionBridge):
+    """GPT-2's: one map for q, k and v, which the bridge has split."""
+
+    def _reconstruct_attention(self, q, k, v, **kwargs):
+        if not _plain(self, kwargs.get("past_key_values")):
+            return super()._reconstruct_attention(q, k, v, **kwargs)
+        q, k, v, *_ = self._reshape_qkv_to_heads(q, k, v, self.config.n_heads)
+        z = _attend(q, k, v, kwargs.get("attention_mask"))
+        return self._apply_output_projection(z), None
+
+
+FUSED = {
+    "LlamaAttention": FusedRotary,
+    "Gemma3Attention": FusedRotary,
+    "GPT2Attention": FusedJoint,
+}
+"""The model's own class of attention -> ours."""
+
+
+def fuse(bridge):
+    """Fuse the attention of every block that allows it, once it is seen to change nothing."""
+    swaps = [(block.attn, _fused_class(block.attn)) for block in bridge.blocks]
+    swaps = [(attention, fused) for attention, fused in swaps if fused]
+    if not swaps:
+        return
+    if not version("transformer-lens").startswith(KNOWN):
+        say(f"attention is not fused: written for TransformerLens {KNOWN}x, this is another")
+        return
+    before = _final(bridge)
+    originals = [(attention, type(attention)) for attention, _ in swaps]
+    for attention, fused in swaps:
+        attention.__class__ = fused
+    moved = (_final(bridge) - before).norm() / before.norm()
+    allowed = TOLERANCE[bridge.unembed.weight.dtype]
+    if not moved < allowed:
+        for attention, original in originals:
+            attention.__class__ = original
+        say(f"attention is not fused: the output moved by {moved:.0e}, {allowed:.0e} is allowed")
+
+
+def _fused_class(attention):
+    """The fused class for this attention, or None where softcap or scale forbid it."""
+    inner = attention.original_component
+    odd = ("attn_logit_softcapping", "sinks", "scale_attn_by_inverse_layer_idx")
+    odd += ("reorder_and_upcast_attn",)
+    fused = FUSED.get(type(inner).__name__)
+    return None if any(getattr(inner, name, None) for name in odd) else fused
+
+
+@torch.no_grad()
+def _final(bridge):
+    """Final hidden states of a window longer than any tile of the kernel's: [1, seq, d_model]."""
+    generator = torch.Generator().manual_seed(0)
+    device, vocabulary = bridge.unembed.weight.device, len(bridge.unembed.weight)
+    seq_len = min(96, getattr(bridge.cfg, "n_ctx", 96))
+    tokens = torch.randint(vocabulary, (1, seq_len), generator=generator).to(device)
+    caught = []
+    handle = bridge.ln_final.register_forward_hook(lambda *seen: caught.append(seen[-1]))
+    try:
+        bridge(tokens, use_cache=False, logits_to_keep=1)
+    finally:
+        handle.remove()
+    return caught[0].float()

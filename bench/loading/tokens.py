@@ -1,0 +1,195 @@
+"""The tokens of a text: one stream of ids in the cache, mapped into memory where it is read.
+
+Documents stand in the order of the hash of their text, a fixed and arbitrary one, with the
+tokenizer's EOS between any two. Neither text nor tokens are ever in memory as a whole.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bench.errors import Unavailable
+from bench.io import cache
+from bench.io.files import new_folder
+from bench.loading import documents
+
+AT_ONCE = 4_000_000
+"""Characters that are tokenized at once: ids as Python's own numbers take ten times the room."""
+
+
+class Packed:
+    """Windows of consecutive ids on disk; indexed like the tensor [windows, seq] that they are.
+
+    What an index takes is an int64 tensor of its own, on `device`.
+    """
+
+    dtype = torch.long
+
+    def __init__(self, content, bos=None, device="cpu", begin=0, left_out=0):
+        self._content, self._bos, self.device = content, bos, torch.device(device)
+        self.begin, self.left_out = begin, left_out
+        """Where in the stream the first one begins, and how many ids at the end fill no window."""
+
+    @property
+    def shape(self):
+        """(windows, tokens in a window), the BOS included."""
+        windows, content = self._content.shape
+        return torch.Size([windows, content + (self._bos is not None)])
+
+    def __len__(self):
+        return len(self._content)
+
+    def __getitem__(self, rows):
+        windows = self._content[rows].long()
+        if self._bos is not None:
+            windows = torch.nn.functional.pad(windows, (1, 0), value=self._bos)
+        return windows.to(self.device)
+
+    def numel(self) -> int:
+        """The number of tokens, every BOS included."""
+        return self.shape.numel()
+
+    def part(self, first, end):
+        """The windows from number `first` to before `end`."""
+        begin = self.begin + first * self._content.shape[1]
+        return Packed(self._content[first:end], self._bos, self.device, begin, self.left_out)
+
+    def to(self, device):
+        """The same windows for another device; they stay on disk."""
+        return Packed(self._content, self._bos, device, self.begin, self.left_out)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The tokens of a whole text."""
+
+    ids: torch.Tensor  # [tokens] int32, memory-mapped
+    ends: torch.Tensor  # [documents] int64
+    """Where each document ends in `ids`, its EOS not included."""
+    places: torch.Tensor  # [documents, 2] int64
+    """The number of each document's file, and its line or 0."""
+    joint: int
+    """Ids between two documents: 1, or 0 where the tokenizer has no EOS."""
+    told: dict
+    """`files`: their names; `largest`: the largest id; `sha256` of the ids; the numbers of
+    `documents` and of `tokens`, and of the documents that were `duplicate` or `empty`."""
+
+    def __len__(self):
+        return len(self.ends)
+
+    def name(self, number) -> str:
+        """The name of a document."""
+        file, line = self.places[number].tolist()
+        return documents.name_of(self.told["files"][file], line)
+
+    def bounds(self, first, last) -> tuple:
+        """Where the documents `first` to `last` begin and end in `ids`, joints included."""
+        if first > last:
+            return 0, 0
+        begin = int(self.ends[first - 1]) + self.joint if first else 0
+        return begin, int(self.ends[last])
+
+    def windows(self, first, last, seq_len, bos=None) -> Packed:
+        """The documents `first` to `last`, cut into windows of `seq_len`; the remainder is dropped.
+
+        With a `bos` each window begins with it.
+        """
+        begin, end = self.bounds(first, last)
+        content = seq_len - (bos is not None)
+        n_windows, left_out = divmod(end - begin, content)
+        windows = self.ids[begin : end - left_out].view(n_windows, content)
+        return Packed(windows, bos, begin=begin, left_out=left_out)
+
+
+def stream(source, tokenizer) -> Stream:
+    """The tokens of a text's files, from the cache; tokenized on first use.
+
+    Raises what `documents.documents` does, and `Unavailable` for files that change meanwhile.
+    """
+    from safetensors.torch import load_file
+
+    text, eos = documents.sha256(source), tokenizer.eos_token_id
+    made = f"{text} {eos} {tokenizer.backend_tokenizer.to_str()}"
+    folder = cache.root() / "tokens" / hashlib.sha256(made.encode()).hexdigest()[:16]
+    if not folder.exists():
+        with new_folder(folder) as temporary:
+            _write(source, tokenizer, temporary)
+            if documents.sha256(source) != text:
+                raise Unavailable("the files of the text changed while they were read; start again")
+    told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
+    index, path = load_file(folder / "index.safetensors"), folder / "ids.int32"
+    if path.stat().st_size != 4 * told["length"]:
+        raise Unavailable(f"{path}: damaged; remove {folder} and start again")
+    ids = torch.empty(0, dtype=torch.int32)
+    if told["length"]:
+        ids = torch.from_file(str(path), shared=False, size=told["length"], dtype=torch.int32)
+    return Stream(ids, index["ends"], index["places"], int(eos is not None), told)
+
+
+def _write(source, tokenizer, folder):
+    """Tokenize the documents as they come, then bring them in order."""
+    from safetensors.torch import save_file
+
+    left_out, raw = Counter(duplicate=0, empty=0), folder / "raw.int32"
+    found = _encode(documents.documents(source, left_out), tokenizer, raw)
+    lengths = np.array([length for *_, length in found], dtype=np.int64)
+    places = np.array([place for _, *place, _ in found], dtype=np.int64).reshape(-1, 2)
+    order = sorted((n for n in range(len(found)) if lengths[n]), key=lambda n: found[n][0])
+    order = np.array(order, dtype=np.int64)
+    told = _in_order(raw, np.cumsum(lengths), lengths, order, tokenizer.eos_token_id, folder)
+    raw.unlink()
+    joint = int(tokenizer.eos_token_id is not None)
+    ends = np.cumsum(lengths[order] + joint) - joint
+    index = {"ends": torch.from_numpy(ends), "places": torch.from_numpy(places[order])}
+    save_file(index, folder / "index.safetensors")
+    left_out["empty"] += len(found) - len(order)
+    told |= {"documents": len(order), "tokens": int(lengths.sum()), **left_out}
+    told["files"] = list(source.files)
+    (folder / "told.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+def _encode(found, tokenizer, path):
+    """Write the ids of the documents as they come -> (hash, file, line, number of ids) of each."""
+    places = []
+    with path.open("wb") as out:
+        for batch in _batches(found):
+            strings = [string for *_, string in batch]
+            encoded = tokenizer(strings, add_special_tokens=False)["input_ids"]
+            for (*place, _), ids in zip(batch, encoded, strict=True):
+                out.write(np.asarray(ids, dtype=np.int32).tobytes())
+                places.append((*place, len(ids)))
+    return places
+
+
+def _batches(found):
+    """Lists of documents, of about `AT_ONCE` characters each."""
+    batch, size = [], 0
+    for document in found:
+        batch.append(document)
+        size += len(document[-1])
+        if size >= AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _in_order(raw, ends, lengths, order, eos, folder):
+    """Write the ids of the documents in this order, an EOS between any two -> what is told of
+    the ids."""
+    joint = np.array([] if eos is None else [eos], dtype=np.int32)
+    digest, largest, length = hashlib.sha256(), 0, 0
+    ids = np.memmap(raw, dtype=np.int32, mode="r") if raw.stat().st_size else joint[:0]
+    with (folder / "ids.int32").open("wb") as out:
+        for place, number in enumerate(order):
+            document = ids[ends[number] - lengths[number] : ends[number]]
+            for part in (joint, document) if place else (document,):
+                out.write(part.tobytes())
+                digest.update(part.tobytes())
+                largest = max(largest, int(part.max(initial=0)))
+                length += len(part)
+    return {"sha256": digest.hexdigest(), "largest": largest, "length": length}

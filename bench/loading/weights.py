@@ -1,0 +1,212 @@
+"""A model's weights as they lie in its folder: whole, all of them there, finite; or refused."""
+
+import json
+import re
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.errors import Fault, Rejected, Unavailable, out_of_memory, reason
+from bench.loading import tensors_only
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TORCH_INDEX = "pytorch_model.bin.index.json"
+ADAPTER = "adapter_config.json"
+CONSTANTS = r"\.attn\.masked_bias$"
+"""Not weights: what older GPT-2 checkpoints keep of the attention's mask."""
+NAMED, LONGEST = 5, 120
+"""So many tensors are named in a message, by so many letters."""
+
+
+def load(folder, settings):
+    """The Hugging Face model in `folder`, loaded by transformers with these `settings`.
+
+    Raises `Rejected` where an adapter lies beside it, where a file is torn or holds more than
+    tensors, where a tensor is missing, unexpected or of another shape, and where a weight is not
+    finite.
+    """
+    from transformers import AutoModelForCausalLM
+
+    check_no_adapter(folder)
+    check_files(folder)
+    model, told = AutoModelForCausalLM.from_pretrained(
+        folder,
+        local_files_only=True,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,  # they are told below
+        output_loading_info=True,
+        **settings,
+    )
+    check_complete(told, folder)
+    check_finite(model.named_parameters(), folder)
+    return model
+
+
+def check_no_adapter(folder):
+    """Raise `Rejected` for a model's folder with an adapter in it.
+
+    Where PEFT is installed transformers would make it part of the model, elsewhere not.
+    """
+    if (folder / ADAPTER).exists():
+        raise Rejected(
+            f"{folder}: has an {ADAPTER}, expected a model without an adapter; merge it into the "
+            "weights, or give its folder as --init-adapter"
+        )
+
+
+def check_files(folder):
+    """Raise `Rejected` for files of weights that are torn, that hold more than tensors, or that
+    are not what the index beside them says.
+
+    Torch's files are looked at only where transformers would read them.
+    """
+    paths = sorted(folder.glob("model*.safetensors"))
+    for path in paths:
+        check_safetensors(path)
+    if (folder / INDEX).is_file():
+        _check_index(folder / INDEX, "model*.safetensors", _names)
+    elif (folder / WHOLE).is_file():
+        for path in folder.glob("model-*-of-*.safetensors"):
+            raise Rejected(f"{folder}: {path.name} is there beside {WHOLE}, and no index names it")
+    else:
+        for path in sorted(folder.glob("pytorch_model*.bin")):
+            tensors_only.load(path)
+        if (folder / TORCH_INDEX).is_file():
+            _check_index(folder / TORCH_INDEX, "pytorch_model*.bin", tensors_only.load)
+
+
+def _check_index(index, pattern, names):
+    """Raise `Rejected` where the files of a folder do not hold what its index says they do.
+
+    `names(path)` gives the names in a file. transformers takes a tensor from whatever file has it.
+    """
+    folder, places = index.parent, _places(index)
+    files, named = {path.name for path in folder.glob(pattern)}, set(places.values())
+    for name in sorted(files - named):
+        raise Rejected(f"{folder}: {shown(name)} is there, the index does not name it")
+    for name in sorted(named):
+        if not (folder / name).is_file():
+            raise Rejected(f"{folder}: {shown(name)} is not there, the index names it")
+    found = {}
+    for file in sorted(named):
+        for name in names(folder / file):
+            found.setdefault(name, []).append(file)
+    for name in sorted(found.keys() | places.keys()):
+        has, says = found.get(name, []), places.get(name)
+        if has != [says]:
+            there, said = " and ".join(has) or "no file", says or "nothing of it"
+            raise Rejected(f"{folder}: {shown(name)} is in {there}, the index says {said}")
+
+
+def _places(index):
+    """An index's `weight_map`: the file of each tensor."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = set(places.values())
+        plain = all(isinstance(file, str) for file in files)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        plain = False
+    if not plain:
+        raise Rejected(f"{index}: not an index, expected a weight_map of names to files")
+    for file in files:
+        if file != Path(file).name:
+            raise Rejected(f"{index}: names {shown(repr(file))}, expected a file beside it")
+    return places
+
+
+def _names(path):
+    """The names of the tensors in a .safetensors file."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
+def check_safetensors(path):
+    """Raise `Rejected` for a .safetensors file that is torn or is none."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except Exception as error:  # whatever safetensors raises
+        size, whole = path.stat().st_size, _whole_size(path)
+        if size < whole:
+            told = f"truncated (want at least {whole:,} bytes, has {size:,})"
+        else:
+            told = f"not a safetensors file ({reason(error)})"
+        raise Rejected(f"{path}: {told}") from None
+
+
+def _whole_size(path):
+    """How many bytes a .safetensors file must have by its own header."""
+    try:
+        with path.open("rb") as file:
+            n_header, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
+            if size < 8:
+                return 8
+            if n_header > size:
+                return 8 + n_header if n_header < 100_000_000 else 0  # no header is larger
+            header = json.loads(file.read(n_header))
+        ends = [one["data_offsets"][1] for name, one in header.items() if name != "__metadata__"]
+        return 8 + n_header + max(ends, default=0)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return 0
+
+
+def check_complete(told, source):
+    """Raise `Rejected` where transformers' loading info says that the weights are not the model's.
+
+    It would leave what is missing at random values. Tied weights do not count as missing.
+    """
+    reshaped = [f"{name} {list(a)} for {list(b)}" for name, a, b in told["mismatched_keys"]]
+    unexpected = [name for name in told["unexpected_keys"] if not re.search(CONSTANTS, name)]
+    wrong = {
+        "missing": told["missing_keys"],
+        "unexpected": unexpected,
+        "of another shape": reshaped,
+    }
+    found = listed(wrong)
+    if found:
+        raise Rejected(f"{source}: its tensors are not those of its config ({found})")
+
+
+def listed(wrong):
+    """`missing: a, b; unexpected: c` of a dict of names; what has none is left out."""
+    return "; ".join(f"{what}: {some(names)}" for what, names in wrong.items() if names)
+
+
+def some(names):
+    """The first few names, and how many there are more."""
+    names = sorted(names)
+    more = len(names) - NAMED
+    return ", ".join(map(shown, names[:NAMED])) + (f" and {more:,} more" if more > 0 else "")
+
+
+def shown(name):
+    """A name that comes out of a file, for a message: on one line and not too long."""
+    name = name if name.isprintable() else repr(name)
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
+
+
+def check_finite(named, source):
+    """Raise `Rejected` for the first of the (name, tensor) pairs that has a value not finite."""
+    for name, tensor in named:
+        # A sum is finite only if all are; one that overflows is looked at again.
+        if tensor.is_floating_point() and not tensor.detach().sum().isfinite():
+            n_odd = int((~tensor.detach().isfinite()).sum())
+            if n_odd:
+                told = f"{shown(name)} has {n_odd:,} of {tensor.numel():,} NaN or infinite"
+                raise Rejected(f"{source}: its weights are not all finite: {told}")
+
+
+@contextmanager
+def as_rejected(source, what, done="loaded"):
+    """Whatever the libraries raise on an input that does not fit, as one line of `Rejected`."""
+    try:
+        yield
+    except Fault:
+        raise
+    except Exception as error:  # of any kind: it is their input that is refused
+        if out_of_memory(error):
+            raise Unavailable(f"{source}: not enough memory for its {what}") from None
+        raise Rejected(f"{source}: its {what} cannot be {done} ({reason(error)})") from None

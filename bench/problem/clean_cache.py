@@ -1,0 +1,60 @@
+"""What the clean model makes of a window, kept on disk for text that is read more than once.
+
+Two files a window, each made when it is first asked for, on the clock of whoever asks: the clean
+residual that the spliced model restarts at, and what the KL needs of the clean model (`Teacher`).
+A step that finds both runs no clean pass, and two products with the unembedding instead of
+three. Named by the window's tokens and made one window at a time, so that the numbers do not
+depend on which run was there first.
+"""
+
+import hashlib
+
+import torch
+
+from bench.io.files import new_file
+from bench.problem import losses
+from bench.problem.losses import Teacher
+
+
+class CleanCache:
+    """The files in `folder`, whose name stands for the model, the site and the scored positions."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.filled = 0
+        """Tokens whose teacher was made and stored here, so far."""
+
+    def entry(self, problem, tokens):
+        """The clean residual at `problem.site_start`: [batch, seq, d_model]."""
+        return self._get("entry", tokens, lambda window: self._make_entry(problem, window))["entry"]
+
+    def teacher(self, problem, tokens):
+        """The `Teacher` of the scored positions of all windows: [scored, ...]."""
+        found = self._get("teacher", tokens, lambda window: self._make_teacher(problem, window))
+        return Teacher(found["states"], found["constant"])
+
+    def _make_entry(self, problem, window):
+        return {"entry": problem.entry(window, problem.site_start)}
+
+    def _make_teacher(self, problem, window):
+        clean = problem.sites(window, known=self.entry(problem, window))
+        final = problem.finish(clean).final.flatten(0, 1)
+        teacher = losses.teacher_of(final[problem.rows(window, problem.scored)], problem.head)
+        self.filled += window.numel()
+        return teacher._asdict()
+
+    def _get(self, what, tokens, make):
+        """Each window's tensors, from its file or made and filed, put together in order."""
+        found = [self._window(what, window, make) for window in tokens.split(1)]
+        return {name: torch.cat([each[name] for each in found]) for name in found[0]}
+
+    @torch.no_grad()
+    def _window(self, what, window, make):
+        from safetensors.torch import load_file, save_file
+
+        digest = hashlib.sha256(window.cpu().numpy().tobytes()).hexdigest()[:24]
+        path = self.folder / digest[:2] / f"{digest}.{what}.safetensors"
+        if not path.exists():
+            arrays = {name: value.contiguous() for name, value in make(window).items()}
+            new_file(path, lambda temporary: save_file(arrays, temporary))
+        return load_file(path, device=str(window.device))

@@ -1,0 +1,213 @@
+"""KL and cross-entropy straight from final hidden states, a chunk of tokens at a time.
+
+No [tokens, vocab] tensor of a whole batch ever exists. The unembedding is frozen, so the
+gradient with respect to the hidden states is formed in the same sweep as the loss: three matrix
+products a chunk for the KL and nothing to recompute in the backward pass. All in float32, with
+the model's own softcap.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch.profiler import record_function
+
+from bench.devices import wide
+from bench.problem.products import product
+
+CHUNK_NUMBERS = {"cpu": 7 * 2**20, "cuda": 2**27, "mps": 2**25}
+"""Logits per chunk: on a CPU 149 tokens at a vocabulary of 49,152, 28 MiB in float32; on CUDA 524
+at 256,000, half a GiB (chosen by reckoning, not measured)."""
+CHUNK_TOKENS = 64
+"""But no fewer tokens than these: each chunk reads the whole unembedding."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """From final hidden states to logits: the frozen unembedding and the model's softcap."""
+
+    weight: torch.Tensor  # [vocab, d_model]
+    bias: torch.Tensor | None = None  # [vocab]
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, bridge):
+        """The bridge's own; the bias of zeros that a bridge adds is left out."""
+        bias = bridge.unembed.bias
+        softcap = bridge.cfg.output_logits_soft_cap
+        return cls(
+            bridge.unembed.weight.detach(),
+            bias.detach() if bias is not None and bias.any() else None,
+            softcap if softcap and softcap > 0 else None,
+        )
+
+    def raw(self, hidden):
+        """Logits before the softcap, float32: [tokens, d_model] -> [tokens, vocab]."""
+        logits = product(hidden, self.weight.T)
+        return logits if self.bias is None else logits.add_(self.bias.float())
+
+    def cap(self, logits):
+        """The softcap, c * tanh(logits / c), in place; as it is without one."""
+        if self.softcap is None:
+            return logits
+        return logits.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def logits(self, hidden):
+        """Logits as the model gives them, float32: [tokens, d_model] -> [tokens, vocab]."""
+        return self.cap(self.raw(hidden))
+
+    def pull_back(self, gradient, logits):
+        """Gradient at capped `logits` -> gradient at the hidden states; eats its inputs."""
+        if self.softcap is not None:
+            gradient.mul_(logits.div_(self.softcap).square_().neg_().add_(1))
+        return product(gradient, self.weight)
+
+    def chunks(self, n_tokens):
+        """Slices that cover `n_tokens`, as even as can be: a chunk of tokens each."""
+        numbers = CHUNK_NUMBERS[self.weight.device.type]
+        most = max(CHUNK_TOKENS, numbers // self.weight.shape[0])
+        n_chunks = -(-n_tokens // most)
+        size = max(1, -(-n_tokens // max(1, n_chunks)))
+        return [slice(at, at + size) for at in range(0, n_tokens, size)]
+
+
+def kl(clean, adapted, head):
+    """KL(clean || adapted) of each token's next-token distribution, in nats: [tokens].
+
+    `clean` and `adapted` are final hidden states [tokens, d_model] (after the final norm);
+    gradient reaches `adapted` alone.
+    """
+
+    def of_chunk(logits, rows):
+        teacher = head.logits(clean[rows])
+        p, log_z_clean = _softmax(teacher)
+        losses = torch.linalg.vecdot(p, teacher.sub_(logits)) - log_z_clean
+        del teacher  # three tensors of this size are enough
+        q, log_z = _softmax(logits)
+        return losses.add_(log_z), lambda: q.sub_(p)
+
+    with record_function("losses"):
+        return _Chunked.apply(adapted, head, of_chunk)
+
+
+def kl_to(teacher, adapted, head):
+    """`kl` to a clean model of which a `Teacher` is kept: two matrix products instead of three."""
+    if not len(teacher.constant):
+        return kl(teacher.states, adapted, head)
+
+    def of_chunk(logits, rows):
+        q, log_z = _softmax(logits)
+        return log_z, lambda: q
+
+    with record_function("losses"):
+        log_z = _Chunked.apply(adapted, head, of_chunk)
+        expected = _vecdot(teacher.states, adapted)
+        return (teacher.constant - expected + log_z).float()
+
+
+def cross_entropy(hidden, targets, head):
+    """Cross-entropy of each token's next-token distribution, in nats: [tokens].
+
+    `hidden` [tokens, d_model] are final hidden states, `targets` [tokens] the ids that follow.
+    """
+
+    def of_chunk(logits, rows):
+        at = targets[rows, None]
+        losses = -torch.log_softmax(logits, -1).gather(-1, at).squeeze(-1)
+        one_hot_subtracted = torch.full_like(at, -1, dtype=logits.dtype)
+        return losses, lambda: torch.softmax(logits, -1).scatter_add_(-1, at, one_hot_subtracted)
+
+    return _Chunked.apply(hidden, head, of_chunk)
+
+
+class Teacher(NamedTuple):
+    """What is kept of the clean model, so that a KL to it costs no logits of its own.
+
+    For logits z = W h + b of the adapted model and c = W g + b of the clean one, KL =
+    (W^T p) (g - h) + logsumexp(z) - logsumexp(c): the expected row of the unembedding and one
+    number stand for the whole distribution p, and rounding of W^T p meets g - h alone. A
+    softcap is not linear; there the final hidden states are kept.
+    """
+
+    states: torch.Tensor  # [tokens, d_model]: W^T p, or the final hidden states
+    constant: torch.Tensor  # [tokens], float64: (W^T p) g - logsumexp(c); empty with a softcap
+
+
+@torch.no_grad()
+def teacher_of(clean, head):
+    """`Teacher` of final hidden states [tokens, d_model]."""
+    if head.softcap is not None:
+        return Teacher(clean, clean.new_empty(0))
+    states, constants = torch.empty_like(clean, dtype=torch.float32), []
+    for rows in head.chunks(len(clean)):
+        p, log_z = _softmax(head.logits(clean[rows]))
+        states[rows] = p @ head.weight.float()
+        constants.append(_vecdot(states[rows], clean[rows]) - log_z)
+    return Teacher(states, torch.cat(constants))
+
+
+@torch.no_grad()
+def evaluate(adapted, targets, head, teacher=None):
+    """CE and, given a `Teacher`, KL(clean || adapted), in nats: two [tokens] tensors.
+
+    `adapted` [tokens, d_model] are final hidden states; the KL is None without a teacher.
+    """
+    kls, entropies = [], []
+    for rows in head.chunks(len(adapted)):
+        hidden, at = adapted[rows], targets[rows, None]
+        logits = head.logits(hidden)
+        log_q = torch.log_softmax(logits, -1)
+        entropy = -log_q.gather(-1, at).squeeze(-1)
+        entropies.append(entropy)
+        if teacher is None:
+            continue
+        if len(teacher.constant):
+            logsumexp = logits.gather(-1, at).squeeze(-1) + entropy
+            expected = _vecdot(teacher.states[rows], hidden)
+            kls.append(teacher.constant[rows] - expected + logsumexp)
+        else:
+            clean = head.logits(teacher.states[rows])
+            p = torch.softmax(clean, -1)
+            kls.append(torch.linalg.vecdot(p, torch.log_softmax(clean, -1).sub_(log_q)))
+    return torch.cat(entropies), torch.cat(kls).float() if kls else None
+
+
+def _vecdot(a, b):
+    """The product of each pair of rows, in float64 where the device has it: [rows]."""
+    return torch.linalg.vecdot(a.to(wide(a.device)), b.to(wide(b.device)))
+
+
+def _softmax(logits):
+    """Probabilities and log-sum-exp of each row, from two sweeps that the CPU does fast.
+
+    The largest probability is exp(0) over the sum, so its logarithm gives the sum exactly.
+    """
+    p = torch.softmax(logits, -1)
+    return p, logits.amax(-1) - p.amax(-1).log_()
+
+
+class _Chunked(torch.autograd.Function):
+    """Loss per token whose gradient with respect to `hidden` is formed chunk by chunk.
+
+    `of_chunk(logits, rows)` gives the losses of these rows and a function that forms their
+    gradient with respect to the logits, called only when it is needed.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, head, of_chunk):
+        losses = hidden.new_empty(len(hidden), dtype=torch.float32)
+        wanted = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden, dtype=torch.float32) if wanted else None
+        for rows in head.chunks(len(hidden)):
+            logits = head.logits(hidden[rows])
+            losses[rows], gradient_of_logits = of_chunk(logits, rows)
+            if wanted:
+                gradient[rows] = head.pull_back(gradient_of_logits(), logits)
+        ctx.save_for_backward(gradient)
+        ctx.dtype = hidden.dtype
+        return losses
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (gradient,) = ctx.saved_tensors
+        return (gradient * upstream[:, None]).to(ctx.dtype), None, None

@@ -1,0 +1,111 @@
+"""What a training loss may look at: clean sites, reconstructions, final states, the KL."""
+
+from functools import cached_property
+
+import torch
+
+from bench.problem.losses import kl, kl_to
+
+
+def kl_to_clean(seen):
+    """KL(clean || adapted) in nats per scored token: what methods train on by default."""
+    return seen.kl
+
+
+kl_to_clean.mean_over_tokens = True  # so it is the same in however many micro-batches
+
+
+def kl_and_mse(seen):
+    """0.5 * (alpha * KL + MSE), alpha = MSE / KL held constant in each step.
+
+    Karvonen 2503.17272, `train_model`: the KL takes the MSE's size, so that a step size found
+    for reconstruction carries over.
+    """
+    pairs = zip(seen.reconstructions, seen.sites, strict=True)
+    mse = sum(torch.nn.functional.mse_loss(made, given) for made, given in pairs)
+    alpha = (mse / (seen.kl + 1e-8)).detach()
+    return 0.5 * (alpha * seen.kl + mse)
+
+
+LOSSES = {"kl": kl_to_clean, "kl+mse": kl_and_mse}
+"""What a method's field `loss` may say."""
+
+
+class Seen:
+    """What a loss may look at, each computed when it is first asked for.
+
+    A loss that asks for no final state (`mse`) runs no block after the last site and costs no
+    backward pass through the LM.
+    """
+
+    def __init__(self, problem, tokens, adapted):
+        self.problem, self.tokens, self.adapted = problem, tokens, adapted
+
+    @cached_property
+    def _clean(self):
+        problem, cache = self.problem, self.problem.clean_cache
+        known = cache and cache.entry(problem, self.tokens)
+        return problem.sites(self.tokens, problem.start_of(self.adapted), known)
+
+    @cached_property
+    def sites(self):
+        """The clean activations at the spliced positions of each site: [tokens, d_site] each."""
+        rows = self.problem.rows(self.tokens, self.problem.spliced)
+        return [flat(site)[rows] for site in self._clean.sites]
+
+    @cached_property
+    def reconstructions(self):
+        """What each SAE makes of its clean activations: [tokens, d_site] each."""
+        return [
+            reconstruction(sae, site)
+            for sae, site in zip(self.adapted.saes, self.sites, strict=True)
+        ]
+
+    @cached_property
+    def clean_final(self):
+        """The clean model's final hidden state at the scored positions: [tokens, d_model]."""
+        return self._scored(self.problem.finish(self._clean).final)
+
+    @cached_property
+    def final(self):
+        """The adapted model's final hidden state at the scored positions: [tokens, d_model]."""
+        known = None
+        if self._the_site_sees_clean() and "reconstructions" in vars(self):
+            known = [lambda _: self.reconstructions[0]]
+        return self._scored(self.problem.final(self._clean, self.adapted, reconstruct=known))
+
+    @cached_property
+    def kl(self):
+        """KL(clean || adapted) in nats per scored token."""
+        problem, cache = self.problem, self.problem.clean_cache
+        if cache:
+            return kl_to(cache.teacher(problem, self.tokens), self.final, problem.head).mean()
+        return kl(self.clean_final, self.final, problem.head).mean()
+
+    def _the_site_sees_clean(self):
+        """One SAE and no adapters: its input in the student pass is the clean one."""
+        return len(self.adapted.saes) == 1 and not self.adapted.hooks
+
+    def _scored(self, hidden):
+        return flat(hidden)[self.problem.rows(self.tokens, self.problem.scored)]
+
+
+def reconstruction(sae, activations):
+    """What a SAELens SAE makes of activations [tokens, d_site]: encode, then decode, once each."""
+    return sae.decode(sae.encode(activations))
+
+
+def splice(reconstruct, rows):
+    """A hook that puts what `reconstruct` makes of the activation at flat positions `rows`."""
+
+    def replace(value, hook):
+        tokens = flat(value)
+        put = reconstruct(tokens[rows]).to(value.dtype)
+        return tokens.index_copy(0, rows, put).view_as(value)
+
+    return replace
+
+
+def flat(value):
+    """[batch, seq, d] or, by heads, [batch, seq, heads, d_head] -> [batch * seq, d]."""
+    return value.flatten(2).flatten(0, 1)

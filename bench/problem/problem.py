@@ -1,0 +1,267 @@
+"""The problem every method is given: a frozen LM, frozen SAEs at their sites, and the passes.
+
+The fast path is the only path. A clean pass forms no logits; the adapted model restarts at the
+first block that something touches; losses look at final hidden states only.
+
+Positions: `all`; `not-first`, which leaves the first position of a window out (it is an attention
+sink whatever its token, with a norm far above that of the others); or `not-special`, which leaves
+out BOS, EOS and PAD wherever they are.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch.profiler import record_function
+
+from bench.distributed import group, shares, unshared
+from bench.loading.saes import trainable
+from bench.problem.blocks import Blocks
+from bench.problem.hooks import HookPoints, block_after, end_block, start_block
+from bench.problem.losses import Head
+from bench.problem.objectives import Seen, kl_to_clean, reconstruction, splice
+from bench.problem.oom import Before, halved, unless_full
+
+
+@dataclass
+class Adapted:
+    """A whole adapted model, as a value: nothing is patched into the LM."""
+
+    saes: torch.nn.ModuleList
+    """The SAEs in site order."""
+    hooks: list = field(default_factory=list)
+    """(hook point, function) pairs around them; `function(value, hook=point)`."""
+    blocks: dict = field(default_factory=dict)
+    """Block number -> the copy that runs in its place (`Problem.copy_of_blocks`)."""
+    state: dict = field(default_factory=dict)
+    """All that the next step depends on, by name: whatever has a `state_dict`."""
+
+
+@dataclass
+class Clean:
+    """What one pass of the clean LM leaves behind, without gradient."""
+
+    tokens: torch.Tensor  # [batch, seq]
+    start: int
+    """The block the adapted model restarts at."""
+    entry: torch.Tensor  # [batch, seq, d_model]
+    """The clean residual at that restart."""
+    sites: list
+    """The clean activation at each site: [batch, seq, d_site]."""
+    reached: tuple
+    """How far the pass has come: the next block and its input."""
+    final: torch.Tensor | None = None  # [batch, seq, d_model]
+    """The hidden state after the final norm, once it was asked for."""
+
+
+def trained_by(adapted):
+    """The parameters that a run trains: those of the modules in its state, in order."""
+    modules = [part for part in adapted.state.values() if isinstance(part, torch.nn.Module)]
+    return list(dict.fromkeys(p for module in modules for p in module.parameters()))
+
+
+def copy_of(saes):
+    """An own, trainable copy of the SAEs: a method never trains what it was lent.
+
+    A JumpReLU's threshold is trained too, in SAELens' training form; after a step of the
+    optimizer, `bench.loading.saes.clamp_thresholds` keeps it from falling below 0.
+    """
+    return torch.nn.ModuleList(map(trainable, saes)).requires_grad_(True)
+
+
+class Problem:
+    """A frozen LM with SAEs at `site_names`, and the training windows.
+
+    `bridge` is a frozen `TransformerBridge`; `saes` a ModuleList of SAELens SAEs; `train` the
+    training windows [windows, seq] of token ids; `special` the ids that `not-special` leaves out
+    (needed for that rule only). `micro_batch` is the number of windows that
+    go through the model at once; with a `clean_cache` none is passed through the clean model twice.
+    """
+
+    def __init__(
+        self,
+        bridge,
+        saes,
+        site_names,
+        train,
+        *,
+        spliced="not-first",
+        scored="not-first",
+        special=(),
+        batch_size=4,
+        micro_batch=None,
+        clean_cache=None,
+    ):
+        self.bridge = bridge
+        self.saes = saes.requires_grad_(False).eval()
+        self.site_names = tuple(site_names)
+        self.train = train
+        self.spliced, self.scored = spliced, scored
+        self.special = torch.tensor(sorted(special), device=train.device, dtype=train.dtype)
+        self.batch_size = batch_size
+        self.micro_batch = micro_batch or batch_size
+        self.clean_cache = clean_cache
+        self.points = HookPoints(bridge)
+        self.head = Head.of(bridge)
+        self._blocks = Blocks(bridge)
+        self.n_blocks = len(self._blocks)
+        self.last_loss = None
+        """The loss of the last training pass, a detached scalar; the harness watches it."""
+        self.halvings = []
+        """For each time that memory ran out: the micro-batch from there on, and whether the loss
+        is another one for it."""
+        self.after_pass = lambda adapted: None
+        """Called after each training pass, for who wants to look at gradients."""
+        if clean_cache:
+            self._blocks.prepare(train[:1])  # it takes windows one by one
+        for name in self.site_names:
+            self.points[name]
+        self.site_start = min(start_block(name, self.n_blocks) for name in self.site_names)
+        self._sites_end = max(end_block(name, self.n_blocks) for name in self.site_names)
+
+    def backward(self, tokens, adapted, loss=kl_to_clean):
+        """The one place where a training pass happens: clean, splice, student, loss, backward.
+
+        `tokens` [batch, seq] go through in micro-batches; `loss(seen)` is a scalar of what the
+        pass sees (`Seen`), a mean over its tokens. Gradients are left in whatever `adapted`
+        trains. Returns the batch's loss, detached.
+
+        Where several processes work together (`bench.distributed`) each passes its share of the
+        windows; gradients and loss are those of the whole batch when this returns.
+
+        Where memory runs out, the batch goes through again in micro-batches of half the size, and
+        so does every one after it: the same step, in more passes. Raises `OutOfMemory` where a
+        micro-batch is one window already.
+        """
+        unshared.check_loss(loss)
+        # Asked for only where there is something to add up: this is on the clock.
+        parameters = trained_by(adapted) if group.world() > 1 else []
+        before = shares.gradients_before(parameters)
+        with shares.own_random_numbers(), group.telling_losses():
+            value = self._pass_or_halve(tokens, adapted, loss)
+        self.last_loss = shares.add_up(value, parameters, before)
+        self.after_pass(adapted)
+        return self.last_loss
+
+    def _pass_or_halve(self, tokens, adapted, loss):
+        before, known = Before(adapted), len(self.halvings)
+        while (value := unless_full(self._pass, tokens, adapted, loss)) is None:
+            before.restore()
+            unshared.check_may_halve()
+            size = min(self.micro_batch, len(shares.share(tokens)))
+            self.micro_batch = halved(size, tokens.shape[1])
+            self.halvings.append({"micro_batch": self.micro_batch})
+        for halving in self.halvings[known:]:  # other parts draw other numbers
+            changed = not getattr(loss, "mean_over_tokens", False) or before.has_drawn()
+            halving["loss_changed"] = changed
+        return value
+
+    def _pass(self, tokens, adapted, loss):
+        total, n_scored = 0.0, len(self.rows(tokens, self.scored))
+        for part in shares.share(tokens).split(self.micro_batch):
+            share = len(self.rows(part, self.scored)) / n_scored
+            if not share:  # nothing but special tokens
+                continue
+            value = loss(Seen(self, part, adapted)) * share
+            with record_function("backward"):
+                value.backward()
+            total = total + value.detach()
+        return total
+
+    def look(self, tokens, adapted):
+        """What a training pass sees of each micro-batch (`Seen`), for a method without a loss."""
+        unshared.check_looks()
+        return [Seen(self, part, adapted) for part in tokens.split(self.micro_batch)]
+
+    def copy_of_blocks(self):
+        """Own, trainable copies of the blocks after the first site, and a module of their weights.
+
+        The first goes to `Adapted.blocks`; the module holds each weight once, for the optimizer
+        and for `Adapted.state`.
+        """
+        unshared.check_copies()
+        first = min(map(block_after, self.site_names))
+        return self._blocks.copies(range(first, self.n_blocks))
+
+    def clean(self, tokens, adapted):
+        """One full clean pass -> `Clean`, ready for `final(clean, adapted)`."""
+        return self.finish(self.sites(tokens, self.start_of(adapted)))
+
+    @torch.no_grad()
+    def sites(self, tokens, start=None, known=None):
+        """The clean pass as far as the last site -> `Clean` without its final state.
+
+        `known` is the clean residual at `site_start`, where it is known from a pass before.
+        """
+        start = self.site_start if start is None else start
+        end = max(self._sites_end, start)
+        caught = {}
+        catch = [(name, _catch(caught, name)) for name in self.site_names]
+        self._make_sure_it_is_clean(tokens)
+        with self.points.attached(catch), record_function("clean"):
+            if known is None:
+                entry = self._blocks.run(0, start, self._blocks.embed(tokens), tokens)
+                residual = self._blocks.run(start, end, entry, tokens)
+            else:
+                entry = self._blocks.arrive(self.site_start, known)
+                residual = self._blocks.run(self.site_start, end, entry, tokens)
+        if known is not None and start < self.site_start:
+            entry = self.entry(tokens, start)
+        sites = [caught[name] for name in self.site_names]
+        return Clean(tokens, start, entry, sites, reached=(end, residual))
+
+    @torch.no_grad()
+    def entry(self, tokens, start):
+        """The clean residual at the input of block `start`, and nothing more."""
+        self._make_sure_it_is_clean(tokens)
+        with record_function("clean"):
+            return self._blocks.run(0, start, self._blocks.embed(tokens), tokens)
+
+    @torch.no_grad()
+    def finish(self, clean):
+        """Run what is left of a clean pass; fills `clean.final` and returns `clean`."""
+        if clean.final is None:
+            self._make_sure_it_is_clean(clean.tokens)
+            with record_function("clean"):
+                clean.final = self._blocks.to_final(*clean.reached, clean.tokens)
+        return clean
+
+    def final(self, clean, adapted, reconstruct=None, positions=None):
+        """The adapted model's final hidden state: [batch, seq, d_model].
+
+        Restarts at the clean residual that `adapted` leaves as it is. `reconstruct`, a function
+        for each site, takes the place of the SAEs (evaluation measures through it), `positions`
+        that of the problem's own rule.
+        """
+        reconstruct = reconstruct or [partial(reconstruction, sae) for sae in adapted.saes]
+        rows = self.rows(clean.tokens, positions or self.spliced)
+        splices = [splice(function, rows) for function in reconstruct]
+        pairs = [*zip(self.site_names, splices, strict=True), *adapted.hooks]
+        self._blocks.prepare(clean.tokens)
+        with self.points.attached(pairs, adapted.blocks), record_function("student"):
+            residual = self._blocks.arrive(clean.start, clean.entry)
+            return self._blocks.to_final(clean.start, residual, clean.tokens, adapted.blocks)
+
+    def start_of(self, adapted):
+        """The block that the adapted model must restart at."""
+        names = [name for name, _ in adapted.hooks]
+        return min([self.site_start, *(start_block(name, self.n_blocks) for name in names)])
+
+    def _make_sure_it_is_clean(self, tokens):
+        self.points.assert_none_attached()
+        self._blocks.prepare(tokens)
+
+    def rows(self, tokens, positions):
+        """Indices into the flattened [batch * seq] of the positions that a rule takes."""
+        if positions == "not-special":
+            return (~torch.isin(tokens.flatten(), self.special)).nonzero().squeeze(1)
+        # Known from the shape alone: an accelerator need not be waited for.
+        index = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
+        return index[:, int(positions == "not-first") :].flatten()
+
+
+def _catch(caught, name):
+    def keep(value, hook):
+        caught[name] = value
+
+    return keep

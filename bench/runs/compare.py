@@ -1,0 +1,157 @@
+"""`python -m bench compare`: every method on the same problem, a record each, then the table.
+
+Every run has a process of its own; this one loads nothing and computes nothing.
+"""
+
+import signal
+from dataclasses import asdict, replace
+from functools import partial
+
+from bench.config import method
+from bench.io import ranks, locks
+from bench.runs import done, process
+from bench.errors import Fault, Locked, Lost, Rejected, RunFailed, Unavailable, Usage
+from bench.io.files import os_errors
+from bench.harness.signals import Interrupted
+from bench.config.request import Outcome
+from bench.runs.preflight import asks_the_hub, check_inputs, set_environment
+from bench.io.console import say
+from bench.io.record import close_cut, digest
+
+
+def compare(order, labels, seeds=(0,), call=None):
+    """Run the methods on the spec of `order`, once per seed; skip what is done; print the table
+    and figure. `call(function, *arguments)` runs what needs the model; by default in a process of
+    its own.
+
+    Everything that can be wrong with the command is found before anything is loaded. Raises
+    `Rejected` for an SAE that does not belong here, unless `force` is set, `Locked` where another
+    process is at one of the runs, and `RunFailed` (`Unavailable`, `Rejected`) when a run diverged
+    or raised: the other runs are there all the same.
+    """
+    spec, sets, call = order.spec, order.sets, call or process.call
+    check_order(order, labels)
+    if "none" not in labels:
+        labels = ["none", *labels]
+    wanted = [
+        (label, seed)
+        for seed in seeds
+        for label in labels
+        if label != "none" or seed == seeds[0]  # nothing in it depends on a seed
+    ]
+    if not order.fresh and (runs := done.all_of(order, wanted)):
+        return tell_done(order.out, runs)
+    set_environment(online=asks_the_hub(spec))  # before anything imports the libraries
+    entries = {label: method.entry(label, sets) for label in labels}
+    # All comparisons in a folder share their `none`.
+    keys = {(k, n): lock_key(entries[k], spec, n) for k, n in wanted if k != "none"}
+    locks.check_free(order.out, {k: "{} seed {}".format(*pair) for pair, k in keys.items()})
+    with locks.held(order.out, digest(list(keys.values()))[:16], "this comparison"):
+        names, failed = run_all(order, wanted, keys, call)
+    report(order.out, names)
+    raise_worst(failed)
+    return None
+
+
+def check_order(order, labels):
+    """Raise what is wrong with the methods, the sources of the spec or the folder to write to."""
+    method.check_names(labels, order.sets)
+    if order.micro_batch is not None and order.micro_batch < 1:
+        raise Usage(f"--micro-batch must be at least 1, got {order.micro_batch}")
+    if order.shard_model and ranks.world() == 1:
+        raise Usage("--shard-model: one process has nothing to spread; start several by torchrun")
+    check_inputs(order.spec, None if ranks.rank() else order.out)
+
+
+def tell_done(out, runs):
+    """Say that there is nothing to do, and the table of what there is.
+
+    Where that is not the table that lies there, as after a kill, it is drawn anew.
+    """
+    from analysis.records.comparison import load
+    from analysis.tables.comparison import table
+
+    names = {run.name for run in runs}
+    text, there = "\n\n".join(map(table, load(out, names))), out / "table.txt"
+    if there.exists() and there.read_text(encoding="utf-8") == text:
+        say(text)
+    else:
+        report(out, names)
+    say(f"nothing to do: {len(runs)} of {len(runs)} runs were already done (--fresh runs again)")
+    diverged = {run.name: ("diverged", RunFailed.code) for run in runs if run.status == "diverged"}
+    raise_worst(diverged)
+
+
+def lock_key(entry, spec, seed):
+    """What the run of this method and seed is locked by: all that it is, its SAE aside."""
+    return digest([entry.name, entry.settings, asdict(spec), seed])[:16]
+
+
+def run_all(order, wanted, keys, call):
+    """Every (label, seed) in turn -> (names of the runs, what failed: name -> (how, code))."""
+    from bench.runs import worker
+
+    folder, runs = call(worker.prepare, order, wanted)
+    order, runs = replace(order, model_folder=folder), dict(zip(wanted, runs, strict=True))
+    todo = [pair for pair, (_, status) in runs.items() if not status]
+    failed = {name: (status, RunFailed.code) for name, status in runs.values() if status}
+    failed = {name: told for name, told in failed.items() if told[0] != "finished"}
+    for number, pair in enumerate(todo, start=1):
+        label, seed = pair
+        path = order.out / f"{runs[pair][0]}.jsonl"
+        key = keys.get(pair, path.stem)
+        cut = partial(list, [path])
+        _, outcome = run_one(worker.run, order, label, seed, key, cut, call)
+        say(f"[{number}/{len(todo)}] {label} seed {seed}: {outcome.end}, {path}")
+        if outcome.end != "finished":
+            say(f"    {outcome.why}")
+            failed[path.stem] = (outcome.end, outcome.code)
+    if len(todo) < len(runs):
+        say(f"{len(runs) - len(todo)} of {len(runs)} runs were already done (--fresh runs again)")
+    return {name for name, _ in runs.values()}, failed
+
+
+def run_one(run, order, label, seed, key, cut, call=None):
+    """`run(order, label, seed)` in a process of its own -> (record's path or None, `Outcome`).
+
+    However that process ends; `cut()` are the records that it may have left without an end. Who
+    else comes with these settings finds the lock `key`; the record has one of its own.
+    """
+    try:
+        with locks.held(order.out, f"{key}-run", f"{label} seed {seed}", wait=label == "none"):
+            path, outcome = (call or process.call)(run, order, label, seed)
+    except process.Died as fault:
+        for path in cut():
+            close_cut(path, {"end": "error", "reason": str(fault)})
+        return None, Outcome("error", str(fault), fault.code)
+    except Lost:
+        raise
+    except Fault as fault:
+        return None, Outcome("error", str(fault), fault.code)
+    if outcome.end == "interrupted":  # by a signal to that process alone
+        raise Interrupted(signal.SIGTERM)
+    return path, outcome
+
+
+WORST = (Locked, Unavailable, Rejected, Usage, RunFailed)
+"""Of several faults the first of these kinds gives the exit code."""
+
+
+def raise_worst(failed):
+    """Raise for the runs that failed: name -> (how, exit code)."""
+    if not failed:
+        return
+    codes = {code for _, code in failed.values()}
+    kind = next((kind for kind in WORST if kind.code in codes), RunFailed)
+    told = ", ".join(f"{name} ({how})" for name, (how, _) in failed.items())
+    raise kind(f"{len(failed)} of the runs did not finish: {told}")
+
+
+def report(out, names):
+    """Draw the figure of these records in `out` and print the table."""
+    from analysis.report import report as analyse
+
+    with os_errors(out):
+        table, paths = analyse(out, names=names)
+    say(f"\n{table}\n")
+    say("written: " + ", ".join(map(str, paths)))

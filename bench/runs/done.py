@@ -1,0 +1,121 @@
+"""Which runs are there already; nothing here imports torch."""
+
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from bench.harness import checkpoint
+from bench.loading import documents, hub, models, packages, sae_sources, saes, sparsify
+from bench.errors import Fault, Rejected
+from bench.io.record import digest, read, read_folder
+from bench.config.spec import MADE_HERE, as_recorded
+from bench.config.method import source
+from bench.harness.checkpoint import check_unchanged
+
+ENDED = ("finished", "diverged")
+"""Ends that are results: such a run is not run again unless `--fresh` asks for it."""
+
+
+def status(path, header):
+    """How the run at `path` ended, where that is a result; None where there is more to do.
+
+    `header` is the one that the run would have now; `Usage` where what it was made of has
+    changed since, for a run that is done or has left a checkpoint.
+    """
+    run = _at(path)
+    if run is None:
+        return None
+    folder = path.with_suffix("")
+    if run.status in ENDED or checkpoint.found(folder):
+        check_unchanged(run.header, header, path)
+    if run.status == "finished":
+        checkpoint.clear(folder)  # of a process that was killed after its last line
+    return run.status if run.status in ENDED else None
+
+
+def ended(path):
+    """How the run with its record at `path` ended, where that is a result; else None."""
+    run = _at(path)
+    return run.status if run and run.status in ENDED else None
+
+
+def _at(path):
+    """The record at `path`; None where there is none, or it cannot be read.
+
+    What can be made of such a one is seen when it is run.
+    """
+    try:
+        return read(path) if path.exists() else None
+    except Rejected:
+        return None
+
+
+def all_of(order, wanted):
+    """The records of all `wanted` (label, seed) pairs, or None where one is missing or not sure.
+
+    Quick: nothing is loaded. Raises `Usage` where what one of them was made of has changed.
+    """
+    try:
+        there = {_key(run.header): run for run in read_folder(order.out) if "sets" in run.header}
+    except Rejected:
+        return None
+    found = []
+    for label, seed in wanted:
+        name = label.partition(":")[0]
+        sets = relevant(order.sets, name)
+        run = there.get(digest([label, sets, asdict(order.spec), seed]))
+        if run is None or not _sure(run, order.spec):
+            return None
+        if status(run.path, now(order.spec, name)) is None:
+            return None
+        found.append(run)
+    return found
+
+
+def relevant(sets, name):
+    """Those of the `--set` items that are of the method of this name."""
+    return [item for item in sets if item.startswith(f"{name}.")]
+
+
+def _key(header):
+    return digest([header.get("label"), header["sets"], as_recorded(header), header["seed"]])
+
+
+def _sure(run, spec):
+    """Whether a run is known to be the one that is wanted, without anything being loaded."""
+    header = run.header
+    if any(value for field, value in header["config"].items() if field.endswith("_sha256")):
+        return False  # it starts from an adapter, which may have changed
+    if packages.is_file(spec.model):
+        return False
+    if spec.sae == "own":
+        training = run.path.with_name(f"{header['sae'].get('run')}.jsonl")
+        return training.exists() and read(training).header.get("source") == source("mse")
+    if spec.sae in MADE_HERE or any(map(sae_sources.from_hub, spec.saes)):
+        return True
+    folders = [Path(sae).expanduser() for sae in spec.saes]
+    if any(map(sparsify.is_folder, folders)):
+        return False
+    try:
+        return saes.sha256_of(folders) == header["sae"]["sha256"]
+    except Fault:
+        return False
+
+
+def now(spec, name):
+    """The fields of a header that can be told without loading; None where one cannot."""
+    return {
+        "method": name,
+        "source": source(name),
+        "versions": {"torch": version("torch")},
+        "model": {"sha256": _model(spec.model)},
+        "text_sha256": documents.source_sha256(spec),
+    }
+
+
+def _model(model):
+    """The model's hash, where it is a folder of the user's: packages and the hub's do not move."""
+    folder = Path(model).expanduser()
+    if model.startswith("package:") or hub.is_id(model) or not folder.is_dir():
+        return None
+    return models.fingerprint(folder)

@@ -1,0 +1,147 @@
+"""What is done in a process of its own: the preparation of runs, and each run.
+
+The libraries that take seconds to import are imported here, so that a process that is forked
+from one that has imported this finds them.
+"""
+
+import shutil
+from contextlib import nullcontext
+
+import sae_lens  # noqa: F401
+from transformer_lens.model_bridge import TransformerBridge  # noqa: F401
+
+from bench.config import method
+from bench.distributed import group
+from bench.io import ranks, locks
+from bench.runs import setup, done, estimate
+from bench.errors import Rejected, RunFailed
+from bench.io.files import new_file, set_aside
+from bench.runs.loaded import load
+from bench.config.request import Outcome
+from bench.runs.preflight import check_model
+from bench.io.console import say
+from bench.experiments.times import in_words
+
+
+def prepare(order, wanted):
+    """Fetch and load everything once, train the SAE if need be, say what is about to be run.
+
+    `wanted` are (label, seed) pairs -> the model's folder, and for each the name of its run and
+    its status, if it is done. Raises `Rejected` for an SAE that does not belong, `Usage` where
+    what a run was made of has changed since.
+    """
+    spec = order.spec
+    folder, _ = check_model(spec, dict.fromkeys(label for label, _ in wanted), order.sets)
+    loaded = load(spec, folder, shard=order.shard_model)
+    mse = method.of_own_saes(spec)
+    if trains_sae := has_to_train(loaded, mse):
+        say(expectation(loaded, _n_trained(label for label, _ in wanted), trains_sae))
+    bench = setup.bench(loaded, mse, order.every)
+    if group.is_first():
+        keep_sae_record(bench, order.out)
+    say(describe(bench))
+    check_sae(bench, order.force)
+    runs = []
+    for label, seed in wanted:
+        entry = method.entry(label, order.sets)
+        name = bench.name(entry, seed)
+        path = order.out / f"{name}.jsonl"
+        if order.fresh and group.is_first():
+            set_aside(path)
+        header = bench.header(entry, seed)
+        status = done.status(path, header) if group.is_first() else None
+        runs.append((name, group.from_first(status)))
+    todo = [label for (label, _), (_, status) in zip(wanted, runs, strict=True) if not status]
+    if todo and not trains_sae:
+        say(expectation(loaded, _n_trained(todo), trains_sae))
+    return folder, runs
+
+
+def has_to_train(loaded, mse):
+    """Whether the spec's own SAE is not there yet."""
+    return loaded.spec.sae == "own" and not setup.own_folder(loaded, mse).exists()
+
+
+def _n_trained(labels):
+    """How many of these train anything."""
+    return sum(label.partition(":")[0] != "none" for label in labels)
+
+
+def run(order, label, seed):
+    """One run -> (its record's path, its `Outcome`)."""
+    # Of several processes each builds the problem by itself, unless it takes all to pass the LM.
+    with nullcontext() if order.shard_model else group.alone():
+        loaded = load(order.spec, order.model_folder, tell=False, shard=order.shard_model)
+        mse = method.of_own_saes(order.spec)
+        if ranks.rank() and has_to_train(loaded, mse):
+            raise Rejected("the SAE of the first process is not in this one's cache: share one")
+        bench = setup.bench(loaded, mse, order.every)
+    if order.micro_batch:
+        bench.harness.harness.micro_batch = order.micro_batch
+    return run_on(bench, order, label, seed)
+
+
+def run_on(bench, order, label, seed):
+    """One run on what is loaded -> (its record's path, its `Outcome`)."""
+    entry = method.entry(label, order.sets)
+    name = bench.name(entry, seed)
+    path = order.out / f"{name}.jsonl"
+    header = bench.header(entry, seed, order.sets)
+    steps, every = order.spec.steps, order.every
+    # All comparisons in a folder share their `none`, which takes no time: that is waited for.
+    lock = locks.held(order.out, name, f"{label} seed {seed}", wait=entry.name == "none")
+    with lock if group.is_first() else nullcontext():
+        group.check_same(name, "run (model, text, SAE)")
+        # Another call may have done it meanwhile.
+        status = group.from_first(done.ended(path) if group.is_first() else None)
+        if status:
+            code = RunFailed.code if status == "diverged" else 0
+            return path, Outcome(status, "as before (--fresh runs it again)", code)
+        return path, bench.harness.harness.run(entry.module, entry.config, header, steps, path, every)
+
+
+def check_sae(bench, force):
+    """Raise `Rejected`, unless forced, where the SAE cannot belong at this site."""
+    if not bench.doubts:
+        return
+    if not force:
+        raise Rejected(f"{'; '.join(bench.doubts)} (see `check`; --force goes on all the same)")
+    say("forced: " + "; ".join(bench.doubts))
+
+
+def expectation(loaded, n_runs, trains_sae):
+    """What is about to be run and how long that takes here, roughly."""
+    spec = loaded.spec
+    took = estimate.seconds(loaded, n_runs, trains_sae)
+    first = "the SAE's training, then " if trains_sae else ""
+    tokens, runs = spec.batch_size * spec.seq_len, "run" if n_runs == 1 else "runs"
+    return (
+        f"{first}up to {n_runs} {runs} of {spec.steps} steps of {tokens:,} tokens: {in_words(took)}"
+    )
+
+
+def describe(bench):
+    """What is being measured, in two lines."""
+    spec, measured, sae = bench.config.spec, bench.measured, bench.sae
+    gap = measured["ce_spliced"] - measured["ce_clean"]
+    cost = bench.sae_cost
+    trained = f", trained on {cost['tokens']:,} tokens in {cost['seconds']:.0f} s" if cost else ""
+    losses = (
+        f"CE clean {measured['ce_clean']:.4f}, spliced {measured['ce_spliced']:.4f}, "
+        f"gap {gap:.4f} nats on the curve set"
+    )
+    if spec.weights == "random":
+        losses = "random weights: no CE means anything"
+    return (
+        f"SAE {sae['source']} at {spec.site}{trained}: "
+        f"L0 {measured['l0_full']:.1f}, FVU {measured['fvu_full']:.3f}\n{losses}"
+    )
+
+
+def keep_sae_record(bench, out):
+    """Copy the record of the SAE's training beside the runs that use it."""
+    source, target = bench.sae_record, out / bench.sae_record.name if bench.sae_record else None
+    if not source or not source.exists():
+        return
+    if not target.exists() or target.read_bytes() != source.read_bytes():
+        new_file(target, lambda temporary: shutil.copyfile(source, temporary))

@@ -1,0 +1,105 @@
+"""`bench.load(RUN)`: the adapted model as a plain bridge gives the CE that the record has."""
+
+import shutil
+
+import pytest
+import torch
+
+import bench
+from bench.config import method
+from bench.errors import Rejected, Usage
+from bench.export import reload
+from bench.io.record import read
+from bench.loading import saes
+from tests.export.test_export import run_of, validation_tokens
+from tests.helpers import tiny
+from tests.test_lora import spliced_logits
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_ce_of_the_record(small, family, tmp_path):
+    tiny.write_model(tmp_path / "model", family)
+    rules = {"spliced": "not-special", "prepend_bos": "true"}
+    methods = "lora:lr=0.01,e2e,mse,linear:lr=0.01,affine,ridge,joint,full:lr=0.001"
+    arguments = ("--methods", methods, "--out", tmp_path)
+    code, _, err = small("compare", *arguments, model=tmp_path / "model", **rules)
+    assert code == 0, err
+    tokens = validation_tokens(run_of(tmp_path, "lora"))
+    runs = [run for run in map(read, tmp_path.glob("*.jsonl")) if run.header["seed"] == 0]
+    assert {run.header["method"] for run in runs} == set(method.names())
+    for run in runs:
+        bridge = bench.load(run.path)
+        with torch.no_grad():
+            logits = bridge(tokens, use_cache=False)
+        documents = tiny.ce_by_document(logits, tokens, 4)
+        assert documents == pytest.approx(run.end["ce_full"], rel=1e-5), run.name
+        if run.header["method"] == "full":  # which changed the model itself
+            continue
+        bridge.reset_hooks()
+        clean = tiny.ce_by_document(bridge(tokens), tokens, 4)
+        assert clean == pytest.approx(run.header["ce_full_clean"], rel=1e-5)
+
+
+def test_another_sae_or_model_in_the_same_place_is_refused(small, tmp_path):
+    tiny.write_model(tmp_path / "model")
+    saes.save(tiny.sae()[0], tmp_path / "sae")
+    arguments = ("compare", "--methods", "lora", "--out", tmp_path / "o", "--force")
+    code, _, err = small(*arguments, model=tmp_path / "model", sae=tmp_path / "sae")
+    assert code == 0, err
+    run = run_of(tmp_path / "o", "lora")
+    bench.load(run.path)
+    saes.save(tiny.sae(seed=1)[0], tmp_path / "sae")
+    with pytest.raises(Rejected, match="the SAE '.*' is not the one that it ran with"):
+        bench.load(run.path)
+    tiny.write_model(tmp_path / "model", "gpt2")
+    with pytest.raises(Rejected, match="the model '.*' is not the one that it ran with"):
+        bench.load(run.path)
+
+
+def test_a_text_that_has_changed_is_not_measured_on(small, folder, tmp_path):
+    shutil.copytree(folder / "text", tmp_path / "text")
+    arguments = ("--methods", "none", "--out", tmp_path / "out")
+    code, _, err = small("compare", *arguments, text=tmp_path / "text")
+    assert code == 0, err
+    run = run_of(tmp_path / "out", "none")
+    problem, _ = reload.restore(run.path)
+    held_out = reload.validation(run, problem)
+    assert len(set(held_out.documents)) == len(run.end["ce_full"]) == 4
+    (tmp_path / "text" / "another.txt").write_text("abc " * 200)
+    with pytest.raises(Rejected, match="text '.*' is not the one that it ran with"):
+        reload.validation(run, problem)
+
+
+def test_a_run_that_is_not_there(tmp_path):
+    with pytest.raises(Usage, match="no run at"):
+        bench.load(tmp_path / "nope")
+
+
+def test_each_model_of_a_run_and_the_bridge_as_it_was(small, tmp_path):
+    tokens = tiny.windows(2, seed=3)
+    arguments = ("--methods", "full:lr=0.01,e2e,none", "--out", tmp_path)
+    code, _, err = small("compare", *arguments)
+    assert code == 0, err
+    plain = tiny.hf_model("llama")
+    for name, n_models in (("full", 4), ("e2e", 3), ("none", 2)):
+        run = run_of(tmp_path, name)
+        problem, adapted = reload.restore(run.path)
+        models = reload.there_are(problem, adapted)
+        assert models == reload.MODELS[:n_models]
+        logits = {}
+        with torch.no_grad():
+            for which in models:
+                with reload.placed(problem, adapted, which) as bridge:
+                    logits[which] = bridge(tokens, use_cache=False)
+            after = problem.bridge(tokens, use_cache=False)
+        torch.testing.assert_close(logits["clean"], plain(tokens).logits, rtol=1e-4, atol=1e-4)
+        spliced = spliced_logits(plain, "llama", problem.saes[0], tokens)
+        torch.testing.assert_close(logits["spliced"], spliced, rtol=1e-4, atol=1e-4)
+        assert torch.equal(after, logits["clean"])
+        for one, other in zip(models, models[1:], strict=False):
+            assert not torch.allclose(logits[one], logits[other]), (name, one, other)
+    with (
+        pytest.raises(Usage, match="unknown model 'splice': did you mean 'spliced'"),
+        reload.placed(problem, adapted, "splice"),
+    ):
+        pass

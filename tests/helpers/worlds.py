@@ -1,0 +1,142 @@
+"""Worlds for the tests of the claims: experiments whose records make a claim true or false."""
+
+import math
+
+from tests.helpers.records import experiment, make, scratch, write
+
+SHARES = (0.1, 0.5, 1.0)
+STEPS = (0, 1, 2, 4, 8, 16)
+LONG = (0, 1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192)
+BARE = make().header["ce_full_spliced"]
+
+
+def timing(
+    folder,
+    e2e_step=4.0,
+    e2e_end=3.7,
+    mse_end=3.95,
+    lora_end=3.75,
+    pace=2.0,
+    passes=1,
+    gains=None,
+    seeds=(0, 1, 2),
+    missing=(),
+    **header,
+):
+    """The experiment `timing`; by default every claim on it but C10 is true."""
+    entries, gains = [], gains or {"e2e": 0.05, 0.1: 0.09, 0.5: 0.1, 1.0: 0.11}
+    for seed in seeds:
+        for role, level, tau, step, took in (
+            ("mse", mse_end, 15, 0.5, 0),
+            ("e2e", e2e_end, 40, e2e_step, passes),
+        ):
+            ces = [level + 6 * math.exp(-at / tau) for at in LONG]
+            ends = [ce - gains["e2e"] for ce in BARE] if role == "e2e" else BARE
+            drops = [a - b for a, b in zip([11.0, 12.0, 11.2, 11.4], ends, strict=True)]
+            told = {"step_seconds": step, "backwards": took, "gains": drops}
+            entries.append((role, seed, {}, scratch(role, ces, LONG, seed, **told, **header)))
+        for share in SHARES:
+            spent = {"seconds": 96 * share, "backwards": 0, "tokens": 98304 * share}
+            for role, level in (("lora", lora_end), ("e2e-finetune", lora_end + 0.01)):
+                ces = [level + (4.0 - level) * math.exp(-at / pace) for at in STEPS]
+                drop = [gains[share] * part for part in (0.9, 1.1, 1.0, 1.0)]
+                run = make(
+                    role.split("-")[0],
+                    seed,
+                    steps=STEPS,
+                    losses=ces,
+                    gains=drop,
+                    label=f"{role}:share={share}",
+                    sae_cost={**spent, "device": "cpu"},
+                    **header,
+                )
+                entries.append((role, seed, {"share": share}, run))
+    entries = [(*at, None if at[0] in missing else run) for *at, run in entries]
+    return experiment(folder, "timing", entries)
+
+
+def sweep(folder, name, gains, **fixed):
+    """An experiment of LoRA, one seed; `gains` is (what is varied, value) -> nats gained."""
+    entries = []
+    for number, (at, gain) in enumerate(gains):
+        drop = None if gain is None else [gain * part for part in (0.9, 1.1, 1.0, 1.0)]
+        run = make("lora", label=f"lora:{name}-{number}", gains=drop, **fixed)
+        entries.append(("lora", 0, at, None if gain is None else run))
+    return experiment(folder, name, entries)
+
+
+def rank(folder, gains=(0.06, 0.08, 0.09, 0.095, 0.1)):
+    at = [{"rank": number, "alpha": "fixed"} for number in (1, 4, 16, 64, 256)]
+    return sweep(folder, "rank", list(zip(at, gains, strict=True)))
+
+
+def one_layer(folder, gains=(0.08, 0.06, 0.05, 0.03, 0.02, 0.1)):
+    at = [{"layer": layer} for layer in (16, 19, 22, 25, 29, "after")]
+    spec = {**make().header["spec"], "site": "blocks.15.hook_resid_post"}
+    return sweep(folder, "one-layer", list(zip(at, gains, strict=True)), spec=spec)
+
+
+def swept(folder, name, variable, values, gains):
+    at = [{variable: value, "rank": number} for value in values for number in (16, 64)]
+    return sweep(folder, name, list(zip(at, [g for g in gains for _ in "ab"], strict=True)))
+
+
+def additivity(folder, second=0.02, more=0.02, stages=(1, 2)):
+    """LoRA and e2e gain 0.1 nats alone; then the second kind `second`, more of the first `more`."""
+    entries = []
+    for seed in (0, 1, 2):
+        for kind in ("lora", "e2e"):
+            run = make(kind, seed, gains=[0.1] * 4, label=f"{kind}:1")
+            entries.append((kind, seed, {"stage": 1}, run))
+        for first in ("lora", "e2e"):
+            for then in ("lora", "e2e"):
+                gain = 0.1 + (more if first == then else second)
+                label = f"{first}+{then}"
+                run = make(then, 100 + seed, gains=[gain] * 4, label=label)
+                entries.append((label, seed, {"stage": 2}, run if 2 in stages else None))
+    return experiment(folder, "additivity", entries)
+
+
+def rivals(folder, lora=0.08, e2e=0.1, seeds=(0, 1, 2), missing=(), **header):
+    gains, entries = {"lora": lora, "e2e": e2e}, []
+    for seed in seeds:
+        for role, gain in gains.items():
+            drop = [gain * part for part in (0.95, 1.05, 1.0, 1.0)]
+            made = make(role, seed, gains=drop, label=f"{role}:rival", **header)
+            entries.append((role, seed, {"share": 1.0}, None if role in missing else made))
+    return experiment(folder, "rivals", entries)
+
+
+def distance(folder, difference=-0.5, error=0.1, run=True):
+    """Ten layers, the SAE after layer 5: the later half of those after it is 8 and 9."""
+    spec = {**make().header["spec"], "site": "blocks.5.hook_resid_post"}
+    entries = []
+    for seed in (0, 1, 2):
+        made = make("lora", seed, gains=[0.1] * 4, spec=spec)
+        if run:
+            write(folder, made)
+        values = {"l2": [0.1] * 8 + [difference] * 2, "l2_error": [error] * 10}
+        told = {"name": f"MEASURE-{seed:08x}", "of": made.name, "measure": "distance"}
+        told["values"] = {"layers": list(range(10)), "difference": values}
+        entries.append(("lora", seed, {"share": 1.0}, told))
+    return experiment(folder, "distance", entries)
+
+
+def multi(folder, gains=(0.1, 0.2, 0.3)):
+    at = [{"saes": number} for number in (1, 2, 5)]
+    return sweep(folder, "multi-sae", list(zip(at, gains, strict=True)))
+
+
+def size(folder, gains=(0.1, 0.08, 0.07)):
+    at = [{"model": f"Gemma-2-{size}", "rank": 64} for size in ("2B", "9B", "27B")]
+    return sweep(folder, "size", list(zip(at, gains, strict=True)))
+
+
+def on(name, variable, values, gains):
+    return lambda folder: swept(folder, name, variable, values, gains)
+
+
+def adapted_for_long(folder, gain):
+    """One run of rank 64 over two million tokens; the gap is 0.425 nats."""
+    at = {"rank": 64, "alpha": "fixed"}
+    return sweep(folder, "rank", [(at, gain)], steps=(0, 1, 4000))

@@ -1,0 +1,81 @@
+"""Fused attention gives what the bridge's own gives, and steps aside where it must."""
+
+import pytest
+import torch
+
+from bench.loading import attention
+from bench.problem.problem import Adapted, copy_of
+from tests.helpers import tiny
+
+TOKENS = tiny.windows(3, seed=5)
+
+
+def unfused(bridge):
+    """The same bridge with TransformerLens' own attention."""
+    for block in bridge.blocks:
+        block.attn.__class__ = type(block.attn).__mro__[1]
+    return bridge
+
+
+@pytest.mark.parametrize(
+    ("family", "fused"),
+    [("llama", attention.FusedRotary), ("gpt2", attention.FusedJoint), ("gemma2", None)],
+)
+def test_which_attention_is_fused(family, fused):
+    kinds = {type(block.attn) for block in tiny.bridge(family).blocks}
+    assert kinds == {fused} if fused else not kinds & set(attention.FUSED.values())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_output_with_and_without_a_mask(family, padded):
+    mask = torch.ones_like(TOKENS)
+    if padded:
+        mask[0, -4:] = 0
+    fused, plain = tiny.bridge(family), unfused(tiny.bridge(family))
+    with torch.no_grad():
+        found, expected = (model(TOKENS, attention_mask=mask) for model in (fused, plain))
+    rows = mask.bool()
+    torch.testing.assert_close(found[rows], expected[rows], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_gradients(family):
+    gradients = []
+    for change in (lambda bridge: bridge, unfused):
+        problem = tiny.problem(family)
+        change(problem.bridge)
+        saes = copy_of(problem.saes)
+        problem.backward(TOKENS, Adapted(saes=saes))
+        gradients.append([parameter.grad for parameter in saes.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_hook_on_the_pattern_sees_it_and_can_change_it(family):
+    bridge, seen = tiny.bridge(family), []
+    with torch.no_grad():
+        before = bridge(TOKENS)
+        name = "blocks.2.attn.hook_pattern"
+        looked = bridge.run_with_hooks(TOKENS, fwd_hooks=[(name, lambda p, hook: seen.append(p))])
+        zeroed = bridge.run_with_hooks(TOKENS, fwd_hooks=[(name, lambda p, hook: p * 0)])
+    assert seen[0].shape == (len(TOKENS), 4, tiny.SEQ, tiny.SEQ)
+    torch.testing.assert_close(looked, before, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(zeroed, before, atol=1e-2)
+
+
+def test_an_output_that_moves_is_refused(monkeypatch, capsys):
+    def wrong(q, k, v, mask, scale=None):
+        return torch.zeros_like(q).transpose(1, 2).flatten(2)
+
+    monkeypatch.setattr(attention, "_attend", wrong)
+    bridge = tiny.bridge("llama")
+    assert "not fused: the output moved" in capsys.readouterr().out
+    assert not isinstance(bridge.blocks[0].attn, attention.FusedRotary)
+
+
+def test_another_version_of_transformer_lens_is_left_alone(monkeypatch, capsys):
+    monkeypatch.setattr(attention, "version", lambda name: "3.10.0")
+    bridge = tiny.bridge("llama")
+    assert "written for TransformerLens 3.9" in capsys.readouterr().out
+    assert not isinstance(bridge.blocks[0].attn, attention.FusedRotary)

@@ -1,0 +1,94 @@
+"""oneDNN's products, put under PyTorch's own, are products."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bench.errors import Usage
+from bench.harness.meter import timed
+from bench.loading import matmul
+
+LARGE, SMALL, EMPTY = (128, 96, 160), (5, 7, 3), (0, 96, 160)
+IN_A_PROCESS_OF_ITS_OWN = """
+import torch
+from bench.loading import matmul
+assert matmul.install() == "oneDNN"
+torch.manual_seed(0)
+for bias in (None, torch.randn(160)):
+    x = torch.randn(2, 64, 96, requires_grad=True)
+    weight = torch.randn(160, 96, requires_grad=True)
+    out = torch.nn.functional.linear(x, weight, bias)
+    out.square().sum().backward()
+    dx, dw = x.double().detach().requires_grad_(), weight.double().detach().requires_grad_()
+    exact = torch.nn.functional.linear(dx, dw, None if bias is None else bias.double())
+    exact.square().sum().backward()
+    for found, expected in ((out, exact), (x.grad, dx.grad), (weight.grad, dw.grad)):
+        assert (found - expected).norm() < 1e-5 * expected.norm()
+"""
+
+pytestmark = pytest.mark.runs
+
+
+@pytest.mark.parametrize("shape", [LARGE, SMALL, EMPTY])
+@pytest.mark.parametrize("a_strided", [False, True])
+@pytest.mark.parametrize("b_strided", [False, True])
+def test_products_of_every_layout(shape, a_strided, b_strided):
+    torch.manual_seed(0)
+    m, k, n = shape
+    a = torch.randn(k, m).t() if a_strided else torch.randn(m, k)
+    b = torch.randn(n, k).t() if b_strided else torch.randn(k, n)
+    bias, exact = torch.randn(n), a.double() @ b.double()
+    near = {"rtol": 1e-5, "atol": 1e-4, "check_dtype": False}
+    torch.testing.assert_close(matmul._mm(a, b), exact, **near)
+    torch.testing.assert_close(matmul._addmm(bias, a, b), exact + bias, **near)
+    scaled = matmul._addmm(bias, a, b, beta=0.5, alpha=2)
+    torch.testing.assert_close(scaled, 2 * exact + 0.5 * bias.double(), **near)
+
+
+def test_other_types_go_the_usual_way():
+    a = torch.randn(128, 96, dtype=torch.float64)
+    torch.testing.assert_close(matmul._mm(a, a.t()), torch.einsum("ij,kj->ik", a, a))
+    bias = torch.randn(128, 128)
+    a = a.float()
+    torch.testing.assert_close(
+        matmul._addmm(bias, a, a.t()), bias + torch.einsum("ij,kj->ik", a, a)
+    )
+
+
+def test_forward_and_backward_once_it_is_installed():
+    environment = {**os.environ, "SPLICEBENCH_MATMUL": "onednn"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", IN_A_PROCESS_OF_ITS_OWN],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_choice_there_is_none(monkeypatch):
+    monkeypatch.setenv("SPLICEBENCH_MATMUL", "mkl")
+    with pytest.raises(Usage, match="expected one of blas, onednn"):
+        matmul.install.__wrapped__()
+
+
+def test_a_kernel_that_is_not_exact_is_not_used(monkeypatch, capsys):
+    monkeypatch.setenv("SPLICEBENCH_MATMUL", "onednn")
+    monkeypatch.setattr(matmul, "_onednn", lambda a, b, bias: (a @ b).bfloat16().float())
+    assert matmul.install.__wrapped__() == "blas"
+    assert "going on with BLAS" in capsys.readouterr().out
+
+
+def test_a_matrix_cut_out_of_a_wider_one_is_not_slow():
+    """GPT-2's q, k and v share one weight; oneDNN's reference kernel took 1,700 times as long."""
+    x, wide = torch.randn(64, 768), torch.randn(768, 2304)
+    cut = wide[:, 768:1536]
+    dense, times = cut.contiguous(), []
+    for b in (dense, cut):
+        matmul._mm(x, b)
+        times.append(min(timed(matmul._mm, x, b)[1] for _ in range(5)))
+    assert times[1] < 50 * times[0]
+    torch.testing.assert_close(matmul._mm(x, cut), matmul._mm(x, dense))
