@@ -48,6 +48,10 @@ def reason(error):
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
+class OutOfMemory(Unavailable):
+    """One window at a time is still too much."""
+
+
 def out_of_memory(error):
     """Whether an exception of Python's or torch's says that memory ran out."""
     said = str(error).lower()

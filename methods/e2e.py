@@ -12,9 +12,9 @@ import torch
 
 from bench.errors import require_positive
 from bench.loading import adapters
-from bench.loading.saes import clamp_thresholds
 from bench.problem.objectives import LOSSES
 from bench.problem.problem import Adapted, copy_of
+from bench.problem.sae import clamp_thresholds
 from bench.problem.training import descend, falling
 from methods import lora
 

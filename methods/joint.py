@@ -6,8 +6,8 @@ from functools import partial
 import torch
 
 from bench.errors import require_positive
-from bench.loading.saes import clamp_thresholds
 from bench.problem.problem import Adapted, copy_of
+from bench.problem.sae import clamp_thresholds
 from bench.problem.training import descend
 from methods import lora
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from bench.errors import require_positive
-from bench.loading.saes import to_training
 from bench.problem.problem import Adapted
+from bench.problem.sae import to_training
 from bench.problem.training import descend, falling
 
 CHECKPOINTS = 10

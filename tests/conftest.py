@@ -17,7 +17,7 @@ import huggingface_hub
 import pytest
 import torch
 
-from bench.__main__ import main
+from bench.cli.commands import main
 from bench.config.spec import Spec
 from bench.errors import Fault
 from bench.loading import models

@@ -1,8 +1,7 @@
 """What several processes cannot share: refused where a method asks for it, in every one alike."""
 
 from bench.distributed.group import rank, sharded, world
-from bench.errors import Usage
-from bench.problem.oom import OutOfMemory
+from bench.errors import OutOfMemory, Usage
 
 
 def check_loss(loss):

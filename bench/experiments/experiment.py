@@ -6,6 +6,7 @@ has a manifest, NAME.json, that says which records are its own and what each is 
 
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.config.request import EVERY
 from bench.errors import Fault
@@ -17,19 +18,29 @@ from bench.experiments.times import Times
 from bench.harness.checkpoint import check_unchanged
 from bench.io import locks
 from bench.io.console import say
-from bench.io.files import new_json, os_errors, set_aside
+from bench.io.files import new_json, set_aside
 from bench.io.record import digest
 from bench.runs import process
-from bench.runs.compare import raise_worst
 from bench.runs.done import now
 from bench.runs.preflight import asks_the_hub, check_writable, set_environment
 
 
-def experiment(names, scale, out=None, dry_run=False, fresh=False, every=EVERY):
-    """Run what is missing of these experiments; with `dry_run` only list it.
+class Ended(NamedTuple):
+    """What experiments came to."""
 
-    Raises `Usage` for an unknown name or a record that another version made, `RunFailed` when a
-    run diverged or raised: the others are there all the same.
+    folder: Path
+    """Of their records."""
+    failed: dict
+    """Of the jobs that did not finish: name -> (how, exit code); for `compare.raise_worst`."""
+    todo: int
+    """How many jobs there were to do."""
+
+
+def experiment(names, scale, out=None, dry_run=False, fresh=False, every=EVERY):
+    """Run what is missing of these experiments -> `Ended`; with `dry_run` only list it -> None.
+
+    Raises `Usage` for an unknown name or a record that another version made. A run that diverged
+    or raised is in `Ended.failed`: the others are there all the same.
     """
     plans = {name: jobs(name, scale) for name in expanded(names, scale)}
     pool = Pool(Path(out or f"results/{scale}"), scale)
@@ -45,9 +56,8 @@ def experiment(names, scale, out=None, dry_run=False, fresh=False, every=EVERY):
     if not fresh:
         check_sources(pool, wanted)
     if not todo:
-        report_where_needed(pool.folder)
         say(f"nothing to do: all {len(wanted)} runs of {', '.join(plans)} are in {pool.folder}")
-        return None
+        return Ended(pool.folder, {}, todo=0)
     check_writable(pool.folder)
     if len(todo) < len(wanted):
         say(f"{len(wanted) - len(todo)} of {len(wanted)} runs are in {pool.folder} already")
@@ -55,9 +65,7 @@ def experiment(names, scale, out=None, dry_run=False, fresh=False, every=EVERY):
         if fresh:
             pool = set_all_aside(pool, wanted)
         failed = run_all(list(todo.values()), plans, Runner(pool, every))
-    report(pool.folder)
-    raise_worst(failed)
-    return None
+    return Ended(pool.folder, failed, len(todo))
 
 
 def set_all_aside(pool, wanted):
@@ -194,25 +202,3 @@ def write_manifests(plans, pool):
         command = f"python -m bench experiment {name} --scale {pool.scale}"
         manifest = {"experiment": name, "scale": pool.scale, "command": command, "runs": runs}
         new_json(pool.folder / f"{name}.json", manifest)
-
-
-def report_where_needed(folder):
-    """Draw the experiments again where what their table says is not what is said there."""
-    from analysis.records import manifest
-    from analysis.tables.experiments import tables
-
-    there = folder / "experiments.txt"
-    told = there.read_text(encoding="utf-8") if there.exists() else ""
-    now = tables(manifest.load(folder))  # in another order
-    if sorted(told.split("\n\n")) != sorted(now.split("\n\n")):
-        report(folder)
-
-
-def report(folder):
-    """Draw the experiments of a folder and print their table."""
-    from analysis.report import report_experiments
-
-    with os_errors(folder):
-        table, paths = report_experiments(folder)
-    say(f"\n{table}\n")
-    say("written: " + ", ".join(map(str, paths)))

@@ -3,13 +3,7 @@
 from statistics import fmean
 
 from bench.io import clock
-
-
-def in_words(seconds):
-    """`about 40 s`, `about 7 min`, `about 3.5 h`."""
-    if seconds < 90:
-        return f"about {10 * max(1, round(seconds / 10))} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+from bench.io.console import in_words
 
 
 class Times:

@@ -20,8 +20,11 @@ from bench.runs import process
 SIDECAR = "splicebench.json"
 
 
-def export(run, folder):
-    """Write what the run at `run` (its record, or the folder beside it) trained to `folder`."""
+def export(run, folder, closed):
+    """Write what the run at `run` (its record, or the folder beside it) trained to `folder`.
+
+    `closed(run)` is what its model card says of the gap.
+    """
     run, folder = finished(run), Path(folder)
     if "model" not in run.header:
         raise Rejected(f"{run.path}: an older record, which does not name the family of its model")
@@ -29,20 +32,20 @@ def export(run, folder):
         raise Usage(f"--to {folder}: not empty, expected a new folder")
     if run.end.get("trained_parameters") and not run.path.with_suffix("").is_dir():
         raise Usage(f"{run.path}: no folder {run.name} beside it; a record alone has no weights")
-    process.call(export_to, run, folder)
+    process.call(export_to, run, folder, closed(run))
     say("written: " + ", ".join(str(path) for path in sorted(folder.rglob("*")) if path.is_file()))
 
 
-def export_to(run, folder):
+def export_to(run, folder, closed):
     """`export` in the process that loads what the run (its record, as read) trained."""
     pairs, trained = pairs_of(run), trained_saes(run)
     if not pairs and not trained:
         raise Usage(f"{run.path}: the run trained neither adapters nor an SAE, nothing to export")
     with os_errors(folder), new_folder(folder, replace_empty=True) as temporary:
-        write(run, pairs, trained or lent_saes(run), temporary)
+        write(run, pairs, trained or lent_saes(run), temporary, closed)
 
 
-def write(run, pairs, lent, folder):
+def write(run, pairs, lent, folder, closed):
     """Everything that is exported, into a new folder."""
     if pairs:
         write_adapter(run, pairs, folder)
@@ -54,7 +57,7 @@ def write(run, pairs, lent, folder):
     if not lent:
         say(f"the SAE '{run.header['sae']['source']}' is not copied: {SIDECAR} names it")
     write_sidecar(run, folder, places)
-    (folder / "README.md").write_text(card(run, bool(pairs)), encoding="utf-8")
+    (folder / "README.md").write_text(card(run, bool(pairs), closed), encoding="utf-8")
 
 
 def finished(run):
@@ -154,7 +157,7 @@ def write_sidecar(run, folder, places):
     (folder / SIDECAR).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
-def card(run, adapter):
+def card(run, adapter, closed):
     """The model card: what it is, how to use it, CE before and after."""
     from huggingface_hub import ModelCardData
 
@@ -189,7 +192,7 @@ def card(run, adapter):
 {loading(spec, adapter)}
 ```
 
-{losses(run)}
+{losses(run, closed)}
 
 Made by splicebench, run `{run.name}`: `{header.get("command")}`.
 """
@@ -206,24 +209,17 @@ model = AutoModelForCausalLM.from_pretrained("{base_model(spec)}")
 model = PeftModel.from_pretrained(model, "DIR")"""
 
 
-def losses(run):
+def losses(run, closed):
     """CE before and after, as a table of the card."""
-    from analysis.stats.gap import closed_at_end, units
-
     if run.header["weights"] == "random":
         return "The model's weights are random: no loss means anything."
     clean, spliced = run.header["ce_full_clean"], run.header["ce_full_spliced"]
     after = run.end["ce_full"]
     means = [sum(values) / len(values) for values in (clean, spliced, after)]
-    closed = closed_at_end([run])
-    share, over = "not known", units([run.header])
-    if closed:
-        share = f"{closed.share:.1%}" + (f" ± {closed.error:.1%}" if closed.error else "")
     return f"""| model | CE, nats per token |
 |---|---|
 | clean | {means[0]:.4f} |
 | with the SAE, before | {means[1]:.4f} |
 | with the SAE, after `{run.header["method"]}` | {means[2]:.4f} |
 
-Means over {len(clean)} held-out {over} of `{run.header["spec"]["text"]}`; {share} of the gap is
-closed (one standard error over {over})."""
+Means over the held-out part of `{run.header["spec"]["text"]}`; {closed}."""

@@ -7,7 +7,6 @@ is saved as: one threshold for all latents), standard, gated.
 import hashlib
 import json
 import re
-from copy import deepcopy
 from pathlib import Path
 
 from bench.errors import Rejected, reason
@@ -17,9 +16,6 @@ from bench.loading import weights
 WEIGHTS = "sae_weights.safetensors"
 KINDS = ("topk", "jumprelu", "standard", "gated")
 """What can be spliced in and trained end to end."""
-BANDWIDTH = 0.5
-"""Width of the window around a JumpReLU's threshold in which a pre-activation moves it, in
-multiples of the SAE's median threshold: SAELens' own width is in the units of its training data."""
 COST = "cost.json"
 """Beside a saved SAE: what its training had cost by then, and the record that tells it."""
 
@@ -195,54 +191,9 @@ def read_config(folder):
     return config
 
 
-def to_training(sae):
-    """An own copy as SAELens' training class, with the same weights and outputs.
-
-    Raises `Rejected` for a kind of SAE that cannot be trained on reconstruction here.
-    """
-    from sae_lens import TopKSAE, TopKTrainingSAE, TopKTrainingSAEConfig
-
-    if not isinstance(sae, TopKSAE):
-        raise Rejected(f"mse trains topk SAEs, this one is '{sae.cfg.architecture()}'")
-    training = TopKTrainingSAE(TopKTrainingSAEConfig.from_dict(sae.cfg.to_dict()))
-    training.load_state_dict(sae.state_dict())
-    training.turn_off_forward_pass_hook_z_reshaping()
-    return training.to(sae.W_dec.device)
-
-
 def metadata(folder):
     """What the SAE says of where it was trained, as its cfg.json has it, and no more."""
     config = read_config(folder)
     told = config.get("metadata", config)  # at the top, before SAELens 6
     scaled = {"normalize_activations": config.get("normalize_activations")}
     return {**told, **scaled} if isinstance(told, dict) else scaled
-
-
-def trainable(sae):
-    """An own copy with the same outputs, in which every parameter that can gets a gradient.
-
-    A JumpReLU becomes SAELens' training class, whose straight-through estimator reaches the
-    thresholds (Rajamanoharan et al. 2407.14435); in the inference class they get none.
-    """
-    from sae_lens import JumpReLUSAE, JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
-
-    if not isinstance(sae, JumpReLUSAE):
-        return deepcopy(sae)
-    positive = sae.threshold[sae.threshold > 0]
-    settings = sae.cfg.to_dict()
-    if len(positive):
-        settings["jumprelu_bandwidth"] = BANDWIDTH * positive.median().item()
-    training = JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig.from_dict(settings))
-    training.load_state_dict(sae.state_dict())
-    training.turn_off_forward_pass_hook_z_reshaping()
-    return training.to(sae.W_dec.device)
-
-
-def clamp_thresholds(saes):
-    """Bring thresholds that a step has taken below 0 back to 0: below it, negative latents fire."""
-    import torch
-
-    with torch.no_grad():
-        for sae in saes:
-            if hasattr(sae, "threshold"):
-                sae.threshold.clamp_(min=0)

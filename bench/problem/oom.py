@@ -3,11 +3,7 @@
 import torch
 
 from bench.devices import random_state, set_random_state
-from bench.errors import Unavailable, out_of_memory
-
-
-class OutOfMemory(Unavailable):
-    """One window at a time is still too much."""
+from bench.errors import OutOfMemory, out_of_memory
 
 
 class Before:

@@ -15,12 +15,12 @@ import torch
 from torch.profiler import record_function
 
 from bench.distributed import group, shares, unshared
-from bench.loading.saes import trainable
 from bench.problem.blocks import Blocks
 from bench.problem.hooks import HookPoints, block_after, end_block, start_block
 from bench.problem.losses import Head
 from bench.problem.objectives import Seen, kl_to_clean, reconstruction, splice
 from bench.problem.oom import Before, halved, unless_full
+from bench.problem.sae import trainable
 
 
 @dataclass
@@ -64,7 +64,7 @@ def copy_of(saes):
     """An own, trainable copy of the SAEs: a method never trains what it was lent.
 
     A JumpReLU's threshold is trained too, in SAELens' training form; after a step of the
-    optimizer, `bench.loading.saes.clamp_thresholds` keeps it from falling below 0.
+    optimizer, `clamp_thresholds` keeps it from falling below 0.
     """
     return torch.nn.ModuleList(map(trainable, saes)).requires_grad_(True)
 

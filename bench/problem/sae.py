@@ -1,6 +1,7 @@
-"""SAEs whose output goes through an affine map: what `linear`, `affine` and `ridge` train.
+"""The forms of an SAE that methods train: end to end, on reconstruction, with an affine map behind.
 
-The map is folded into W_dec and b_dec when the SAE is saved, so what is left is a plain SAE.
+The map, which `linear`, `affine` and `ridge` train, is folded into W_dec and b_dec when the SAE is
+saved: what is left is a plain SAE. Knows nothing of where SAEs come from (`bench.loading.saes`).
 """
 
 from copy import deepcopy
@@ -8,6 +9,10 @@ from copy import deepcopy
 import torch
 
 from bench.errors import Rejected
+
+BANDWIDTH = 0.5
+"""Width of the window around a JumpReLU's threshold in which a pre-activation moves it, in
+multiples of the SAE's median threshold: SAELens' own width is in the units of its training data."""
 
 
 def correct(saes, make):
@@ -102,3 +107,46 @@ def _shift_input(sae, moved):
         sae.b_mag.add_(moved @ (sae.W_enc * sae.r_mag.exp()))
     else:
         sae.b_enc.add_(moved @ sae.W_enc)
+
+
+def trainable(sae):
+    """An own copy with the same outputs, in which every parameter that can gets a gradient.
+
+    A JumpReLU becomes SAELens' training class, whose straight-through estimator reaches the
+    thresholds (Rajamanoharan et al. 2407.14435); in the inference class they get none.
+    """
+    from sae_lens import JumpReLUSAE, JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+
+    if not isinstance(sae, JumpReLUSAE):
+        return deepcopy(sae)
+    positive = sae.threshold[sae.threshold > 0]
+    settings = sae.cfg.to_dict()
+    if len(positive):
+        settings["jumprelu_bandwidth"] = BANDWIDTH * positive.median().item()
+    training = JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig.from_dict(settings))
+    training.load_state_dict(sae.state_dict())
+    training.turn_off_forward_pass_hook_z_reshaping()
+    return training.to(sae.W_dec.device)
+
+
+@torch.no_grad()
+def clamp_thresholds(saes):
+    """Bring thresholds that a step has taken below 0 back to 0: below it, negative latents fire."""
+    for sae in saes:
+        if hasattr(sae, "threshold"):
+            sae.threshold.clamp_(min=0)
+
+
+def to_training(sae):
+    """An own copy as SAELens' training class, with the same weights and outputs.
+
+    Raises `Rejected` for a kind of SAE that cannot be trained on reconstruction here.
+    """
+    from sae_lens import TopKSAE, TopKTrainingSAE, TopKTrainingSAEConfig
+
+    if not isinstance(sae, TopKSAE):
+        raise Rejected(f"mse trains topk SAEs, this one is '{sae.cfg.architecture()}'")
+    training = TopKTrainingSAE(TopKTrainingSAEConfig.from_dict(sae.cfg.to_dict()))
+    training.load_state_dict(sae.state_dict())
+    training.turn_off_forward_pass_hook_z_reshaping()
+    return training.to(sae.W_dec.device)

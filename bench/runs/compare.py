@@ -1,4 +1,4 @@
-"""`python -m bench compare`: every method on the same problem, a record each, then the table.
+"""`python -m bench compare`: every method on the same problem, a record each.
 
 Every run has a process of its own; this one loads nothing and computes nothing.
 """
@@ -6,12 +6,12 @@ Every run has a process of its own; this one loads nothing and computes nothing.
 import signal
 from dataclasses import asdict, replace
 from functools import partial
+from typing import NamedTuple
 
 from bench.config import method
 from bench.io import ranks, locks
 from bench.runs import done, process
 from bench.errors import Fault, Locked, Lost, Rejected, RunFailed, Unavailable, Usage
-from bench.io.files import os_errors
 from bench.harness.signals import Interrupted
 from bench.config.request import Outcome
 from bench.runs.preflight import asks_the_hub, check_inputs, set_environment
@@ -19,15 +19,26 @@ from bench.io.console import say
 from bench.io.record import close_cut, digest
 
 
+class Ended(NamedTuple):
+    """What a comparison came to."""
+
+    names: set
+    """Of its runs."""
+    failed: dict
+    """Of those that did not finish: name -> (how, exit code); for `raise_worst`."""
+    todo: int
+    """How many runs there were to do."""
+
+
 def compare(order, labels, seeds=(0,), call=None):
-    """Run the methods on the spec of `order`, once per seed; skip what is done; print the table
-    and figure. `call(function, *arguments)` runs what needs the model; by default in a process of
+    """Run the methods on the spec of `order`, once per seed; skip what is done -> `Ended`.
+
+    `call(function, *arguments)` runs what needs the model; by default in a process of
     its own.
 
     Everything that can be wrong with the command is found before anything is loaded. Raises
     `Rejected` for an SAE that does not belong here, unless `force` is set, `Locked` where another
-    process is at one of the runs, and `RunFailed` (`Unavailable`, `Rejected`) when a run diverged
-    or raised: the other runs are there all the same.
+    process is at one of the runs. A run that diverged or raised is in `Ended.failed`.
     """
     spec, sets, call = order.spec, order.sets, call or process.call
     check_order(order, labels)
@@ -40,17 +51,15 @@ def compare(order, labels, seeds=(0,), call=None):
         if label != "none" or seed == seeds[0]  # nothing in it depends on a seed
     ]
     if not order.fresh and (runs := done.all_of(order, wanted)):
-        return tell_done(order.out, runs)
+        diverged = {r.name: ("diverged", RunFailed.code) for r in runs if r.status == "diverged"}
+        return Ended({run.name for run in runs}, diverged, todo=0)
     set_environment(online=asks_the_hub(spec))  # before anything imports the libraries
     entries = {label: method.entry(label, sets) for label in labels}
     # All comparisons in a folder share their `none`.
     keys = {(k, n): lock_key(entries[k], spec, n) for k, n in wanted if k != "none"}
     locks.check_free(order.out, {k: "{} seed {}".format(*pair) for pair, k in keys.items()})
     with locks.held(order.out, digest(list(keys.values()))[:16], "this comparison"):
-        names, failed = run_all(order, wanted, keys, call)
-    report(order.out, names)
-    raise_worst(failed)
-    return None
+        return run_all(order, wanted, keys, call)
 
 
 def check_order(order, labels):
@@ -63,32 +72,13 @@ def check_order(order, labels):
     check_inputs(order.spec, None if ranks.rank() else order.out)
 
 
-def tell_done(out, runs):
-    """Say that there is nothing to do, and the table of what there is.
-
-    Where that is not the table that lies there, as after a kill, it is drawn anew.
-    """
-    from analysis.records.comparison import load
-    from analysis.tables.comparison import table
-
-    names = {run.name for run in runs}
-    text, there = "\n\n".join(map(table, load(out, names))), out / "table.txt"
-    if there.exists() and there.read_text(encoding="utf-8") == text:
-        say(text)
-    else:
-        report(out, names)
-    say(f"nothing to do: {len(runs)} of {len(runs)} runs were already done (--fresh runs again)")
-    diverged = {run.name: ("diverged", RunFailed.code) for run in runs if run.status == "diverged"}
-    raise_worst(diverged)
-
-
 def lock_key(entry, spec, seed):
     """What the run of this method and seed is locked by: all that it is, its SAE aside."""
     return digest([entry.name, entry.settings, asdict(spec), seed])[:16]
 
 
 def run_all(order, wanted, keys, call):
-    """Every (label, seed) in turn -> (names of the runs, what failed: name -> (how, code))."""
+    """Every (label, seed) in turn -> `Ended`."""
     from bench.runs import worker
 
     folder, runs = call(worker.prepare, order, wanted)
@@ -108,7 +98,7 @@ def run_all(order, wanted, keys, call):
             failed[path.stem] = (outcome.end, outcome.code)
     if len(todo) < len(runs):
         say(f"{len(runs) - len(todo)} of {len(runs)} runs were already done (--fresh runs again)")
-    return {name for name, _ in runs.values()}, failed
+    return Ended({name for name, _ in runs.values()}, failed, len(todo))
 
 
 def run_one(run, order, label, seed, key, cut, call=None):
@@ -145,13 +135,3 @@ def raise_worst(failed):
     kind = next((kind for kind in WORST if kind.code in codes), RunFailed)
     told = ", ".join(f"{name} ({how})" for name, (how, _) in failed.items())
     raise kind(f"{len(failed)} of the runs did not finish: {told}")
-
-
-def report(out, names):
-    """Draw the figure of these records in `out` and print the table."""
-    from analysis.report import report as analyse
-
-    with os_errors(out):
-        table, paths = analyse(out, names=names)
-    say(f"\n{table}\n")
-    say("written: " + ", ".join(map(str, paths)))

@@ -1,4 +1,4 @@
-"""Imported once by the server that processes are forked from (`bench.runs.process`), and only there.
+"""Imported once by the server that processes are forked from (`process.py`), and only there.
 
 Imports take seconds and are shared by all that is forked. Nothing is computed by torch here,
 loaded or fetched: a process whose threads have worked must not be forked.
@@ -13,7 +13,6 @@ def preload():
     from bench.runs.preflight import quiet_libraries
 
     quiet_libraries()
-    from bench.experiments import stages  # noqa: F401
     from bench.runs import worker, code_hash  # noqa: F401
 
     code_hash.code()  # a third of a second, which is kept for all

@@ -40,9 +40,8 @@ def compare(order, labels, seeds):
         parallel.start(order.spec.device)
         with _watching():
             if parallel.is_first():
-                _lead(order, labels, seeds)
-            else:
-                _follow()
+                return _lead(order, labels, seeds)
+            return _follow()
 
 
 def check(order, labels):
@@ -84,7 +83,7 @@ def _lead(order, labels, seeds):
         return result
 
     try:
-        alone.compare(order, labels, seeds, call)
+        return alone.compare(order, labels, seeds, call)
     finally:
         if not together:  # otherwise the others are not listening: they notice that this one left
             parallel.from_first(None)

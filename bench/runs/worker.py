@@ -20,7 +20,7 @@ from bench.runs.loaded import load
 from bench.config.request import Outcome
 from bench.runs.preflight import check_model
 from bench.io.console import say
-from bench.experiments.times import in_words
+from bench.io.console import in_words
 
 
 def prepare(order, wanted):

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 
 from analysis.report import experiments as folders_of_records
 from analysis.report import is_drawn
-from bench.__main__ import tell
+from bench.cli.commands import tell
 from bench.config.shapes import SHAPES
 from bench.config.specs import flags_of
 from bench.errors import Fault

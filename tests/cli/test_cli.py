@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import methods
-from bench import __main__ as command_line
-from bench.__main__ import main
+from bench.cli import commands as command_line
+from bench.cli.commands import main
 from bench.config.spec import Spec, documentation
 from bench.io.record import read
 from bench.runs import compare
@@ -178,7 +178,7 @@ WRONG = [  # arguments, what the one line must say, whether torch may be importe
 @pytest.mark.parametrize(("arguments", "message", "torch"), WRONG, ids=[w[0][-1] for w in WRONG])
 def test_a_wrong_command_is_one_line_before_torch_is_imported(arguments, message, torch, tmp_path):
     code = (
-        "import sys; from bench.__main__ import main; code = main(); "
+        "import sys; from bench.cli.commands import main; code = main(); "
         "print('torch' in sys.modules); sys.exit(code)"
     )
     command = [sys.executable, "-c", code, "compare", "--out", str(tmp_path / "o"), *arguments]

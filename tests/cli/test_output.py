@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.cli.parser import parsed
 from bench.io import cache, ranks
-from bench.parser import parsed
 from tests.helpers import records
 
 ROOT = Path(__file__).parents[2]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.cli.parser import parser
 from bench.config.specs import SPECS, flags_of
 from bench.experiments import pieces
 from bench.experiments.pieces import Piece, run_all
 from bench.experiments.scales import SCALES
 from bench.io.clock import read as read_clock
-from bench.parser import parser
 from results.gpu import run
 from tests.helpers import forked, records
 

@@ -94,7 +94,7 @@ def test_no_file_of_results_is_read_on_import():
     watch = (
         "import sys\nopened = []\n"
         "sys.addaudithook(lambda event, given: event == 'open' and opened.append(str(given[0])))\n"
-        "import bench.__main__, bench.experiments.plans, bench.runs.setup, results.gpu.run\n"
+        "import bench.cli.commands, bench.experiments.plans, bench.runs.setup, results.gpu.run\n"
         "print(*opened, sep='\\n')"
     )
     python = [sys.executable, "-c", watch]

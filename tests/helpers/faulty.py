@@ -3,7 +3,7 @@
 import multiprocessing
 import sys
 
-from bench.__main__ import main
+from bench.cli.commands import main
 from bench.runs import process
 from tests.helpers import forked, plants
 

@@ -11,7 +11,7 @@ import time
 import traceback
 
 from analysis import report
-from bench.__main__ import main
+from bench.cli.commands import main
 from bench.io.clock import read
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from bench.__main__ import tell
+from bench.cli.commands import tell
 from bench.harness import signals
 from bench.harness.signals import Interrupted
 from bench.runs import process

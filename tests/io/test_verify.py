@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import __version__
-from bench.__main__ import main
+from bench.cli.commands import main
 from bench.io.record import Writer, run_name
 from tests.helpers.records import DOUBLING, make
 
@@ -64,7 +64,7 @@ def test_the_published_results_are_sound(verify):
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys; from bench.__main__ import main; code = main(); "
+        "import sys; from bench.cli.commands import main; code = main(); "
         "heavy = {'torch', 'numpy', 'pandas', 'matplotlib', 'transformers'}; "
         "print(sorted(heavy & set(sys.modules))); sys.exit(code)"
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench import devices
-from bench.problem.oom import OutOfMemory
+from bench.errors import OutOfMemory
 from bench.problem.problem import Problem
 from bench.speed import best_batch, probe
 from bench.speed.best_batch import climb, describe

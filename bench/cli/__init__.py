@@ -1,0 +1,1 @@
+"""The command line: arguments, exit codes, and what is shown of a result. Computes nothing."""

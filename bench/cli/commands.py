@@ -1,0 +1,159 @@
+"""The command line. Nothing heavy is imported before the arguments are known to be good."""
+
+import shlex
+import sys
+from pathlib import Path
+
+from bench.cli.parser import parsed, problem, seeds, setting
+from bench.config.request import Order
+from bench.config.specs import SPECS
+from bench.errors import Fault, Unavailable, Usage, out_of_memory
+from bench.harness.signals import Interrupted, handling, leave
+from bench.io import ranks
+from bench.io.console import check_output, say, tolerate
+
+
+def compare(arguments):
+    """`python -m bench compare`."""
+    from bench.runs.compare import compare as run
+
+    a, (spec, labels) = arguments, problem(arguments)
+    if a.init_adapter:
+        a.sets.append(f"lora.init={a.init_adapter}")
+    order = Order(
+        spec,
+        None,
+        Path(a.out),
+        tuple(a.sets),
+        a.checkpoint_every,
+        a.fresh,
+        a.micro_batch,
+        a.shard_model,
+        a.force,
+    )
+    if ranks.world() == 1:
+        ended = run(order, labels, seeds(a.seeds))
+    else:
+        from bench.runs.preflight import asks_the_hub, quiet_libraries, set_environment
+
+        set_environment(online=asks_the_hub(spec))  # before anything imports the libraries
+        quiet_libraries()
+        from bench.runs import torchrun
+
+        ended = torchrun.compare(order, labels, seeds(a.seeds))
+    if ended:  # only the first of several processes holds it
+        from bench.cli import show
+
+        show.comparison(order.out, ended)
+
+
+def speed(arguments):
+    """`python -m bench speed`."""
+    from bench.speed.speed import speed as run
+
+    # One window of 1,024 tokens, as the paper's code steps.
+    defaults = {"batch_size": 1, "seq_len": 1024}
+    if arguments.weights == "random":  # on which no SAE was ever trained
+        defaults["sae"] = "fresh"
+    spec, labels = problem(arguments, **defaults)
+    a = arguments
+    run(spec, labels, a.sets, a.pairs, a.out, a.plain_dtype, a.best_batch)
+
+
+def experiment(arguments):
+    """`python -m bench experiment`."""
+    from bench.experiments.experiment import experiment as run
+
+    a = arguments
+    ended = run(a.names, a.scale, a.out, a.dry_run, a.fresh, a.checkpoint_every)
+    if ended:
+        from bench.cli import show
+
+        show.experiments(ended)
+
+
+def check(arguments):
+    """`python -m bench check`."""
+    from bench.evals.check import check as run
+
+    run(setting(arguments))
+
+
+def export(arguments):
+    """`python -m bench export`."""
+    from bench.cli import show
+    from bench.export.export import export as run
+
+    run(arguments.run, arguments.to, show.closed)
+
+
+def downstream(arguments):
+    """`python -m bench downstream`; with `--saebench` alone no benchmark is run."""
+    from bench.experiments import stages
+    from bench.runs import process
+
+    a = arguments
+    if a.saebench:
+        process.call(stages.core, a.run, a.saebench)
+    if a.tasks is not None or not a.saebench:
+        tasks = None if a.tasks is None else [task for task in a.tasks.split(",") if task]
+        process.call(stages.downstream, a.run, tasks, a.limit, a.to, a.include_path)
+
+
+def verify(arguments):
+    """`python -m bench verify`."""
+    from bench.io.verify import verify as run
+
+    run(arguments.paths)
+
+
+def specs(arguments):
+    """`python -m bench specs`."""
+    for spec in SPECS.values():
+        say(f"{spec.name}: {spec.model}, SAE {spec.sae} at {spec.site}, text {spec.text}")
+
+
+def methods(arguments):
+    """`python -m bench methods`."""
+    from bench.config import method
+
+    for name in method.names():
+        say(f"{name}: {method.summary(name)}")
+
+
+def main():
+    """Run the command; a `Fault` is one line on stderr and its exit code."""
+    known = (compare, experiment, speed, check, export, downstream, verify, specs, methods)
+    commands = {run.__name__: run for run in known}
+    tolerate()
+    try:
+        with handling(leave):
+            arguments = parsed()
+            if ranks.world() > 1 and arguments.command != "compare":
+                raise Usage(f"torchrun: only for compare, not for {arguments.command}")
+            commands[arguments.command](arguments)
+            check_output()
+    except Fault as fault:
+        tell(fault)
+        return fault.code
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        tell("out of memory; lower --batch-size or --seq-len")
+        return Unavailable.code
+    except Interrupted as stop:
+        tell(f"{stop}: stopped; to go on: {same_command()}")
+        return stop.code
+    return 0
+
+
+def tell(message):
+    """The one line on stderr; of several processes each says which it is."""
+    who = f" rank {ranks.rank()}:" if ranks.world() > 1 else ""
+    print(f"bench:{who} {message}", file=sys.stderr, flush=True)
+
+
+def same_command():
+    """What was typed, to be typed again; `--fresh` would begin again."""
+    given = [argument for argument in sys.argv[1:] if argument != "--fresh"]
+    return f"{ranks.start_as_typed()} {shlex.join(given)}"

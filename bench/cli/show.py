@@ -1,0 +1,57 @@
+"""What the analysis makes of runs that have ended. The only file of `bench` that imports it."""
+
+from analysis.records import manifest
+from analysis.records.comparison import load
+from analysis.report import report, report_experiments
+from analysis.stats.gap import closed_at_end, units
+from analysis.tables.comparison import table
+from analysis.tables.experiments import tables
+from bench.io.console import say
+from bench.io.files import os_errors
+from bench.runs.compare import raise_worst
+
+
+def comparison(out, ended):
+    """Draw and print the runs of a comparison that `ended`; raise for those that failed.
+
+    Where there was nothing to do, and the table that lies there says so, it is only printed.
+    """
+    with os_errors(out):
+        drawn = not ended.todo and _text(out / "table.txt")
+        if drawn and drawn == (text := "\n\n".join(map(table, load(out, ended.names)))):
+            say(text)
+        else:
+            _written(*report(out, names=ended.names))
+    if not ended.todo:
+        count = len(ended.names)
+        say(f"nothing to do: {count} of {count} runs were already done (--fresh runs again)")
+    raise_worst(ended.failed)
+
+
+def experiments(ended):
+    """Draw and print the experiments that `ended`; raise for the jobs that failed."""
+    folder = ended.folder
+    with os_errors(folder):
+        drawn = _text(folder / "experiments.txt")
+        now = [] if ended.todo else tables(manifest.load(folder)).split("\n\n")
+        if ended.todo or sorted(drawn.split("\n\n")) != sorted(now):  # in any order
+            _written(*report_experiments(folder))
+    raise_worst(ended.failed)
+
+
+def closed(run):
+    """What a run closed of its gap, as a model card says it."""
+    share, over = closed_at_end([run]), units([run.header])
+    if not share:
+        return "how much of the gap is closed is not known"
+    error = f" ± {share.error:.1%}" if share.error else ""
+    return f"{share.share:.1%}{error} of the gap is closed (one standard error over {over})"
+
+
+def _text(path):
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _written(text, paths):
+    say(f"\n{text}\n")
+    say("written: " + ", ".join(map(str, paths)))
