@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from bench.errors import require_positive
-from bench.problem.problem import Adapted
-from bench.problem.sae import correct
-from bench.problem.training import descend
+from bench.problem import Adapted, correct, descend
 
 
 @dataclass(frozen=True)

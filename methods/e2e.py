@@ -12,10 +12,7 @@ import torch
 
 from bench.errors import require_positive
 from bench.loading import adapters
-from bench.problem.objectives import LOSSES
-from bench.problem.problem import Adapted, copy_of
-from bench.problem.sae import clamp_thresholds
-from bench.problem.training import descend, falling
+from bench.problem import LOSSES, Adapted, clamp_thresholds, copy_of, descend, falling
 from methods import lora
 
 

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from bench.errors import require_positive
-from bench.problem.hooks import block_after
-from bench.problem.problem import Adapted
-from bench.problem.training import descend
+from bench.problem import Adapted, block_after, descend
 
 
 @dataclass(frozen=True)

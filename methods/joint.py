@@ -6,9 +6,7 @@ from functools import partial
 import torch
 
 from bench.errors import require_positive
-from bench.problem.problem import Adapted, copy_of
-from bench.problem.sae import clamp_thresholds
-from bench.problem.training import descend
+from bench.problem import Adapted, clamp_thresholds, copy_of, descend
 from methods import lora
 
 

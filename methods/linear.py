@@ -10,10 +10,7 @@ from typing import Literal
 import torch
 
 from bench.errors import require_positive
-from bench.problem.objectives import LOSSES
-from bench.problem.problem import Adapted
-from bench.problem.sae import correct
-from bench.problem.training import descend
+from bench.problem import LOSSES, Adapted, correct, descend
 
 
 @dataclass(frozen=True)

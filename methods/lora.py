@@ -10,9 +10,7 @@ import torch
 
 from bench.errors import require_positive, unknown
 from bench.loading import adapters as peft_format
-from bench.problem.hooks import block_after
-from bench.problem.problem import Adapted
-from bench.problem.training import descend
+from bench.problem import Adapted, block_after, descend
 
 LINEARS = {
     "q": "attn.q",

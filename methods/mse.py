@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from bench.errors import require_positive
-from bench.problem.problem import Adapted
-from bench.problem.sae import to_training
-from bench.problem.training import descend, falling
+from bench.problem import Adapted, descend, falling, to_training
 
 CHECKPOINTS = 10
 """The harness keeps the SAE, with its cost, at this many even shares of the run."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bench.problem.problem import Adapted
+from bench.problem import Adapted
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from bench.errors import require_positive
-from bench.problem.objectives import reconstruction
-from bench.problem.problem import Adapted
-from bench.problem.sae import correct
+from bench.problem import Adapted, correct, reconstruction
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,6 @@
+"""Figures of records, by matplotlib.
+
+Computes no statistics of its own.
+"""
+
+__all__ = ["comparison", "paper"]

@@ -1,0 +1,6 @@
+"""What a terminal shows of records: tables, and the notes below them.
+
+Computes no statistics of its own.
+"""
+
+__all__ = ["comparison", "experiments", "notes"]

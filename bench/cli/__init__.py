@@ -1,1 +1,6 @@
-"""The command line: arguments, exit codes, and what is shown of a result. Computes nothing."""
+"""The command line: arguments, exit codes, and what is shown of a result.
+
+Computes nothing. The only part of `bench` that imports `analysis`.
+"""
+
+__all__ = ["commands"]

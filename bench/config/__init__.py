@@ -1,0 +1,6 @@
+"""What may be asked for: specs, the files of the methods, the request of one call.
+
+Knows nothing of torch, models or runs.
+"""
+
+__all__ = ["method", "request", "shapes", "spec", "specs"]

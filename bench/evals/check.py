@@ -27,7 +27,7 @@ def examine(spec):
     folder, _ = check_model(spec)
     loaded = load(spec, folder)
     bench = setup.bench(loaded, method.of_own_saes(spec))
-    problem, held_out = bench.harness.harness.problem, bench.harness.harness.validation
+    problem, held_out = bench.harness.problem, bench.harness.validation
     wrong = list(bench.doubts)
     for index, sae in enumerate(problem.saes):
         say(describe(spec, index, sae, statistics(problem, index, held_out)))
@@ -95,7 +95,7 @@ def losses(bench):
     """CE clean, spliced and ablated, and the share of the way from ablated to clean."""
     from bench.harness.evaluate import mean
 
-    if bench.config.spec.weights == "random":
+    if bench.spec.weights == "random":
         return "       random weights: no CE means anything"
     curve = bench.measured
     clean, spliced, ablated = (curve[f"ce_{which}"] for which in ("clean", "spliced", "ablated"))

@@ -1,0 +1,15 @@
+"""One run: a method driven step by step, its cost, its evaluation, its checkpoints.
+
+Knows no method by name, and nothing of other runs.
+"""
+
+__all__ = [
+    "attempt",
+    "checkpoint",
+    "drive",
+    "evaluate",
+    "harness",
+    "meter",
+    "provenance",
+    "signals",
+]

@@ -77,7 +77,7 @@ def run(order, label, seed):
             raise Rejected("the SAE of the first process is not in this one's cache: share one")
         bench = setup.bench(loaded, mse, order.every)
     if order.micro_batch:
-        bench.harness.harness.micro_batch = order.micro_batch
+        bench.harness.micro_batch = order.micro_batch
     return run_on(bench, order, label, seed)
 
 
@@ -97,7 +97,7 @@ def run_on(bench, order, label, seed):
         if status:
             code = RunFailed.code if status == "diverged" else 0
             return path, Outcome(status, "as before (--fresh runs it again)", code)
-        return path, bench.harness.harness.run(entry.module, entry.config, header, steps, path, every)
+        return path, bench.harness.run(entry.module, entry.config, header, steps, path, every)
 
 
 def check_sae(bench, force):
@@ -122,7 +122,7 @@ def expectation(loaded, n_runs, trains_sae):
 
 def describe(bench):
     """What is being measured, in two lines."""
-    spec, measured, sae = bench.config.spec, bench.measured, bench.sae
+    spec, measured, sae = bench.spec, bench.measured, bench.sae
     gap = measured["ce_spliced"] - measured["ce_clean"]
     cost = bench.sae_cost
     trained = f", trained on {cost['tokens']:,} tokens in {cost['seconds']:.0f} s" if cost else ""
