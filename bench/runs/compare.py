@@ -9,14 +9,14 @@ from functools import partial
 from typing import NamedTuple
 
 from bench.config import method
-from bench.io import ranks, locks
-from bench.runs import done, process
+from bench.config.request import Outcome
 from bench.errors import Fault, Locked, Lost, Rejected, RunFailed, Unavailable, Usage
 from bench.harness.signals import Interrupted
-from bench.config.request import Outcome
-from bench.runs.preflight import asks_the_hub, check_inputs, set_environment
+from bench.io import locks, ranks
 from bench.io.console import say
 from bench.io.record import close_cut, digest
+from bench.runs import done, process
+from bench.runs.preflight import asks_the_hub, check_inputs, set_environment
 
 
 class Ended(NamedTuple):

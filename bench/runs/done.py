@@ -4,13 +4,13 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from bench.harness import checkpoint
-from bench.loading import documents, hub, models, packages, sae_sources, saes, sparsify
-from bench.errors import Fault, Rejected
-from bench.io.record import digest, read, read_folder
-from bench.config.spec import MADE_HERE, as_recorded
 from bench.config.method import source
+from bench.config.spec import MADE_HERE, as_recorded
+from bench.errors import Fault, Rejected
+from bench.harness import checkpoint
 from bench.harness.checkpoint import check_unchanged
+from bench.io.record import digest, read, read_folder
+from bench.loading import documents, hub, models, packages, sae_sources, saes, sparsify
 
 ENDED = ("finished", "diverged")
 """Ends that are results: such a run is not run again unless `--fresh` asks for it."""

@@ -2,17 +2,17 @@
 
 from dataclasses import asdict, dataclass
 
+from bench.errors import Rejected
+from bench.harness.provenance import clock, versions
 from bench.io import cache
+from bench.io.console import say
+from bench.io.record import digest
 from bench.loading import models, text
 from bench.problem.clean_cache import CleanCache
-from bench.runs.code_hash import code
-from bench.errors import Rejected
 from bench.problem.hooks import HookPoints
-from bench.runs.preflight import quiet_libraries
 from bench.problem.problem import Problem
-from bench.io.console import say
-from bench.harness.provenance import clock, versions
-from bench.io.record import digest
+from bench.runs.code_hash import code
+from bench.runs.preflight import quiet_libraries
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 import os
 
 from bench.config import method
-from bench.loading import documents, hub, models, sae_sources, streams
-from bench.errors import Unavailable
 from bench.config.spec import check_site
+from bench.errors import Unavailable
+from bench.loading import documents, hub, models, sae_sources, streams
 
 
 def check_inputs(spec, out=None):

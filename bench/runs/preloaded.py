@@ -13,7 +13,7 @@ def preload():
     from bench.runs.preflight import quiet_libraries
 
     quiet_libraries()
-    from bench.runs import worker, code_hash  # noqa: F401
+    from bench.runs import code_hash, worker  # noqa: F401
 
     code_hash.code()  # a third of a second, which is kept for all
 

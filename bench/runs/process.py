@@ -20,10 +20,10 @@ from functools import cache
 from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 
-from bench.harness import signals
-from bench.io import clock
 from bench.errors import Fault, RunFailed, Unavailable, out_of_memory
+from bench.harness import signals
 from bench.harness.signals import Interrupted, blocked, handle, handling
+from bench.io import clock
 from bench.io.console import flush, say, tolerate
 
 CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")

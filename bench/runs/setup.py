@@ -4,23 +4,23 @@ import dataclasses
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.distributed import group
-from bench.harness import evaluate
-from bench.io import cache, locks
-from bench.loading import sae_metadata, sae_sources, saes
-from bench.runs.code_hash import code
-from bench.loading.documents import source_sha256
-from bench.runs.done import ended, relevant
-from bench.errors import RunFailed, Usage
-from bench.io.files import new_folder, synchronize
-from bench.harness.harness import Harness
-from bench.harness.signals import Stopped
 from bench.config.request import EVERY
-from bench.problem.problem import Adapted
-from bench.io.console import say
-from bench.harness.provenance import clock, provenance
-from bench.io.record import SCHEMA, digest, run_name
 from bench.config.spec import own_training
+from bench.distributed import group
+from bench.errors import RunFailed, Usage
+from bench.harness import evaluate
+from bench.harness.harness import Harness
+from bench.harness.provenance import clock, provenance
+from bench.harness.signals import Stopped
+from bench.io import cache, locks
+from bench.io.console import say
+from bench.io.files import new_folder, synchronize
+from bench.io.record import SCHEMA, digest, run_name
+from bench.loading import sae_metadata, sae_sources, saes
+from bench.loading.documents import source_sha256
+from bench.problem.problem import Adapted
+from bench.runs.code_hash import code
+from bench.runs.done import ended, relevant
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,9 @@ def doubts_of(spec, told, measured, family=""):
     `told` is what each SAE says of itself, in order of the sites.
     """
     pairs = zip(told, spec.sites, strict=True)
-    doubts = [line for one, site in pairs for line in sae_metadata.disagreements(spec, one, family, site)]
+    doubts = [
+        line for one, site in pairs for line in sae_metadata.disagreements(spec, one, family, site)
+    ]
     clean, spliced, ablated = (measured[f"ce_{name}"] for name in ("clean", "spliced", "ablated"))
     if spec.weights != "random" and clean < ablated <= spliced:
         doubts.append(

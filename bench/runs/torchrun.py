@@ -14,14 +14,14 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from bench.runs import compare as alone
 from bench.distributed import group as parallel
-from bench.harness import signals
-from bench.io import ranks
-from bench.runs import worker
-from bench.errors import Fault, Lost, Unavailable, Usage
-from bench.harness.signals import Interrupted, Stopped, handling
 from bench.distributed.group import GO_ON, GONE
+from bench.errors import Fault, Lost, Unavailable, Usage
+from bench.harness import signals
+from bench.harness.signals import Interrupted, Stopped, handling
+from bench.io import ranks
+from bench.runs import compare as alone
+from bench.runs import worker
 
 PATIENCE = timedelta(seconds=30)
 """What a process may be silent for before the others take it for dead."""

@@ -11,16 +11,15 @@ import sae_lens  # noqa: F401
 from transformer_lens.model_bridge import TransformerBridge  # noqa: F401
 
 from bench.config import method
-from bench.distributed import group
-from bench.io import ranks, locks
-from bench.runs import setup, done, estimate
-from bench.errors import Rejected, RunFailed
-from bench.io.files import new_file, set_aside
-from bench.runs.loaded import load
 from bench.config.request import Outcome
+from bench.distributed import group
+from bench.errors import Rejected, RunFailed
+from bench.io import locks, ranks
+from bench.io.console import in_words, say
+from bench.io.files import new_file, set_aside
+from bench.runs import done, estimate, setup
+from bench.runs.loaded import load
 from bench.runs.preflight import check_model
-from bench.io.console import say
-from bench.io.console import in_words
 
 
 def prepare(order, wanted):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.experiments import stages
-from bench.runs import compare, process
-from bench.errors import Fault
 from bench.config.request import Order
 from bench.config.spec import Spec
+from bench.errors import Fault
+from bench.experiments import stages
+from bench.runs import compare, process
 from tests.helpers.forked import until
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +88,11 @@ def test_the_commands_own_process_fetches_and_converts_nothing(folder, monkeypat
     def never(*arguments, **settings):
         raise AssertionError("in the command's own process")
 
-    for name in ("bench.loading.models.locate", "bench.loading.sae_sources.locate", "bench.loading.streams.file"):
+    for name in (
+        "bench.loading.models.locate",
+        "bench.loading.sae_sources.locate",
+        "bench.loading.streams.file",
+    ):
         monkeypatch.setattr(name, never)
     spec = Spec(model=str(folder / "model"), text=str(folder / "text"))
     with pytest.raises(Called):

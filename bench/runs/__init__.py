@@ -1,0 +1,16 @@
+"""Many runs: their setup, a process for each, which are done already.
+
+Knows no experiment, and draws nothing.
+"""
+
+__all__ = [
+    "compare",
+    "done",
+    "estimate",
+    "loaded",
+    "preflight",
+    "process",
+    "setup",
+    "torchrun",
+    "worker",
+]
