@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from bench.config import method
-from bench.harness.attempt import doubling
 from bench.harness.drive import drive, evaluating
 from bench.harness.evaluate import mean, measure
 from bench.harness.meter import Meter
 from bench.harness.provenance import machine, versions
+from bench.harness.run import doubling
 from bench.problem.batches import Batches
 from tests.helpers import tiny
 from tests.test_methods import hold_out

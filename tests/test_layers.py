@@ -30,7 +30,7 @@ FOR_METHODS = {"bench.problem", "bench.errors", "bench.loading.adapters"}
 FOR_ANALYSIS = {"bench.errors", "bench.io.record", "bench.io.files", "bench.io.console"}
 
 HEART = ["bench/problem", "bench/harness/drive.py", "bench/harness/meter.py"]
-HEART += ["bench/harness/evaluate.py", "bench/harness/harness.py", "bench/harness/attempt.py"]
+HEART += ["bench/harness/evaluate.py", "bench/harness/harness.py", "bench/harness/run.py"]
 HEART += ["bench/io/record.py", "bench/config/spec.py", "methods", "analysis/stats"]
 """What decides a number: to be read in an afternoon."""
 HEART_LINES = 3_000

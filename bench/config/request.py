@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from bench.config.spec import Spec
@@ -29,6 +30,27 @@ class Order:
     """Whether the LM's blocks are spread over the processes of `torchrun`."""
     force: bool = False
     """Whether an SAE that does not seem to belong is taken all the same."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What makes one run: a method, how it is set, for how long, and where its record goes."""
+
+    method: ModuleType
+    config: object
+    """The frozen `Config` of the method's file."""
+    header: dict
+    """The record's first line."""
+    steps: int
+    path: Path
+    """Of the record; the run's own folder lies beside it."""
+    every: float = EVERY
+    """Seconds between two checkpoints; 0 writes one after every step."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps its checkpoints and what it has trained."""
+        return self.path.with_suffix("")
 
 
 class Outcome(NamedTuple):

@@ -4,12 +4,12 @@ Knows no method by name, and nothing of other runs.
 """
 
 __all__ = [
-    "attempt",
     "checkpoint",
     "drive",
     "evaluate",
     "harness",
     "meter",
     "provenance",
+    "run",
     "signals",
 ]

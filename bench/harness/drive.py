@@ -21,7 +21,6 @@ def drive(method, problem, batches, config, meter, resume=None, bar=None):
     set at the first yield: state, random numbers, data cursor, in this order; the first step
     that is yielded is then its own. A method that ends early (`none`) ends the run.
     """
-    problem.last_loss = None
     generator = method.train(problem, batches, config)
     with meter.running(a_step=False):
         adapted = next(generator)

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import torch
 
-from bench.config.request import EVERY, Outcome
+from bench.config.request import Outcome, RunSettings
 from bench.distributed import group
 from bench.errors import (
     Fault,
@@ -18,12 +18,13 @@ from bench.errors import (
     reason,
 )
 from bench.harness import checkpoint, signals
-from bench.harness.attempt import Attempt
 from bench.harness.drive import Diverged, warm_up
 from bench.harness.resume import going_on
+from bench.harness.run import Run
 from bench.harness.signals import Stopped
 from bench.io.files import new_text
 from bench.io.record import Unwritten, Writer, encoded
+from bench.problem.oom import MicroBatching
 
 KINDS = {kind.code: kind for kind in (Rejected, Unavailable, RunFailed)}
 
@@ -39,12 +40,17 @@ class Harness:
         """What seconds depend on: machine, device, threads."""
         self.sae_cost = sae_cost
         """What the SAEs have cost so far: {} for fresh ones, None where it is not known."""
-        self.micro_batch = problem.micro_batch
-        """Windows that go through the model at once when a run begins."""
+        self.micro = MicroBatching(problem.micro.size)
+        """What a run begins with: in smaller parts, where the method's warm-up had to halve."""
+        self._whole = problem.micro.size
         self._lent = {name: t.clone() for name, t in problem.saes.state_dict().items()}
         self._warm = set()
 
-    def run(self, method, config, header, steps, path, every=EVERY):
+    def begin_with(self, micro_batch: int) -> None:
+        """Have every run begin with so many windows at once."""
+        self._whole = micro_batch
+
+    def run(self, settings: RunSettings) -> Outcome:
         """One run -> its `Outcome`, its record at `path`, what it trained in the folder beside it.
 
         Where an attempt before has left a checkpoint the run goes on from there. A method that
@@ -52,24 +58,26 @@ class Harness:
         checkpoint is of another method's file, model or text, `Rejected` where none is sound.
         """
         with signals.held():
-            outcome = self._attempt(method, config, header, steps, path, every)
+            outcome = self._run(settings)
         # What is wrong with the command all processes find. After anything else, which one of
         # them alone may have met, they do not go on together.
         if group.world() > 1 and outcome.end == "error" and outcome.code != Usage.code:
             raise KINDS[outcome.code](outcome.why)
         return outcome
 
-    def _attempt(self, method, config, header, steps, path, every):
+    def _run(self, settings):
         # Of several processes the first one finds what there is, and writes the record.
-        found = going_on(path, header) if group.is_first() else None
-        taken, segments, told = group.from_first(found)
-        lines = taken["lines"] if taken else [encoded(header)]
-        writer = Writer(path, lines) if group.is_first() else Unwritten()
-        settings = (method, config, steps, path, writer, every, taken, segments)
-        attempt, ended, outcome = Attempt(self, *settings), {}, Outcome("interrupted")
+        found = going_on(settings.path, settings.header) if group.is_first() else None
+        resumed, segments, resumed_fields = group.from_first(found)
+        lines = resumed["lines"] if resumed else [encoded(settings.header)]
+        writer = Writer(settings.path, lines) if group.is_first() else Unwritten()
+        run, end_fields = None, {}
+        outcome = Outcome("interrupted")
         try:
-            self._warm_up(method, config)
-            ended, outcome = attempt.go(header["seed"]), Outcome("finished")
+            self._warm_up(settings.method, settings.config)
+            run = Run(self, settings, writer, resumed, segments)
+            end_fields = run.go()
+            outcome = Outcome("finished")
         except Diverged as error:
             outcome = Outcome("diverged", str(error), RunFailed.code)
         except Stopped:
@@ -78,14 +86,15 @@ class Harness:
             outcome = Outcome("error", str(error), error.code)
             raise
         except (Exception, SystemExit) as error:
-            outcome = _failed(error, path.with_suffix(""))
+            outcome = _failed(error, settings.folder)
         finally:
             if self._take_back():
                 why = "the method changed the SAEs that it was lent"
-                ended, outcome = {}, Outcome("error", why, RunFailed.code)
-            outcome = _close(writer, outcome, {**ended, **attempt.spent(), **told})
+                end_fields, outcome = {}, Outcome("error", why, RunFailed.code)
+            spent = run.spent() if run else {}
+            outcome = _close(writer, outcome, {**end_fields, **spent, **resumed_fields})
         if outcome.end == "finished" and group.is_first():
-            checkpoint.clear(path.with_suffix(""))
+            checkpoint.clear(settings.folder)
         return outcome
 
     def _warm_up(self, method, config):
@@ -93,10 +102,10 @@ class Harness:
 
         Memory that runs out here does so off the clock, and the run begins in smaller parts.
         """
-        self.problem.micro_batch, self.problem.halvings = self.micro_batch, []
+        self.micro = MicroBatching(self._whole)
         if (method.__name__, repr(config)) not in self._warm:
             with signals.at_once():
-                warm_up(method, self.problem, config)
+                warm_up(method, self.problem.of_run(self.micro), config)
             self._warm.add((method.__name__, repr(config)))
 
     def _take_back(self):
@@ -121,10 +130,12 @@ def _failed(error, folder):
     return Outcome("error", f"{type(error).__name__}: {error}", RunFailed.code)
 
 
-def _close(writer, outcome, told):
+def _close(writer, outcome, fields):
     """Write the end line; a disk that is full by now takes nothing from what is there."""
     try:
-        writer.end({"end": outcome.end, **({"reason": outcome.why} if outcome.why else {}), **told})
+        writer.end(
+            {"end": outcome.end, **({"reason": outcome.why} if outcome.why else {}), **fields}
+        )
     except Unavailable as fault:
         return Outcome("error", outcome.why or str(fault), Unavailable.code)
     return outcome

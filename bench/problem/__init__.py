@@ -27,6 +27,7 @@ __all__ = [
     "hooks",
     "losses",
     "objectives",
+    "oom",
     "problem",
     "reconstruction",
     "sae",

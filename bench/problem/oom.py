@@ -1,9 +1,31 @@
 """When memory runs out in a training pass: take back what it did, and go on in smaller parts."""
 
+from collections.abc import Sequence
+
 import torch
 
 from bench.devices import random_state, set_random_state
-from bench.errors import OutOfMemory, out_of_memory
+from bench.errors import OutOfMemory
+
+
+class MicroBatching:
+    """How many windows of a batch a run passes through the model at once."""
+
+    def __init__(self, size: int, halvings: Sequence[dict] = ()):
+        self.size = size
+        self.halvings = list(halvings)
+        """For each time that memory ran out: the micro-batch from there on, and whether the loss
+        is another one for it (a record's `memory`)."""
+
+    def halve(self, windows: int, seq_len: int) -> None:
+        """Go on in halves of what a pass of `windows` had; `OutOfMemory` for one window."""
+        if (size := min(self.size, windows)) == 1:
+            raise OutOfMemory(
+                f"out of memory with one window of {seq_len} tokens at a time: lower --seq-len, "
+                "the rank or the layers of the method, or --sae-width"
+            )
+        self.size = size // 2
+        self.halvings.append({"micro_batch": self.size})
 
 
 class Before:
@@ -39,23 +61,3 @@ class Before:
 
 def _flat(state):
     return [state["cpu"], *state["cuda"], *([state["mps"]] if "mps" in state else [])]
-
-
-def unless_full(function, *arguments):
-    """What the function gives, or None where memory ran out in it."""
-    try:
-        return function(*arguments)
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        return None
-
-
-def halved(micro_batch, seq_len):
-    """Half of a micro-batch of windows; `OutOfMemory` where it is one window already."""
-    if micro_batch == 1:
-        raise OutOfMemory(
-            f"out of memory with one window of {seq_len} tokens at a time: lower --seq-len, the "
-            "rank or the layers of the method, or --sae-width"
-        )
-    return micro_batch // 2

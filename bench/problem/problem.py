@@ -8,6 +8,7 @@ sink whatever its token, with a norm far above that of the others); or `not-spec
 out BOS, EOS and PAD wherever they are.
 """
 
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,11 +16,12 @@ import torch
 from torch.profiler import record_function
 
 from bench.distributed import group, shares, unshared
+from bench.errors import out_of_memory
 from bench.problem.blocks import Blocks
 from bench.problem.hooks import HookPoints, block_after, end_block, start_block
 from bench.problem.losses import Head
 from bench.problem.objectives import Seen, kl_to_clean, reconstruction, splice
-from bench.problem.oom import Before, halved, unless_full
+from bench.problem.oom import Before, MicroBatching
 from bench.problem.sae import trainable
 
 
@@ -99,25 +101,33 @@ class Problem:
         self.spliced, self.scored = spliced, scored
         self.special = torch.tensor(sorted(special), device=train.device, dtype=train.dtype)
         self.batch_size = batch_size
-        self.micro_batch = micro_batch or batch_size
         self.clean_cache = clean_cache
         self.points = HookPoints(bridge)
         self.head = Head.of(bridge)
         self._blocks = Blocks(bridge)
         self.n_blocks = len(self._blocks)
-        self.last_loss = None
-        """The loss of the last training pass, a detached scalar; the harness watches it."""
-        self.halvings = []
-        """For each time that memory ran out: the micro-batch from there on, and whether the loss
-        is another one for it."""
-        self.after_pass = lambda adapted: None
-        """Called after each training pass, for who wants to look at gradients."""
         if clean_cache:
             self._blocks.prepare(train[:1])  # it takes windows one by one
         for name in self.site_names:
             self.points[name]
         self.site_start = min(start_block(name, self.n_blocks) for name in self.site_names)
         self._sites_end = max(end_block(name, self.n_blocks) for name in self.site_names)
+
+        self._begin(MicroBatching(micro_batch or batch_size), lambda adapted: None)
+
+    def _begin(self, micro, after_pass):
+        self.micro = micro
+        """How a batch is cut into passes."""
+        self.after_pass = after_pass
+        """Called after each training pass, for inspecting gradients."""
+        self.last_loss = None
+        """The loss of the last training pass, a detached scalar; the harness watches it."""
+
+    def of_run(self, micro, after_pass=lambda adapted: None):
+        """The same problem with a state of its own: what one run changes no other run sees."""
+        problem = copy(self)
+        problem._begin(micro, after_pass)
+        return problem
 
     def backward(self, tokens, adapted, loss=kl_to_clean):
         """The one place where a training pass happens: clean, splice, student, loss, backward.
@@ -144,21 +154,26 @@ class Problem:
         return self.last_loss
 
     def _pass_or_halve(self, tokens, adapted, loss):
-        before, known = Before(adapted), len(self.halvings)
-        while (value := unless_full(self._pass, tokens, adapted, loss)) is None:
-            before.restore()
-            unshared.check_may_halve()
-            size = min(self.micro_batch, len(shares.share(tokens)))
-            self.micro_batch = halved(size, tokens.shape[1])
-            self.halvings.append({"micro_batch": self.micro_batch})
-        for halving in self.halvings[known:]:  # other parts draw other numbers
+        before, known = Before(adapted), len(self.micro.halvings)
+        value = None
+        while value is None:
+            try:
+                value = self._pass(tokens, adapted, loss)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+            if value is None:  # out here, where the error no longer holds what the pass had made
+                before.restore()
+                unshared.check_may_halve()
+                self.micro.halve(len(shares.share(tokens)), tokens.shape[1])
+        for halving in self.micro.halvings[known:]:  # other parts draw other numbers
             changed = not getattr(loss, "mean_over_tokens", False) or before.has_drawn()
             halving["loss_changed"] = changed
         return value
 
     def _pass(self, tokens, adapted, loss):
         total, n_scored = 0.0, len(self.rows(tokens, self.scored))
-        for part in shares.share(tokens).split(self.micro_batch):
+        for part in shares.share(tokens).split(self.micro.size):
             share = len(self.rows(part, self.scored)) / n_scored
             if not share:  # nothing but special tokens
                 continue
@@ -171,7 +186,7 @@ class Problem:
     def look(self, tokens, adapted):
         """What a training pass sees of each micro-batch (`Seen`), for a method without a loss."""
         unshared.check_looks()
-        return [Seen(self, part, adapted) for part in tokens.split(self.micro_batch)]
+        return [Seen(self, part, adapted) for part in tokens.split(self.micro.size)]
 
     def copy_of_blocks(self):
         """Own, trainable copies of the blocks after the first site, and a module of their weights.

@@ -2,8 +2,8 @@
 
 import torch
 
-from bench.harness.attempt import doubling
 from bench.harness.meter import timed
+from bench.harness.run import doubling
 from bench.problem.problem import Adapted
 
 

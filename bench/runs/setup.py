@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.config.request import EVERY
+from bench.config.request import EVERY, RunSettings
 from bench.config.spec import own_training
 from bench.distributed import group
 from bench.errors import RunFailed, Usage
@@ -231,8 +231,8 @@ def _train(loaded, mse, folder, every):
     begun = folder.with_name(f"{folder.name}.{name}.begun")
     path = begun / f"{name}.jsonl"
     if ended(path) != "finished":  # killed, perhaps, when all but the next line was done
-        harness = fresh_bench.harness
-        outcome = harness.run(mse.module, mse.config, header, spec.steps, path, every)
+        settings = RunSettings(mse.module, mse.config, header, spec.steps, path, every)
+        outcome = fresh_bench.harness.run(settings)
         if outcome.end == "interrupted":
             raise Stopped
         if outcome.end != "finished":

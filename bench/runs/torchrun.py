@@ -32,8 +32,10 @@ GRACE = 5.0
 
 
 def compare(order, labels, seeds):
-    """`bench.runs.compare.compare` in every process of torchrun. Raises `Lost` where one of the others
-    is gone, `Usage` for what cannot be shared."""
+    """`compare.compare` in every process of torchrun -> what it gives in the first, else None.
+
+    Raises `Lost` where one of the others is gone, `Usage` for what cannot be shared.
+    """
     check(order, labels)
     signals.only_in_step()
     with handling(signals.ask):

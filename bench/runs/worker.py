@@ -11,7 +11,7 @@ import sae_lens  # noqa: F401
 from transformer_lens.model_bridge import TransformerBridge  # noqa: F401
 
 from bench.config import method
-from bench.config.request import Outcome
+from bench.config.request import Outcome, RunSettings
 from bench.distributed import group
 from bench.errors import Rejected, RunFailed
 from bench.io import locks, ranks
@@ -76,7 +76,7 @@ def run(order, label, seed):
             raise Rejected("the SAE of the first process is not in this one's cache: share one")
         bench = setup.bench(loaded, mse, order.every)
     if order.micro_batch:
-        bench.harness.micro_batch = order.micro_batch
+        bench.harness.begin_with(order.micro_batch)
     return run_on(bench, order, label, seed)
 
 
@@ -96,7 +96,8 @@ def run_on(bench, order, label, seed):
         if status:
             code = RunFailed.code if status == "diverged" else 0
             return path, Outcome(status, "as before (--fresh runs it again)", code)
-        return path, bench.harness.run(entry.module, entry.config, header, steps, path, every)
+        settings = RunSettings(entry.module, entry.config, header, steps, path, every)
+        return path, bench.harness.run(settings)
 
 
 def check_sae(bench, force):

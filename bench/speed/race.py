@@ -88,7 +88,7 @@ class Ours:
     def setting(self):
         """What its numbers depend on: device, number formats, windows at a time."""
         told = setting(self.device.type, self.spec.dtype)
-        return {**told, "micro_batch": self.problem.micro_batch}
+        return {**told, "micro_batch": self.problem.micro.size}
 
     def provenance(self):
         """The record's fields on code, machine and moment, as this process sees them."""
@@ -106,7 +106,7 @@ class Ours:
         from bench.problem.batches import Batches
 
         problem = self.problem
-        problem.batch_size = problem.micro_batch = batch
+        problem.batch_size = problem.micro.size = batch
         meter = Meter(problem.bridge)
 
         def steps(n_steps):
@@ -118,7 +118,7 @@ class Ours:
         release(self.device)
         with meter.watching():
             found = probe(steps, self.device, batch * problem.train.shape[1])
-        return found and {"batch": batch, "micro_batch": problem.micro_batch, **found}
+        return found and {"batch": batch, "micro_batch": problem.micro.size, **found}
 
     def profile(self):
         """Two more steps under the profiler -> share of each range; `rest` is everything else.

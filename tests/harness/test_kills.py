@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from bench.harness import attempt, checkpoint
+from bench.harness import checkpoint
+from bench.harness import run as one_run
 from bench.io import ranks, record
 from bench.io.clock import read as read_clock
 from bench.io.record import read
@@ -80,7 +81,7 @@ def test_steps_that_are_lost_are_made_again(start, tmp_path):
     whole = start(*rare, "--out", tmp_path / "whole")
     assert whole.wait() == 0, whole.err
     plant = plants.together(
-        plants.at_steps(attempt.Attempt, "_is_time", (2, 5)),
+        plants.at_steps(one_run.Run, "_is_time", (2, 5)),
         plants.before(record.Writer, "write", 6, forked.kill_all, plants.is_row_of_lora),
     )
     assert start(*rare, plant=plant).wait() == -signal.SIGKILL
@@ -164,7 +165,7 @@ def test_the_second_ctrl_c_leaves_at_once(start, reference, tmp_path):
 
 
 def test_a_stop_does_not_wait_for_an_evaluation(start, reference, tmp_path):
-    slow = plants.slowly(attempt, "measure", seconds=60)
+    slow = plants.slowly(one_run, "measure", seconds=60)
     first = start(plant=slow)
     forked.until(lambda: list((tmp_path / "out").glob("none-*.jsonl")))
     started = read_clock()

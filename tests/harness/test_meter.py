@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from bench.harness.attempt import checkpoints, doubling
 from bench.harness.meter import Meter
+from bench.harness.run import checkpoints, doubling
 from bench.io import clock as clock_module
 from bench.problem.batches import Batches
 from tests.helpers import tiny

@@ -7,7 +7,8 @@ import os
 import time
 from pathlib import Path
 
-from bench.harness import attempt, checkpoint
+from bench.harness import checkpoint
+from bench.harness import run as one_run
 from bench.io import record
 from bench.loading import saes
 
@@ -174,9 +175,9 @@ def instants(kill):
         "after the header": after(record.Writer, "__init__", 1, kill, _trains),
         "mid-row": mid_row(3, kill),
         "after a row": after(record.Writer, "write", 4, kill, _is_row),
-        "in the first evaluation": before(attempt, "measure", 1, kill),
-        "in an evaluation": before(attempt, "measure", 4, kill),
-        "in the last evaluation": before(attempt, "measure", 7, kill),
+        "in the first evaluation": before(one_run, "measure", 1, kill),
+        "in an evaluation": before(one_run, "measure", 4, kill),
+        "in the last evaluation": before(one_run, "measure", 7, kill),
         "mid-checkpoint": mid_checkpoint(6, kill),
         "before a checkpoint is renamed": before(Path, "replace", 3, kill, _is_checkpoint),
         "after a checkpoint is renamed": after(Path, "replace", 3, kill, _is_checkpoint),
@@ -184,8 +185,8 @@ def instants(kill):
         "after a checkpoint has its name": after(Path, "replace", 5, kill, _is_named),
         "before the SAE is saved": before(saes, "save", 1, kill),
         "after the SAE is saved": after(saes, "save", 1, kill),
-        "before the state is saved": before(attempt, "save_state", 1, kill, _trains),
-        "after the state is saved": after(attempt, "save_state", 1, kill, _trains),
+        "before the state is saved": before(one_run, "save_state", 1, kill, _trains),
+        "after the state is saved": after(one_run, "save_state", 1, kill, _trains),
         "before the end line": before(record.Writer, "end", 1, kill, _trains),
         "after the end line": after(record.Writer, "end", 1, kill, _trains),
     }

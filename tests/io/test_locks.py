@@ -7,14 +7,14 @@ import socket
 
 import torch
 
-from bench.harness import attempt
+from bench.harness import run as one_run
 from bench.io import clock
 from tests.helpers import forked, plants
 from tests.helpers.killed import check_goes_on, deterministic, runs_of, stopped_after
 
 
 def test_two_at_the_same_run(start, reference, tmp_path):
-    first = start(plant=plants.slowly(attempt, "measure", seconds=60))
+    first = start(plant=plants.slowly(one_run, "measure", seconds=60))
     forked.until(lambda: list((tmp_path / "out").glob("none-*.jsonl")))
     started = clock.read()
     second = start()
@@ -42,7 +42,7 @@ def test_all_that_is_fresh_is_so_even_after_a_stop(start, tmp_path):
 
 
 def test_a_run_of_another_command_is_locked_too(start, tmp_path):
-    slow = plants.slowly(attempt, "measure", seconds=60)
+    slow = plants.slowly(one_run, "measure", seconds=60)
     assert start("--methods", "none").wait() == 0
     first = start("--methods", "lora,e2e", plant=slow)
     forked.until(lambda: list((tmp_path / "out").glob("lora-*.jsonl")))

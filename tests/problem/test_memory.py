@@ -34,10 +34,10 @@ def test_smaller_micro_batches_give_the_same_numbers(label, most):
         assert two["ce"] == pytest.approx(one["ce"], abs=1e-6)
         assert two["tokens"] == one["tokens"]
     if label == "mse":  # no block after the site is run with a gradient: there was room
-        assert other.halvings == []
+        assert other.micro.halvings == []
         return
     sizes = {3: [3], 1: [3, 1]}[most]
-    assert other.halvings == [{"micro_batch": n, "loss_changed": False} for n in sizes]
+    assert other.micro.halvings == [{"micro_batch": n, "loss_changed": False} for n in sizes]
     assert parts[-1]["backwards"] == whole[-1]["backwards"] * 6 // most
 
 
@@ -45,7 +45,7 @@ def test_a_loss_of_the_whole_batch_says_that_it_changed():
     problem, entry = tiny.problem(batch_size=6), method.entry("e2e:loss=kl+mse")
     tight(problem, 3)
     curve(problem, hold_out(problem), entry)
-    assert problem.halvings == [{"micro_batch": 3, "loss_changed": True}]
+    assert problem.micro.halvings == [{"micro_batch": 3, "loss_changed": True}]
 
 
 def test_gradients_that_were_there_before_stay():
@@ -61,7 +61,7 @@ def test_gradients_that_were_there_before_stay():
 
     problem.backward(tokens, adapted)
     once = weight.grad.clone()
-    problem.micro_batch = 2
+    problem.micro.size = 2
     problem.backward(tokens, adapted, loss)
     torch.testing.assert_close(weight.grad, 2 * once)
 
@@ -69,7 +69,7 @@ def test_gradients_that_were_there_before_stay():
 def test_what_a_pass_did_before_memory_ran_out_is_taken_back():
     problem = tiny.problem(batch_size=4)
     adapted = next(method.entry("lora:dropout=0.5").module.train(problem, [], lora(0.5)))
-    problem.micro_batch = 2
+    problem.micro.size = 2
     tokens, calls = tiny.windows(4), []
 
     def loss(seen):

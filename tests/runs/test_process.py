@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def hang(tmp_path):
-    """Start `tests.helpers.hanging` and wait until its process is there -> (command, that process' id)."""
+    """Start `hanging` and wait until its process is there -> (command, that process' id)."""
     begun = []
 
     def start(how):

@@ -89,7 +89,7 @@ def test_a_batch_in_smaller_parts_is_told(folder, monkeypatch):
     ours, whole = Ours(spec, spec.model, "lora:rank=4", SETS, steps=1), Problem._pass
 
     def small_memory(self, tokens, adapted, loss):
-        if self.micro_batch > most:
+        if self.micro.size > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(self, tokens, adapted, loss)
 

@@ -1,10 +1,11 @@
-"""One attempt at a run: from its start, or from a checkpoint, to its end or as far as it gets."""
+"""One run: from its start, or from a checkpoint, to its end or as far as it gets."""
 
 import math
 import shutil
 
 import torch
 
+from bench.config.request import RunSettings
 from bench.distributed import group, shares
 from bench.harness import checkpoint, signals
 from bench.harness.drive import Diverged, drive, evaluating, seed_all, snapshot
@@ -15,6 +16,7 @@ from bench.io.files import new_file, new_folder
 from bench.loading import saes
 from bench.problem.batches import Batches
 from bench.problem.gradient_check import Reached
+from bench.problem.oom import MicroBatching
 from bench.problem.problem import trained_by
 
 SHARE_OF_TIME = 0.05
@@ -32,76 +34,75 @@ def checkpoints(number, steps):
     return sorted({max(1, round(steps * i / number)) for i in range(1, number + 1)})
 
 
-class Attempt:
-    """Drives `method` on the problem of `harness`, and writes rows with `writer`.
+class Run:
+    """Drives the method of `settings` on the problem of `harness`, and writes rows with `writer`.
 
-    `every` is the number of seconds between two checkpoints; `taken` the checkpoint to go on from,
-    `segments` what is to be remembered of the processes that the run was put together from.
+    `resumed` is the checkpoint to go on from, if any; `segments` the processes that worked on the
+    run so far.
     """
 
-    def __init__(self, harness, method, config, steps, path, writer, every, taken, segments):
-        self.harness, self.problem = harness, harness.problem
-        self.method, self.config, self.steps = method, config, steps
-        self.path, self.folder, self.writer = path, path.with_suffix(""), writer
-        self.every, self.taken, self.segments = every, taken, segments
+    def __init__(self, harness, settings: RunSettings, writer, resumed: dict | None, segments):
+        self.harness, self.settings, self.writer = harness, settings, writer
+        self.resumed, self.segments = resumed, segments
+        self.problem = harness.problem.of_run(*self._state(resumed))
         self.meter = Meter(self.problem.bridge)
-        self.evaluations = doubling(steps)
-        self.keeps = checkpoints(getattr(method, "CHECKPOINTS", 1), steps)
+        self.evaluations = doubling(settings.steps)
+        self.keeps = checkpoints(getattr(settings.method, "CHECKPOINTS", 1), settings.steps)
         self.measured = -1
         """The last step that has a row."""
         self._saved_at, self._took = None, 0.0
         """When the last checkpoint was written, by the meter, and how long that took."""
 
-    def go(self, seed):
+    def go(self) -> dict:
         """Run to the end -> the fields of the end line. Raises `Stopped` where that was asked for,
         with a checkpoint written, and whatever the method raises."""
-        problem = self.problem
+        problem, about = self.problem, self.settings
+        seed = about.header["seed"]
         seed_all(seed)
-        self._begin()
+        if self.resumed:
+            self.measured = self.resumed["measured"]
+        if problem.clean_cache:
+            problem.clean_cache.filled = self.resumed["filled"] if self.resumed else 0
         fetched = self.meter.fetched
-        batches = Batches(problem.train, problem.batch_size, self.steps, seed, fetched)
-        bar = console.bar(total=self.steps, desc=self.path.stem, unit="step")
+        batches = Batches(problem.train, problem.batch_size, about.steps, seed, fetched)
+        bar = console.bar(total=about.steps, desc=about.path.stem, unit="step")
         with self.meter.watching(), bar:
-            settings = {"resume": self.taken, "bar": bar}
-            run = drive(self.method, problem, batches, self.config, self.meter, **settings)
-            for step, adapted in run:
+            where = {"resume": self.resumed, "bar": bar}
+            steps = drive(about.method, problem, batches, about.config, self.meter, **where)
+            for step, adapted in steps:
                 self._visit(step, adapted, batches)
             self._look(step, adapted, batches)  # at the last step, where the method ended early
             score = self._unless_stopped(self._score, step, adapted, batches)
         if group.is_first():
-            save_state(adapted, self.folder)
-        return self._told(score, adapted)
+            save_state(adapted, self.settings.folder)
+        return self._end_fields(score, adapted)
 
-    def _begin(self):
-        """Set what lies outside the method: anew, or as the checkpoint has it."""
-        problem, taken = self.problem, self.taken
-        # Looked at in the first passes of the run, which are not those of a later attempt.
-        problem.after_pass = (lambda adapted: None) if taken else Reached()
-        if taken:
-            self.measured = taken["measured"]
-            problem.micro_batch, problem.halvings = taken["micro_batch"], taken["memory"]
-        if problem.clean_cache:
-            problem.clean_cache.filled = taken["filled"] if taken else 0
+    def _state(self, resumed):
+        """The micro-batches of the run, and what looks at its gradients."""
+        if resumed:  # gradients are looked at in the first passes of a run, and these are later
+            return [MicroBatching(resumed["micro_batch"], resumed["memory"])]
+        micro = self.harness.micro
+        return MicroBatching(micro.size, micro.halvings), Reached()
 
     def _visit(self, step, adapted, batches):
         """What is done between two steps: measure, keep, and write a checkpoint when it is time."""
         if self._saved_at is None:  # at the start, or where the checkpoint was taken
             self._saved_at = self._now()
             shares.check_alike(trained_by(adapted))
-        for halving in self.problem.halvings:
+        for halving in self.problem.micro.halvings:
             halving.setdefault("step", step)
         if step == 0:
-            checkpoint.check_room(self.folder, trained_by(adapted))
+            checkpoint.check_room(self.settings.folder, trained_by(adapted))
         if step in self.evaluations:
             self._look(step, adapted, batches)
         if step in self.keeps:
-            self._keep(step / self.steps, adapted)
+            self._keep(step / self.settings.steps, adapted)
         # Several processes stop at one step; when it is time, the first one's clock says.
         stop, due = group.any_of(signals.asked(), group.is_first() and self._is_time())
         if stop:
             self._save(step, adapted, batches)
             raise signals.Stopped
-        if step < self.steps and due:
+        if step < self.settings.steps and due:
             self._save(step, adapted, batches)
 
     def _look(self, step, adapted, batches):
@@ -134,7 +135,7 @@ class Attempt:
             "fvu": mean(score.fvu),
             **by_site(score),
             **self.meter.of_all(),
-            "micro_batch": self.problem.micro_batch,
+            "micro_batch": self.problem.micro.size,
         }
         if self.problem.clean_cache:
             row["cache_filled_tokens"] = self.problem.clean_cache.filled
@@ -143,7 +144,8 @@ class Attempt:
     def _is_time(self):
         """Whether enough has passed since the last checkpoint, in steps and evaluations."""
         passed = self._now() - self._saved_at
-        return not self.every or passed >= max(self.every, self._took / SHARE_OF_TIME)
+        every = self.settings.every
+        return not every or passed >= max(every, self._took / SHARE_OF_TIME)
 
     def _now(self):
         return self.meter.cost.seconds + self.meter.cost.evaluation_seconds
@@ -153,18 +155,19 @@ class Attempt:
         with self.meter.checkpoint():
             meters = group.gathered(self.meter.state())
             if group.is_first():
-                checkpoint.write(self.folder, step, self._taken(step, adapted, batches, meters))
+                state = self._state_at(step, adapted, batches, meters)
+                checkpoint.write(self.settings.folder, step, state)
         self._took = self.meter.cost.checkpoint_seconds - before
         self._saved_at = self._now()
 
-    def _taken(self, step, adapted, batches, meters):
+    def _state_at(self, step, adapted, batches, meters):
         return snapshot(step, adapted, batches, meters) | {
-            "run": self.path.stem,
+            "run": self.settings.path.stem,
             "lines": self.writer.lines,
             "measured": self.measured,
             "segments": self.segments,
-            "micro_batch": self.problem.micro_batch,
-            "memory": self.problem.halvings,
+            "micro_batch": self.problem.micro.size,
+            "memory": self.problem.micro.halvings,
             "filled": self.problem.clean_cache.filled if self.problem.clean_cache else 0,
         }
 
@@ -181,10 +184,10 @@ class Attempt:
             if cost is not None:
                 whole = {k: v + cost.get(k, 0) for k, v in spent.items() if k != "by_rank"}
                 cost = {**whole, **self.harness.clock, **group.together()}
-            about = {"share": round(share, 4), "run": self.path.stem, "cost": cost}
-            for left in self.folder.glob(f".{name}-*"):  # of a process that was killed
+            about = {"share": round(share, 4), "run": self.settings.path.stem, "cost": cost}
+            for left in self.settings.folder.glob(f".{name}-*"):  # of a process that was killed
                 shutil.rmtree(left)
-            with new_folder(self.folder / name, replace=True) as temporary:
+            with new_folder(self.settings.folder / name, replace=True) as temporary:
                 saes.save(sae, temporary, **about)
 
     def _score(self, step, adapted):
@@ -196,11 +199,11 @@ class Attempt:
 
     def spent(self):
         """What any end line says, however the run ended."""
-        spread, halvings = self.meter.spread(), self.problem.halvings
+        spread, halvings = self.meter.spread(), self.problem.micro.halvings
         told = {"step_seconds": spread} if spread else {}
         return told | ({"memory": halvings} if halvings else {})
 
-    def _told(self, score, adapted):
+    def _end_fields(self, score, adapted):
         return {
             "ce_full": score.ce,
             "l0_full": mean(score.l0),
