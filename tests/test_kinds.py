@@ -10,6 +10,7 @@ from bench.harness.drive import drive
 from bench.harness.evaluate import measure
 from bench.harness.meter import Meter
 from bench.loading import saes
+from bench.problem import sae as sae_forms
 from bench.problem.batches import Batches
 from bench.problem.problem import Adapted, copy_of
 from tests.helpers import tiny
@@ -79,7 +80,7 @@ def test_the_gradient_of_a_threshold_is_that_of_the_estimator():
     (copy,) = copy_of([lent])
     upstream = torch.randn(len(X), copy.cfg.d_sae, generator=torch.Generator().manual_seed(4))
     (copy.encode(X) * upstream).sum().backward()
-    width = saes.BANDWIDTH * lent.threshold[lent.threshold > 0].median()
+    width = sae_forms.BANDWIDTH * lent.threshold[lent.threshold > 0].median()
     pre = (X - lent.b_dec * lent.cfg.apply_b_dec_to_input) @ lent.W_enc + lent.b_enc
     inside = (pre - lent.threshold).abs() < width / 2
     expected = -(lent.threshold / width * inside * upstream).sum(0)
@@ -124,4 +125,4 @@ def test_a_negative_threshold_is_refused(tmp_path):
 
 def test_reconstruction_alone_trains_topk_only():
     with pytest.raises(Rejected, match="mse trains topk SAEs, this one is 'jumprelu'"):
-        saes.to_training(tiny.sae_of_kind("jumprelu")[0])
+        sae_forms.to_training(tiny.sae_of_kind("jumprelu")[0])

@@ -6,13 +6,13 @@ import time
 
 import pytest
 
+from bench.cli import show
 from bench.harness import checkpoint
 from bench.harness import run as one_run
 from bench.io import ranks, record
 from bench.io.clock import read as read_clock
 from bench.io.record import read
 from bench.problem.gradient_check import Reached
-from bench.runs import compare
 from tests.helpers import forked, plants
 from tests.helpers.killed import check_goes_on, deterministic
 
@@ -110,7 +110,7 @@ def test_a_hangup_after_nohup_is_ignored(start, tmp_path):
 
 
 def test_the_figure_is_drawn_after_a_kill_in_between(start, reference, tmp_path):
-    plant = plants.before(compare, "report", 1, forked.kill_this)
+    plant = plants.before(show, "comparison", 1, forked.kill_this)
     assert start(plant=plant).wait() == -signal.SIGKILL
     assert not (tmp_path / "out" / "table.txt").exists()
     assert start(draws=True).wait() == 0

@@ -75,7 +75,7 @@ def test_a_part_of_a_repository_in_the_cache(online, monkeypatch, tmp_path):
 def test_a_hub_that_takes_the_call_and_never_answers(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        code = "from bench import hub; hub.reach('a/b')"
+        code = "from bench.loading import hub; hub.reach('a/b')"
         places = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
         done = subprocess.run(
             [sys.executable, "-c", code],

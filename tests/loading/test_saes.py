@@ -7,6 +7,7 @@ import torch
 
 from bench.errors import Rejected
 from bench.loading import saes
+from bench.problem import to_training
 from tests.helpers import tiny
 
 
@@ -23,7 +24,7 @@ def test_an_sae_is_the_same_whatever_the_order_of_its_config(tmp_path):
 
 def test_training_form_and_disk_keep_the_outputs(tmp_path):
     lent, x = tiny.sae()[0], torch.randn(7, tiny.WIDTH)
-    training = saes.to_training(lent)
+    training = to_training(lent)
     torch.testing.assert_close(training(x), lent(x))
     saes.save(training, tmp_path, share=1.0, run="mse-1", cost=None)
     loaded = saes.load(tmp_path, tiny.WIDTH)

@@ -69,7 +69,7 @@ def test_it_ends_with_the_command_however_deaf_it_is(hang):
 
 
 def test_a_command_forks_no_process_that_has_computed():
-    code = "from bench import process; print(process.CONTEXT.get_start_method())"
+    code = "from bench.runs import process; print(process.CONTEXT.get_start_method())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() in ("forkserver", "spawn")
 
