@@ -3,13 +3,12 @@
 Every field is a flag of the command line (`seq_len` is `--seq-len`).
 """
 
-import ast
 import dataclasses
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from bench.errors import Usage, unknown
+from bench.io.schema import field_texts
 
 
 @dataclass(frozen=True)
@@ -159,16 +158,9 @@ CHOICES = {
 }
 
 
-def documentation():
+def documentation() -> dict[str, str]:
     """Field of the spec -> the text under it, on one line."""
-    module = ast.parse(Path(__file__).read_text(encoding="utf-8"))
-    (spec,) = (node for node in module.body if getattr(node, "name", "") == "Spec")
-    pairs = zip(spec.body, spec.body[1:], strict=False)
-    return {
-        field.target.id: " ".join(text.value.value.split()).replace("`", "")
-        for field, text in pairs
-        if isinstance(field, ast.AnnAssign)
-    }
+    return {name: text.replace("`", "") for name, text in field_texts(Spec).items()}
 
 
 def flag(field):

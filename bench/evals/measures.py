@@ -13,7 +13,7 @@ from bench.export import reload
 from bench.harness.evaluate import HeldOut, by_token, finals_of, parts, per_document
 from bench.harness.provenance import provenance
 from bench.io import console
-from bench.io.record import SCHEMA
+from bench.io.schema import SCHEMA
 from bench.problem.objectives import flat
 from bench.problem.problem import Adapted
 

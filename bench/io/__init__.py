@@ -3,4 +3,15 @@
 Knows nothing of torch, models or methods.
 """
 
-__all__ = ["cache", "clock", "console", "files", "hashes", "locks", "ranks", "record", "verify"]
+__all__ = [
+    "cache",
+    "clock",
+    "console",
+    "files",
+    "hashes",
+    "locks",
+    "ranks",
+    "record",
+    "schema",
+    "verify",
+]

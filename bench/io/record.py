@@ -1,6 +1,6 @@
 """The record of one run: JSON Lines, flushed as measured, that can be made again.
 
-A header line, one flat row per evaluation, an end line. Fields may be added, none renamed.
+A header line, one flat row per evaluation, an end line: `bench.io.schema` has their fields.
 Nothing here imports torch, so that reading records stays cheap.
 """
 
@@ -14,11 +14,7 @@ from pathlib import Path
 
 from bench.errors import Rejected, Unavailable
 from bench.io.files import new_file, os_errors
-
-SCHEMA = 1
-ENDS = ("finished", "diverged", "interrupted", "error")
-HEADER_FIELDS = ("method", "config", "spec", "seed", "sae", "ce_clean", "ce_spliced")
-ROW_FIELDS = ("step", "ce", "seconds", "forwards", "backwards", "tokens")
+from bench.io.schema import ENDS, SCHEMA, Header, Row, required
 
 
 @dataclass(frozen=True)
@@ -189,12 +185,10 @@ def _check(run):
     if run.header.get("schema") != SCHEMA:
         found = run.header.get("schema")
         raise Rejected(f"{run.path}:1: schema {found}, this version reads schema {SCHEMA}")
-    for field in HEADER_FIELDS:
-        if field not in run.header:
-            raise Rejected(f"{run.path}:1: header has no '{field}'")
-    for number, row in enumerate(run.rows, start=2):
-        for field in ROW_FIELDS:
-            if field not in row:
-                raise Rejected(f"{run.path}:{number}: row has no '{field}'")
+    lines = [("header", Header, run.header), *(("row", Row, row) for row in run.rows)]
+    for number, (what, line, found) in enumerate(lines, start=1):
+        for field in required(line):
+            if field not in found:
+                raise Rejected(f"{run.path}:{number}: {what} has no '{field}'")
     if run.end and run.end["end"] not in ENDS:
         raise Rejected(f"{run.path}: end '{run.end['end']}', expected one of {', '.join(ENDS)}")

@@ -15,23 +15,28 @@ from pathlib import Path
 from bench import __version__
 from bench.errors import Rejected, Usage
 from bench.io.console import say
-from bench.io.record import ENDS, HEADER_FIELDS, ROW_FIELDS, SCHEMA, run_name
+from bench.io.record import run_name
+from bench.io.schema import (
+    ENDS,
+    KINDS,
+    SCHEMA,
+    End,
+    Header,
+    Losses,
+    Manifest,
+    Measurement,
+    Row,
+    fields_of,
+    is_a,
+    required,
+)
 
-WHOLE = "forwards backwards block_forwards block_backwards backward_tokens tokens"
-SECONDS = "seconds evaluation_seconds checkpoint_seconds suspended_seconds"
-COUNTERS = f"{WHOLE} {SECONDS}".split()  # never negative, never less than in a row before
-KINDS = {
-    "text": (str, "method label source key of sha256 timing why scale command"),
-    "an object": (dict, "config spec sae text_read step_seconds nonfinite"),
-    "a list": (list, "sets memory runs"),
-    "a list of numbers": (list, "ce_full_clean ce_full_spliced ce_full"),
-    "true or false": (bool, "deterministic"),
-    "a whole number": (int, f"seed step micro_batch segments trained_parameters {WHOLE}"),
-    "a number": (int | float, f"ce_clean ce_spliced clock_jump_seconds {SECONDS}"),
-    "a number or null": (int | float | None, "ce kl l0 fvu l0_full fvu_full"),
-}
-FIELDS = {name: kind for kind, (_, names) in KINDS.items() for name in names.split()}
-"""Of what kind a field is, where it is there."""
+COUNTERS = ("forwards", "backwards", "block_forwards", "block_backwards", "backward_tokens")
+COUNTERS += ("tokens", "seconds", "evaluation_seconds", "checkpoint_seconds", "suspended_seconds")
+"""Fields of a row that are never negative, and never less than in a row before."""
+
+LOSSES = ("ce_", "l0_", "fvu")
+"""How fields of a header or an end begin that are null only where `nonfinite` says why."""
 
 
 def verify(paths):
@@ -90,14 +95,6 @@ def _finite(text):
     return float(text)
 
 
-def is_a(kind, value):
-    """Whether a JSON value is of this kind."""
-    types = KINDS[kind][0]
-    if isinstance(value, bool) or not isinstance(value, types):
-        return isinstance(value, bool) and types is bool
-    return kind != "a list of numbers" or all(is_a("a number or null", one) for one in value)
-
-
 class File:
     """One file and what was found in it."""
 
@@ -113,27 +110,29 @@ class File:
     def _wrong(self, line, said):
         self.faults.append(f"{self.path}:{line}: {said}")
 
-    def _check(self, line, value, must=(), row=False):
-        """Tell what is missing or of the wrong kind -> the fields that are right.
+    def _check(self, number, value, line):
+        """Tell what a `line` lacks or has of the wrong kind -> the fields that are right.
 
         A null among losses, or anywhere in a row, is a number that `nonfinite` names.
         """
+        must, known = required(line), fields_of(line)
         missing = ", ".join(f"'{name}'" for name in must if name not in value)
         if missing:
-            self._wrong(line, f"no {missing}")
+            self._wrong(number, f"no {missing}")
         right, lost, clean = dict(value), value.get("nonfinite"), value.get("ce_full_clean")
         lost = lost if isinstance(lost, dict) else {}
         self.documents = len(clean) if isinstance(clean, list) else self.documents
         for name, item in value.items():
-            kind, items = FIELDS.get(name), item if isinstance(item, list) else [item]
-            may_lack = item is None and not row and name not in must
+            kind = known[name].kind if name in known else None
+            items, is_row = item if isinstance(item, list) else [item], line is Row
+            may_lack = item is None and not is_row and name not in must
             if kind and not may_lack and not is_a(kind, item):
-                self._wrong(line, f"{name} {item!r:.40}, expected {kind}")
+                self._wrong(number, f"{name} {item!r:.40}, expected {KINDS[kind][0]}")
                 del right[name]
-            elif kind == "a list of numbers" and len(items) != (self.documents or len(items)):
-                self._wrong(line, f"{name} is of length {len(items)}, expected {self.documents}")
-            elif (row or name[:3] in ("ce_", "l0_", "fvu")) and None in items and name not in lost:
-                self._wrong(line, f"{name} has a null that 'nonfinite' does not name")
+            elif kind == Losses and len(items) != (self.documents or len(items)):
+                self._wrong(number, f"{name} is of length {len(items)}, expected {self.documents}")
+            elif None in items and name not in lost and (is_row or name[:3] in LOSSES):
+                self._wrong(number, f"{name} has a null that 'nonfinite' does not name")
         return right
 
     def _is_current(self, value):
@@ -187,7 +186,7 @@ class File:
             start += len(piece) + 1
 
     def _header(self, line):
-        header, name = self._check(1, line, HEADER_FIELDS), self.path.stem
+        header, name = self._check(1, line, Header), self.path.stem
         known = [header.get(field) for field in ("method", "config", "spec", "seed")]
         known.append(header.get("sae", {}).get("sha256"))
         expected = f"{known[0]}-xxxxxxxx" if None in known else run_name(*known)
@@ -198,7 +197,7 @@ class File:
 
     def _row(self, number, line, last):
         """`last` has what was read last of each field, and is kept up."""
-        row = self._check(number, line, ROW_FIELDS, row=True)
+        row = self._check(number, line, Row)
         for name in ("step", *COUNTERS):
             least = last.get(name, 0) + (name == "step" and bool(last))
             if row.get(name, least) < least:
@@ -208,7 +207,7 @@ class File:
         last |= row
 
     def _end(self, number, line, header, last, before):
-        end = self._check(number, line)
+        end = self._check(number, line, End)
         if line["end"] not in ENDS:
             self._wrong(number, f"end {line['end']!r:.40}, expected one of {', '.join(ENDS)}")
         if "sha256" not in line:
@@ -236,9 +235,9 @@ class File:
         kind = "measurement" if names >= {"measure", "of"} else "other JSON file"
         self.kinds.append("manifest" if names >= {"experiment", "runs"} else kind)
         if self.kinds == ["measurement"] and self._is_current(told):
-            self._beside(data, self._check(1, told, ["of"]).get("of"), ".jsonl")
+            self._beside(data, self._check(1, told, Measurement).get("of"), ".jsonl")
         if self.kinds == ["manifest"]:
-            for run in self._check(1, told, ["scale", "command", "runs"]).get("runs", ()):
+            for run in self._check(1, told, Manifest).get("runs", ()):
                 name = run.get("record") if isinstance(run, dict) else run
                 self._beside(data, name, ".jsonl", ".json")
 

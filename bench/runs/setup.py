@@ -15,7 +15,8 @@ from bench.harness.signals import Stopped
 from bench.io import cache, locks
 from bench.io.console import say
 from bench.io.files import new_folder, synchronize
-from bench.io.record import SCHEMA, digest, run_name
+from bench.io.record import digest, run_name
+from bench.io.schema import SCHEMA
 from bench.loading import sae_metadata, sae_sources, saes
 from bench.loading.documents import source_sha256
 from bench.problem.problem import Adapted
