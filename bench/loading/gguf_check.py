@@ -3,6 +3,7 @@
 import struct
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from bench.errors import Rejected, Unavailable
 from bench.loading import gguf_keys
@@ -63,7 +64,7 @@ def read(path: Path) -> tuple[dict, list]:
     return told, reader.tensors
 
 
-def _bounded_reader(path: Path):
+def _bounded_reader(path: Path) -> Any:
     """A `GGUFReader` that gives up where a corrupt count would have it read on and on."""
     import numpy
     from gguf import GGUFReader
@@ -71,19 +72,19 @@ def _bounded_reader(path: Path):
     class Bounded(GGUFReader):
         n_read = 0
 
-        def _get(self, offset, dtype, count=1, **order):
+        def _get(self, offset: int, dtype: type, count: int = 1, **order: Any) -> Any:
             self.n_read += 1
             long = self.n_read > 4 * MOST_VALUES or offset + 8 * int(count) > LONGEST_HEADER
             if long and not hasattr(self, "data_offset"):  # after it come the tensors themselves
                 raise ValueError("its header is too long")
             return super()._get(offset, dtype, count, **order)
 
-        def _get_field_parts(self, offset, kind):
+        def _get_field_parts(self, offset: int, kind: int) -> tuple:
             if kind == ARRAY and (n := self._get(offset + 4, numpy.uint64)[0]) > MOST_VALUES:
                 raise ValueError(f"an array of {n:,} values")
             return super()._get_field_parts(offset, kind)
 
-        def _push_field(self, field, skip_sum=False):
+        def _push_field(self, field: Any, skip_sum: bool = False) -> int:
             if field.name in self.fields:  # of which old versions of gguf only warn
                 raise ValueError(f"the key {field.name} is there twice")
             return super()._push_field(field, skip_sum)
@@ -91,7 +92,7 @@ def _bounded_reader(path: Path):
     return Bounded(path)
 
 
-def _value(field) -> str | float | None:
+def _value(field: Any) -> str | float | None:
     if field.types[0] == ARRAY:
         return None
     value = field.parts[-1]
@@ -111,7 +112,7 @@ def _wrong_model(told: dict) -> str | None:
     return gguf_keys.lost(architecture, told)
 
 
-def _wrong_tensors(reader) -> str | None:
+def _wrong_tensors(reader: Any) -> str | None:
     """The first tensor that does not start where the one before ends, or of no known type."""
     import numpy
     from gguf.constants import GGML_QUANT_SIZES
