@@ -44,8 +44,9 @@ class RunFailed(Fault):
 
 
 def reason(error):
-    """What a library's error says, on one line."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """What a library's error says, on one line; what a terminal would obey is escaped."""
+    said = str(error).strip().partition("\n")[0] or type(error).__name__
+    return said if said.isprintable() else repr(said)
 
 
 class OutOfMemory(Unavailable):

@@ -42,9 +42,9 @@ def clock(device):
     import torch
 
     from bench import devices
-    from bench.loading import matmul
+    from bench.loading import cpu_kernels
 
-    products = matmul.install() if device == "cpu" else devices.float32_products(device)
+    products = cpu_kernels.install() if device == "cpu" else devices.float32_products(device)
     threads = torch.get_num_threads()
     return {"device": device, "machine": machine(device), "threads": threads, "matmul": products}
 

@@ -5,9 +5,9 @@ Knows nothing of passes, losses or runs.
 
 __all__ = [
     "adapters",
+    "cpu_kernels",
     "documents",
     "hub",
-    "matmul",
     "models",
     "packages",
     "sae_metadata",

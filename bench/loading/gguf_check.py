@@ -1,260 +1,131 @@
-"""A GGUF file's header, read before any library does: what cannot be converted is one line.
+"""What a GGUF file holds, by the package gguf; what cannot be converted is refused in one line."""
 
-The layout is that of the GGUF specification, versions 2 and 3: magic, version, counts, keys and
-values, tensor infos, padding, tensors one after the other.
-"""
-
-import mmap
 import struct
-from dataclasses import dataclass
-from functools import cache
-from math import prod
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 from bench.errors import Rejected, Unavailable
 from bench.loading import gguf_keys
 from bench.loading.adapters import FAMILIES
-from bench.loading.weights import shown
+from bench.loading.weights import as_rejected, shown
 
 ARCHITECTURES = tuple(family.removesuffix("_text") for family in FAMILIES)
 """GGUF's names of the families."""
 MAGIC, VERSIONS = b"GGUF", (2, 3)
-MOST_KEYS, MOST_TENSORS = 100_000, 1_000_000
-LONGEST_KEY, LONGEST_NAME, LONGEST_VALUE = 2**16, 64, 2**30
-"""Bytes of a key, of a tensor's name, and of a string or entries of an array."""
-MOST_DIMENSIONS, MOST_ELEMENTS = 4, 2**40
-STRING, ARRAY = 8, 9
-SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
-"""GGUF's type of a value -> struct's."""
-UINT32 = 4
-ALIGNMENT = 32
-"""Where the file does not say."""
+ARRAY = 9
+"""GGUF's type of an array."""
+MOST, MOST_VALUES, LONGEST_HEADER = 2**16, 2**20, 2**26
+"""Tensors or keys; values of an array, of which a header has up to four so long; bytes."""
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """What a GGUF file says of one tensor."""
+def check_start(path: Path) -> None:
+    """Raise `Rejected` where a file's first bytes are not those of a GGUF file that is read here.
 
-    name: str
-    shape: tuple
-    kind: int
-    """Its type, a GGMLQuantizationType."""
-    offset: int
-    """Where it starts, after the header."""
-
-    @property
-    def n_elements(self):
-        """How many numbers it holds."""
-        return prod(self.shape)
-
-
-def check(path):
-    """The `Tensor`s of the GGUF file at `path`; `Rejected` where it cannot be converted as it is.
-
-    That is: no GGUF, another version, byte order or architecture, a header that is corrupt, a
-    key that changes the model and would be lost, a tensor of a type that cannot be dequantised,
-    or a file that ends before its last tensor does.
-    """
-    return read(path)[1]
-
-
-def read(path):
-    """({key: (type, value)}, `Tensor`s) of a GGUF file, as `check` checks it.
-
-    The value of a string is a str, that of an array None.
+    Raises `Unavailable` where the file cannot be read, or no package is there to read it with.
     """
     try:
         with path.open("rb") as file:
-            head = file.read(4)
-            if head != MAGIC:
-                told = f"starts with {head!r}, expected {MAGIC!r}" if head else "it is empty"
-                raise Rejected(f"{path}: not a GGUF file ({told})")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _check(_Header(path, data, len(data)))
+            magic, rest = file.read(4), file.read(20).ljust(20, b"\0")
     except OSError as error:
         raise Unavailable(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-class _Header:
-    """The bytes of a header, taken one value after the other."""
-
-    def __init__(self, path, data, size):
-        self.path, self.data, self.size, self.at = path, data, size, 4
-
-    def wrong(self, told):
-        """The `Rejected` to raise."""
-        return Rejected(f"{self.path}: {told}")
-
-    def skip(self, n):
-        """Go on by `n` bytes, which must be there -> where they start."""
-        start, self.at = self.at, self.at + n
-        if self.at > self.size:
-            raise self.truncated(self.at)
-        return start
-
-    def truncated(self, want):
-        """The `Rejected` for a file that should have `want` bytes."""
-        return self.wrong(f"truncated (want at least {want:,} bytes, has {self.size:,})")
-
-    def take(self, form):
-        """The next value, of one of struct's types."""
-        form = "<" + form
-        return struct.unpack_from(form, self.data, self.skip(struct.calcsize(form)))[0]
-
-    def count(self, form, most, what):
-        """The next value, a count; `Rejected` where no file has so many."""
-        n = self.take(form)
-        if n > most:
-            raise self.wrong(f"corrupt: {n:,} {what}, at most {most:,} are possible")
-        return n
-
-    def string(self, longest, what):
-        """The next string."""
-        n = self.count("Q", longest, f"bytes of {what}")
-        start = self.skip(n)
-        try:
-            return self.data[start : start + n].decode()
-        except UnicodeDecodeError:
-            raise self.wrong(f"corrupt: {what} is not UTF-8") from None
-
-    def value(self, kind, key):
-        """The next value, of a GGUF type; an array is passed over."""
-        if kind == STRING:
-            return self.string(LONGEST_VALUE, f"{shown(key)}")
-        if kind in SCALARS:
-            return self.take(SCALARS[kind])
-        if kind != ARRAY:
-            raise self.wrong(f"corrupt: {shown(key)} is of type {kind}, which GGUF does not have")
-        inner, n = self.take("I"), self.count("Q", LONGEST_VALUE, f"values of {shown(key)}")
-        if inner in SCALARS:
-            self.skip(n * struct.calcsize(SCALARS[inner]))
-        elif inner == STRING:
-            for _ in range(n):
-                self.skip(self.count("Q", LONGEST_VALUE, f"bytes of a string of {shown(key)}"))
-        else:
-            raise self.wrong(
-                f"corrupt: {shown(key)} is an array of type {inner}, expected a plain one"
-            )
-        return None
-
-    def key_value(self):
-        """The next (key, (type, value))."""
-        key, kind = self.string(LONGEST_KEY, "a key"), self.take("I")
-        return key, (kind, self.value(kind, key))
-
-    def tensor(self):
-        """The next `Tensor`."""
-        name = self.string(LONGEST_NAME, "a tensor's name")
-        n = self.count("I", MOST_DIMENSIONS, f"dimensions of {shown(name)}")
-        shape = tuple(self.take("Q") for _ in range(n))
-        return Tensor(name, shape, self.take("I"), self.take("Q"))
-
-    def unique(self, what, pairs):
-        """A dict of the (name, value) pairs; `Rejected` for a name that is there twice."""
-        found = {}
-        for name, value in pairs:
-            if name in found:
-                raise self.wrong(f"corrupt: the {what} {shown(name)} is there twice")
-            found[name] = value
-        return found
-
-
-def _check(header):
-    version = header.take("I")
-    if not version & 0xFFFF and version:
-        raise header.wrong("big-endian, expected a little-endian GGUF file")
+    if magic != MAGIC:
+        told = f"starts with {magic!r}, expected {MAGIC!r}" if magic else "it is empty"
+        raise Rejected(f"{path}: not a GGUF file ({told})")
+    version, n_tensors, n_keys = struct.unpack("<IQQ", rest)
+    if version and not version & 0xFFFF:
+        raise Rejected(f"{path}: big-endian, expected a little-endian GGUF file")
     if version not in VERSIONS:
-        raise header.wrong(f"version {version} of GGUF, expected one of {VERSIONS}")
-    n_tensors = header.count("Q", MOST_TENSORS, "tensors")
-    n_keys = header.count("Q", MOST_KEYS, "keys")
-    told = header.unique("key", (header.key_value() for _ in range(n_keys)))
-    _check_architecture(header, told)
-    alignment = _alignment(header, told)
-    named = ((one.name, one) for one in (header.tensor() for _ in range(n_tensors)))
-    tensors = list(header.unique("tensor", named).values())
-    if not tensors:
-        raise header.wrong("no tensors in it")
-    _check_layout(header, tensors, alignment)
-    return told, tensors
+        raise Rejected(f"{path}: version {version} of GGUF, expected one of {VERSIONS}")
+    if not n_tensors or max(n_tensors, n_keys) > MOST:
+        told = f"{n_tensors:,} tensors and {n_keys:,} keys, expected 1 to {MOST:,}"
+        raise Rejected(f"{path}: truncated or corrupt ({told})")
+    if not find_spec("gguf"):
+        raise Unavailable("a GGUF file needs the package gguf: pip install gguf")
 
 
-def _check_architecture(header, told):
-    kind, architecture = told.get("general.architecture", (None, None))
-    if kind != STRING:
-        raise header.wrong("it does not say what model it is (general.architecture)")
-    if architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise header.wrong(f"a '{shown(architecture)}' model, expected one of {known}")
-    _, parts = told.get("split.count", (None, 1))
-    if isinstance(parts, int) and parts > 1:
-        raise header.wrong(f"one of {parts} parts, expected a model in one file")
-    lost = gguf_keys.lost(architecture, told)
-    if lost:
-        raise header.wrong(lost)
+def read(path: Path) -> tuple[dict, list]:
+    """({key: value}, gguf's tensors) of the GGUF file at `path`; the value of an array is None.
 
-
-def _alignment(header, told):
-    kind, alignment = told.get("general.alignment", (UINT32, ALIGNMENT))
-    if kind != UINT32 or alignment < 1 or alignment & (alignment - 1):
-        raise header.wrong(f"corrupt: general.alignment is {alignment}, expected a power of two")
-    return alignment
-
-
-def _check_layout(header, tensors, alignment):
-    """Each tensor starts where the one before ends, and the file is long enough for the last."""
-    start = _padded(header.at, alignment)
-    at = end = 0
-    for tensor in tensors:
-        if tensor.offset != at:
-            told = f"{shown(tensor.name)} is at byte {tensor.offset:,}, expected {at:,}"
-            raise header.wrong(f"corrupt: {told} of the tensors")
-        end = at + _n_bytes(header, tensor)
-        at = _padded(end, alignment)
-    if start + end > header.size:
-        raise header.truncated(start + end)
-
-
-def _padded(n, alignment):
-    return -(-n // alignment) * alignment
-
-
-def _n_bytes(header, tensor):
-    """The tensor's size in the file; `Rejected` for a shape or type that cannot be."""
-    block, n_bytes = _block(header, tensor)
-    n = tensor.n_elements
-    if not 0 < n <= MOST_ELEMENTS:
-        raise header.wrong(f"corrupt: {shown(tensor.name)} has the shape {list(tensor.shape)}")
-    row = tensor.shape[0] if tensor.shape else 1
-    if row % block:
-        told = f"{shown(tensor.name)} has rows of {row:,}, its type wants a multiple of {block}"
-        raise header.wrong(f"corrupt: {told}")
-    return n // block * n_bytes
-
-
-def _block(header, tensor):
-    """(numbers, bytes) of a block of the tensor's type; `Rejected` if gguf cannot read the type."""
-    try:
-        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-    except ImportError:
-        raise Unavailable("a GGUF file needs the package gguf: pip install gguf") from None
-    name = shown(tensor.name)
-    try:
-        kind = GGMLQuantizationType(tensor.kind)
-        block, n_bytes = GGML_QUANT_SIZES[kind]
-    except (ValueError, KeyError):
-        raise header.wrong(f"{name} is of type {tensor.kind}, which gguf does not know") from None
-    if not _can_dequantize(kind, n_bytes):
-        raise header.wrong(f"{name} is of type {kind.name}, which gguf cannot dequantise")
-    return block, n_bytes
-
-
-@cache
-def _can_dequantize(kind, n_bytes):
-    """Whether gguf has what turns a block of this type into numbers: it is tried on one."""
+    `Rejected` where it cannot be converted as it is: no GGUF, another version, byte order or
+    architecture, truncated or corrupt, one of several parts, a key that changes the model and
+    would be lost, a tensor of a type that cannot be dequantised. Takes seconds.
+    """
+    check_start(path)
     import numpy
+
+    cannot = as_rejected(path, "content", "read: truncated or corrupt")
+    with cannot, numpy.errstate(over="raise"):
+        reader = _bounded_reader(path)
+        told = {key: _value(field) for key, field in reader.fields.items()}
+    wrong = _wrong_model(told) or _wrong_tensors(reader)
+    if wrong:
+        raise Rejected(f"{path}: {wrong}")
+    return told, reader.tensors
+
+
+def _bounded_reader(path: Path) -> Any:
+    """A `GGUFReader` that gives up where a corrupt count would have it read on and on."""
+    import numpy
+    from gguf import GGUFReader
+
+    class Bounded(GGUFReader):
+        n_read = 0
+
+        def _get(self, offset: int, dtype: type, count: int = 1, **order: Any) -> Any:
+            self.n_read += 1
+            long = self.n_read > 4 * MOST_VALUES or offset + 8 * int(count) > LONGEST_HEADER
+            if long and not hasattr(self, "data_offset"):  # after it come the tensors themselves
+                raise ValueError("its header is too long")
+            return super()._get(offset, dtype, count, **order)
+
+        def _get_field_parts(self, offset: int, kind: int) -> tuple:
+            if kind == ARRAY and (n := self._get(offset + 4, numpy.uint64)[0]) > MOST_VALUES:
+                raise ValueError(f"an array of {n:,} values")
+            return super()._get_field_parts(offset, kind)
+
+        def _push_field(self, field: Any, skip_sum: bool = False) -> int:
+            if field.name in self.fields:  # of which old versions of gguf only warn
+                raise ValueError(f"the key {field.name} is there twice")
+            return super()._push_field(field, skip_sum)
+
+    return Bounded(path)
+
+
+def _value(field: Any) -> str | float | None:
+    if field.types[0] == ARRAY:
+        return None
+    value = field.parts[-1]
+    return bytes(value).decode() if field.types[0].name == "STRING" else value.tolist()[0]
+
+
+def _wrong_model(told: dict) -> str | None:
+    """Why a model that says this of itself cannot be converted, or None."""
+    architecture = told.get("general.architecture")
+    if not isinstance(architecture, str):
+        return "it does not say what model it is (general.architecture)"
+    if architecture not in ARCHITECTURES:
+        return f"a '{shown(architecture)}' model, expected one of {', '.join(ARCHITECTURES)}"
+    parts = told.get("split.count")
+    if isinstance(parts, int) and parts > 1:
+        return f"one of {parts} parts, expected a model in one file"
+    return gguf_keys.lost(architecture, told)
+
+
+def _wrong_tensors(reader: Any) -> str | None:
+    """The first tensor that does not start where the one before ends, or of no known type."""
+    import numpy
+    from gguf.constants import GGML_QUANT_SIZES
     from gguf.quants import dequantize
 
-    try:
-        dequantize(numpy.zeros(n_bytes, dtype=numpy.uint8), kind)
-    except NotImplementedError:
-        return False
-    return True
+    at, alignment = int(reader.data_offset), int(reader.alignment)
+    for tensor in reader.tensors:
+        name, kind = shown(tensor.name), tensor.tensor_type
+        if tensor.data_offset != at:
+            return f"corrupt: {name} is at byte {tensor.data_offset:,}, expected {at:,}"
+        at += -(-tensor.n_bytes // alignment) * alignment
+        try:  # on one block
+            dequantize(numpy.zeros(GGML_QUANT_SIZES[kind][1], dtype=numpy.uint8), kind)
+        except NotImplementedError:
+            return f"{name} is of type {kind.name}, which gguf cannot dequantise"
+    return None

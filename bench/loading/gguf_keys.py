@@ -91,8 +91,8 @@ HARMLESS = ("rope.scaling.finetuned", "rope.scaling.original_context_length")
 
 
 def lost(architecture, told):
-    """What a conversion would lose of a header's `{key: (type, value)}`, on one line, or None."""
-    if told.get("general.type", (None, "model"))[1] != "model":
+    """What a conversion would lose of a header's `{key: value}`, on one line, or None."""
+    if told.get("general.type", "model") != "model":
         return f"general.type is {_value(told['general.type'])}, expected 'model'"
     for key in NEEDED[architecture]:
         if f"{architecture}.{key}" not in told:
@@ -103,7 +103,7 @@ def lost(architecture, told):
             continue
         if neutral is None:
             return f"{_is(architecture, key, value)}, a key that is not known here"
-        if value[1] not in neutral:
+        if value not in neutral:
             expected = " or ".join(map(repr, neutral))
             return f"{_is(architecture, key, value)}, which would be lost, expected {expected}"
     return None
@@ -116,13 +116,13 @@ def changed(architecture, told, config):
         if meant is None:
             continue
         got = meant(config) if callable(meant) else getattr(config, meant)
-        if not _same(value[1], got):
+        if not _same(value, got):
             return f"{_is(architecture, key, value)}, the converted model has {got!r}"
     return None
 
 
 def _own(architecture, told):
-    """(key without its beginning, (type, value)) of what is said of the architecture."""
+    """(key without its beginning, value) of what is said of the architecture."""
     start = f"{architecture}."
     return [(key.removeprefix(start), told[key]) for key in told if key.startswith(start)]
 
@@ -140,5 +140,4 @@ def _is(architecture, key, value):
 
 
 def _value(value):
-    kind, plain = value
-    return "an array" if plain is None else shown(repr(plain))
+    return "an array" if value is None else shown(repr(value))

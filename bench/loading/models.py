@@ -161,10 +161,10 @@ def load(folder, spec, tokenizer, shard=False):
     import torch
 
     from bench import devices
-    from bench.loading import matmul, pages
+    from bench.loading import cpu_kernels
 
-    matmul.install()
-    pages.keep()
+    cpu_kernels.install()
+    cpu_kernels.keep_freed()
     devices.set_precision(spec.device, spec.dtype)
     settings = {"dtype": getattr(torch, spec.dtype), "attn_implementation": "eager"}
     with as_rejected(folder, "model"):

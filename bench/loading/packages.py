@@ -81,14 +81,14 @@ def is_file(model):
 
 
 def check_file(model):
-    """The path of a GGUF file; `Usage` where there is none, `Rejected` if it cannot be converted.
+    """The path of a GGUF file; `Usage` where there is none, `Rejected` if it starts like none.
 
-    Only its header is read.
+    The rest of it is read where it is converted.
     """
     path = Path(model).expanduser()
     if not path.is_file():
         raise Usage(f"no model at '{model}': no such file")
-    gguf_check.check(path)
+    gguf_check.check_start(path)
     return path
 
 
@@ -121,10 +121,10 @@ def convert_gguf(gguf, folder):
             link = Path(alone) / gguf.name
             link.symlink_to(gguf.resolve())
             model, tokenizer = _read_gguf(link)
-        n, n_kept = sum(one.n_elements for one in tensors), model.num_parameters()
+        n, n_kept = sum(tensor.n_elements for tensor in tensors), model.num_parameters()
         if n > n_kept:
             raise Rejected(f"{gguf}: of its {n:,} weights the model has a place for {n_kept:,}")
-        changed = gguf_keys.changed(told["general.architecture"][1], told, model.config)
+        changed = gguf_keys.changed(told["general.architecture"], told, model.config)
         if changed:
             raise Rejected(f"{gguf}: {changed}")
     with os_errors(folder):

@@ -1,7 +1,7 @@
-"""float32 matrix products from oneDNN, on CPUs where the BLAS in PyTorch is the slower one.
+"""What makes a CPU fast: oneDNN's matrix products, and memory that stays with the process.
 
 PyTorch takes float32 products from Intel's MKL, which keeps its AVX-512 kernels for Intel's own
-processors; oneDNN, in the same PyTorch, has them for every processor that does AVX-512 and is
+processors. oneDNN, in the same PyTorch, has them for every processor that does AVX-512 and is
 twice as fast on an AMD EPYC. Both are exact float32; they differ in the order of summation.
 PyTorch has no switch for this, so `install` puts oneDNN's kernel under `aten::mm` and
 `aten::addmm`, for the whole process: model, adapters, SAE and losses, forward and backward.
@@ -10,6 +10,7 @@ The choice depends on the processor alone, never on a timing, so that the same c
 same digits; `SPLICEBENCH_MATMUL=blas` turns it off. Records say which one it was.
 """
 
+import ctypes
 import os
 import warnings
 from functools import cache
@@ -22,6 +23,25 @@ from bench.io.console import say
 
 WORTH_IT = 2**20
 """Multiplications from which oneDNN's kernel is called: below, setting it up takes longer."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Names from glibc's malloc.h."""
+LARGEST, NEVER = 2**31 - 1, -1
+"""Thresholds. A number for trimming would be 2 GiB at most, and a step can free more."""
+
+
+def keep_freed() -> None:
+    """Ask glibc to keep the memory of freed tensors; elsewhere nothing happens.
+
+    glibc maps each allocation above 32 MiB afresh and unmaps it when it is freed. It trims its
+    heap whenever much of it is free. A step that allocates logits and activations then spends
+    its time on page faults (a quarter of a KL over 262,144 words).
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(M_MMAP_THRESHOLD, LARGEST)
+    mallopt(M_TRIM_THRESHOLD, NEVER)
 
 
 @cache
