@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from statistics import median, median_high, median_low
 
 from analysis.records.comparison import REFERENCE, clock, processes
-from analysis.stats.gap import ce_difference, closed_at_end, end_losses  # noqa: F401 - as before
 
 AXES = ("seconds", "backwards", "tokens")
 """What a run costs: seconds of training, LM backward passes, tokens trained on."""
@@ -106,11 +105,6 @@ def speedup(rival, runs, share, axis, total=False):
     theirs, ours = (median_cost(some, share, axis, total) for some in (rival, runs))
     measured = all(value is not None and 0 < value < math.inf for value in (theirs, ours))
     return theirs / ours if measured else None
-
-
-def total_speedup(rival, runs, share, axis):
-    """`speedup` with the cost of the SAE added to both."""
-    return speedup(rival, runs, share, axis, total=True)
 
 
 def speedups_by_seed(rival, runs, share, axis):
