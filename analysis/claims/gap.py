@@ -188,27 +188,3 @@ def many_saes(case):
     ours = ", ".join(f"-{gain:.3f} nats with {number}" for number, gain in gains.items())
     heads = ["SAEs", "CE, LoRA minus spliced", "gap closed"]
     return Finding(holds, ours, [table(heads, rows)])
-
-
-def finetuning_closes(case):
-    """e2e on KL + MSE from a whole SAE, over 10M tokens or more, closes 20 to 50% of the gap in the
-    median over seeds."""
-    raise Missing("`e2e:loss=kl+mse` over 25M tokens on Gemma-2-2B or Pythia-160m: no experiment")
-
-
-def late_kl_matches(case):
-    """At every k above the lowest, MSE with KL for the last 5% of the tokens ends at most 0.001
-    nats above e2e from scratch; at the lowest k it ends higher."""
-    raise Missing("SAEs of 512M tokens at four k, trained in both ways: no experiment")
-
-
-def ability_is_kept(case):
-    """With LoRA and without the SAE, accuracy on each benchmark is not below the clean model's by
-    two standard errors or more."""
-    raise Missing("Gemma-2-2B and 9B, and MMLU, HellaSwag and TruthfulQA: no experiment")
-
-
-def features_improve(case):
-    """With LoRA, most scores of SAEBench and the effect of steering are above those without it by
-    two standard errors or more."""
-    raise Missing("Gemma-2-2B, SAEBench, and a sound measure of steering: no experiment")
