@@ -11,7 +11,7 @@ from pathlib import Path
 from analysis.claims import cost, evidence, gap, rivals
 from analysis.claims.evidence import Evidence, Finding, Missing
 from analysis.report import experiments
-from analysis.tables.notes import BLANK
+from analysis.tables.notes import BLANK, seeds
 from bench.errors import Rejected
 from bench.io.files import new_text
 
@@ -163,8 +163,7 @@ def _word(verdict):
     """The verdict; that it rests on one seed is part of it."""
     if verdict.word == UNMEASURED:
         return verdict.word
-    seeds = evidence.seeds(verdict.case.used)
-    return f"**{verdict.word}**" + (f" ({seeds})" if seeds == "1 seed" else "")
+    return f"**{verdict.word}**" + " (1 seed)" * (verdict.case.seeds == 1)
 
 
 def _section(verdict):
@@ -179,7 +178,7 @@ def _section(verdict):
         "rule": claim.rule or " ".join(RULES[claim.id].__doc__.split()),
     }
     if used:
-        told["setting"] = f"{evidence.setting(used)}; {evidence.seeds(used)}"
+        told["setting"] = f"{evidence.setting(used)}; {seeds(verdict.case.seeds)}"
         told["records"] = ", ".join(f"`{name}`" for name in sorted(used))
     lines = [f"### {claim.id}: {claim.statement}\n"]
     lines += [f"- {name}: {text}" for name, text in told.items() if text]

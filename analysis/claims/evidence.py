@@ -5,16 +5,17 @@ numbers, from real weights; seconds only where all were timed in one go on one c
 """
 
 import json
-import math
 import re
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from statistics import median
 
 from analysis.records.comparison import clock
 from analysis.records.manifest import Entry, load
-from analysis.stats.gap import closed_at_end, end_losses
-from analysis.stats.speedup import AXES, resumed
+from analysis.stats.gap import closed_at_end
+from analysis.stats.speedup import resumed
+from analysis.stats.usable import unsound
+from analysis.tables.notes import clock_in_words, model_name
 from bench.errors import Rejected
 from bench.io import record
 
@@ -49,6 +50,11 @@ class Evidence:
     """Name -> `Experiment`, with all entries that were planned, bare."""
     used: dict = field(default_factory=dict)
     """Name of a record or measurement -> (its seed in the experiment, its run)."""
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds what is used has."""
+        return len({seed for seed, _ in self.used.values()})
 
     def case(self):
         """The same experiments, nothing used yet."""
@@ -119,33 +125,6 @@ def _plan(folder, name):
     return [Entry(entry["role"], entry["seed"], dict(entry["at"])) for entry in told["runs"]]
 
 
-def unsound(run):
-    """Why nothing may be claimed from a run, as the end of a sentence; None where one may."""
-    header = run.header
-    if run.status != "finished":
-        return f"is not finished ({run.status})"
-    if header.get("weights") == "random":
-        return "is of random weights"
-    given = [header["ce_clean"], header["ce_spliced"]]
-    given += [row[name] for row in run.rows for name in ("step", "ce", *AXES)]
-    for losses in (header.get("ce_full_clean"), header.get("ce_full_spliced"), end_losses(run)):
-        if not losses:
-            return "has no CE per document"
-        given += losses
-    whole = all(isinstance(value, int | float) and math.isfinite(value) for value in given)
-    return None if run.rows and whole else "has a cost or a CE that is no number"
-
-
-def ends(runs):
-    """Seed -> CE per document at the end."""
-    return {seed: end_losses(run) for seed, run in runs.items()}
-
-
-def spliced(runs):
-    """Seed -> CE per document of the SAE that each run starts from."""
-    return {seed: run.header["ce_full_spliced"] for seed, run in runs.items()}
-
-
 def paired(*groups):
     """Seed -> run, several times -> the runs of each seed together."""
     if len({frozenset(group) for group in groups}) > 1:
@@ -178,7 +157,7 @@ def setting(used):
     def told(name):
         return list(dict.fromkeys(str(spec[name]) for spec in specs if spec.get(name) is not None))
 
-    parts = [", ".join(PurePath(name).name.removeprefix("package:") for name in told("model"))]
+    parts = [", ".join(map(model_name, told("model")))]
     parts += [f"SAE at {_some(told('site'))}"] if told("site") else []
     if any(spec.get("sae") in ("own", "fresh") for spec in specs):
         parts += [f"TopK, k = {_some(told('sae_k'))}"] if told("sae_k") else []
@@ -186,14 +165,8 @@ def setting(used):
         parts += [f"own SAE of {_some(tokens)} tokens"] if tokens else []
     steps = sorted({(spec.get("steps"), _step(spec)) for spec in specs if spec.get("steps")})
     parts += [f"{number:,} steps of {size:,} tokens" for number, size in steps]
-    parts += sorted({_place(*clock(run)) for run in runs})
+    parts += sorted({clock_in_words(run) for run in runs})
     return "; ".join(part for part in parts if part)
-
-
-def _place(machine, device, threads, products, processes):
-    """Where a run was timed, in words."""
-    known = [machine, device, threads and f"{threads} threads", products, processes]
-    return ", ".join(str(part) for part in known if part)
 
 
 def _step(spec):
@@ -202,12 +175,6 @@ def _step(spec):
 
 def _some(values):
     return ", ".join(values[:6]) + (" and more" if len(values) > 6 else "")
-
-
-def seeds(used):
-    """The seeds, in words."""
-    number = len({seed for seed, _ in used.values()})
-    return f"{number} seed{'s' * (number != 1)}"
 
 
 def block_of(site):

@@ -13,12 +13,11 @@ from analysis.claims.evidence import (
     Missing,
     block_of,
     closed,
-    ends,
     nats,
-    spliced,
     table,
 )
 from analysis.stats.gap import difference
+from analysis.stats.usable import ends, spliced
 from analysis.tables.notes import percent
 
 FALLS = -0.7

@@ -11,14 +11,13 @@ from analysis.claims.evidence import (
     Finding,
     Missing,
     block_of,
-    ends,
     nats,
     paired,
-    spliced,
     spread,
     table,
 )
 from analysis.stats.gap import difference
+from analysis.stats.usable import ends, spliced
 
 
 def ends_lowest(case):

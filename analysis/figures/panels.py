@@ -7,7 +7,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from analysis.figures.style import PAPER, REFERENCE, method_look
-from analysis.stats.usable import title, units_of
+from analysis.stats.usable import units_of
+from analysis.tables.notes import title
 
 METHOD_OF = {"e2e-finetune": "e2e"}
 """Role -> method, where the role has another name; of `lora+e2e` the second one."""

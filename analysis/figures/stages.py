@@ -1,11 +1,10 @@
 """The figures of `additivity`, two stages after one another, and `no-sae`, the SAE out again."""
 
-from analysis.claims.evidence import ends, spliced
 from analysis.figures.panels import INK, bar, handle, legend, paper_handle, seed_dots, sheet, spread
 from analysis.figures.style import PAPER, REFERENCE, method_look, shades
 from analysis.records.paper import one
 from analysis.stats.gap import difference
-from analysis.stats.usable import by_seed, gain
+from analysis.stats.usable import by_seed, ends, gain, spliced
 
 ORDERS = ("lora+lora", "lora+e2e", "e2e+lora", "e2e+e2e")
 

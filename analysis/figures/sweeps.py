@@ -4,12 +4,11 @@ from statistics import fmean
 
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from analysis.claims.evidence import ends
 from analysis.figures.panels import handle, legend, look, paper_handle, percent_axis, sheet, spread
 from analysis.figures.style import PAPER, REFERENCE, shades
 from analysis.records.paper import find
 from analysis.stats.gap import closed_at_end
-from analysis.stats.usable import by_seed, gain
+from analysis.stats.usable import by_seed, ends, gain
 
 PAPER_NAME = "paper: Gemma-2-2B, digitised"
 SCALED = {"fixed": "-", "scaled": "--"}

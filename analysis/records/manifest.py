@@ -31,6 +31,11 @@ class Entry:
         """The stem of its file."""
         return self.run.name if self.run else self.measure["name"]
 
+    @property
+    def header(self) -> dict:
+        """What is told of its setting: the record's first line, or the measurement itself."""
+        return self.run.header if self.run else self.measure
+
 
 @dataclass(frozen=True)
 class Experiment:

@@ -5,7 +5,7 @@ from statistics import fmean, median
 
 from analysis.stats.gap import ce_difference, closed_at_end, end_losses
 from analysis.stats.speedup import AXES, median_cost, resumed, speedup, targets
-from analysis.tables.notes import BLANK, heading, notes, number, percent, times
+from analysis.tables.notes import BLANK, heading, notes, number, percent, seeds, times
 
 WIDTH = 108
 """Columns that running text is wrapped to."""
@@ -70,7 +70,7 @@ def _difference(label, rival, found):
     side = "lower" if found.mean < 0 else "higher"
     text = f"CE of {label} minus {rival}: {found.mean:+.4f} ± {error}"
     if found.seeds:
-        text += f", {side} in {agree} of {found.seeds} seed{'s' * (found.seeds != 1)}"
+        text += f", {side} in {agree} of {seeds(found.seeds)}"
     if not found.distinguishable:
         return f"{text}: not distinguishable here (less than 2 standard errors)."
     if agree < found.seeds:

@@ -4,9 +4,9 @@ import textwrap
 from statistics import fmean, median
 
 from analysis.stats.gap import closed_at_end, end_losses, units
-from analysis.stats.usable import after_both, finished, timed, title
+from analysis.stats.usable import after_both, finished, timed
 from analysis.tables.comparison import WIDTH, _aligned
-from analysis.tables.notes import BLANK, number, percent
+from analysis.tables.notes import BLANK, number, percent, seeds, title
 
 HEADS = ["role", "at", "gap closed", "CE", "seconds", "backwards", "seeds"]
 NOTE = (
@@ -88,7 +88,8 @@ def _token_loss(entries):
         f"{kind} {fmean(seed[f'ce_{kind}'] for seed in values):.4f}"
         for kind in ("clean", "spliced", "adapted")
     )
-    return f"{better:.1%} of tokens improved, {worse:.1%} degraded; CE {losses}{_seeds(entries)}"
+    told = f"{better:.1%} of tokens improved, {worse:.1%} degraded; CE {losses}"
+    return f"{told} ({seeds(len(entries))})"
 
 
 def _distance(entries):
@@ -99,7 +100,7 @@ def _distance(entries):
         change = fmean(seed["difference"][kind][-1] for seed in values)
         error = fmean(seed["difference"][f"{kind}_error"][-1] for seed in values)
         told.append(f"{name} {change:+.4f} ± {error:.4f}")
-    return f"adapted minus spliced after block {last}: {', '.join(told)}{_seeds(entries)}"
+    return f"adapted minus spliced after block {last}: {', '.join(told)} ({seeds(len(entries))})"
 
 
 def _no_sae(entries):
@@ -108,11 +109,7 @@ def _no_sae(entries):
     names |= {"without_sae": "adapted with the SAE taken out"}
     losses = {name: fmean(fmean(seed[f"ce_{k}"]) for seed in values) for k, name in names.items()}
     told = ", ".join(f"{name} {ce:.4f}" for name, ce in losses.items())
-    return f"CE {told}{_seeds(entries)}"
-
-
-def _seeds(entries):
-    return f" ({len(entries)} seed{'s' * (len(entries) != 1)})"
+    return f"CE {told} ({seeds(len(entries))})"
 
 
 MEASURED = {"token-loss": _token_loss, "distance": _distance, "no-sae": _no_sae}
