@@ -82,15 +82,11 @@ def _losses(axes, experiment, roles, share):
         return say(axes, why or "not measured")
     clean, spliced = mean_gap(runs)
     for role in roles:
-        points = [
-            [
-                (cost, spliced - closed * (spliced - clean))
-                for cost, closed in zip(*path, strict=True)
-            ]
-            for path in (curve(run, "seconds") for run in kept.runs(role, share=share))
-        ]
-        if points:
-            seeds_curve(axes, points, {**look(role), "markersize": 4})
+        curves = [curve(run, "seconds") for run in kept.runs(role, share=share)]
+        if curves:
+            costs, shares = zip(*curves, strict=True)
+            losses = [[spliced - part * (spliced - clean) for part in some] for some in shares]
+            seeds_curve(axes, costs, losses, {**look(role), "markersize": 4})
     line_across(axes, spliced, f"spliced {spliced:.3f}; clean model: {clean:.3f}", linestyle=":")
     lowest, highest = axes.get_ylim()
     axes.set_ylim(lowest, min(highest, spliced + 0.5 * (spliced - lowest)))

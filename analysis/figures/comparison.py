@@ -8,12 +8,13 @@ from statistics import median
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
+from analysis.figures.panels import handle, legend, log_ticks, say
 from analysis.figures.style import LOOK, REFERENCE, line_styles
 from analysis.records.comparison import REFERENCE as NONE
 from analysis.stats.speedup import curve, ranked, resumed, speedup, speedups_by_seed, targets
+from analysis.stats.usable import SEVERAL_CLOCKS
 from analysis.tables.notes import budget, setting
 from bench.io.files import new_file
 
@@ -34,18 +35,14 @@ def draw(comparison):
         for axes, axis in zip(panels, LABELS, strict=False):
             axes.set_xlabel(LABELS[axis])
             if axis == "seconds" and not comparison.one_clock:
-                _say(
-                    axes, "timed on several machines, devices\nor numbers of threads: not compared"
-                )
+                say(axes, SEVERAL_CLOCKS)
             else:
                 _losses(axes, comparison, axis, styles)
         _speedups(panels[3], comparison, styles)
         figure.suptitle(f"{setting(comparison)}\n{budget(comparison)}", fontsize=11.5)
         handles = _handles(comparison, styles)
-        longest = max(len(handle.get_label()) for handle in handles)
-        columns = min(len(handles), 5, max(1, 110 // (longest + 7)))  # 110 characters fit
-        by_row = [handle for i in range(columns) for handle in handles[i::columns]]
-        figure.legend(handles=by_row, loc="outside lower center", ncols=columns)
+        longest = max(len(some.get_label()) for some in handles)
+        legend(figure, handles, min(5, max(1, 110 // (longest + 7))))  # 110 characters fit
     return figure
 
 
@@ -183,10 +180,10 @@ def _speedups(axes, comparison, styles):
     trained, rival = comparison.trained, comparison.rival
     axes.set_xlabel("share of the gap closed")
     if len(trained) < 2:
-        return _say(axes, "one method: no rival to compare with")
+        return say(axes, "one method: no rival to compare with")
     marked = targets(trained)
     if not marked:
-        return _say(axes, "no share of the gap that two methods reach")
+        return say(axes, "no share of the gap that two methods reach")
     shares = sorted({*marked, *(marked[-1] * i / 60 for i in range(1, 60))})
     counted = ("seconds", "backwards") if comparison.one_clock else ("backwards",)
     axes.axhline(1, color=styles[rival]["color"], linewidth=1.6)
@@ -221,30 +218,19 @@ def _ratio_scale(axes, ratios):
     """Logarithmic, so that twice and half are as far from 1; never so narrow that noise looms."""
     axes.set_yscale("log")
     axes.set_ylim(min(0.5, 0.85 * min(ratios)), max(2, 1.2 * max(ratios)))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    log_ticks(axes.yaxis, "x")
     axes.tick_params(axis="y", which="minor", left=False)
 
 
 def _handles(comparison, styles):
     """What the legend shows, row by row."""
-    handles = [Line2D([], [], label=label, **style) for label, style in styles.items()]
+    handles = [handle(label, **style) for label, style in styles.items()]
+    grey = {"color": REFERENCE}
     spliced = "none: the spliced model" if NONE in comparison.runs else "spliced model"
-    handles.append(_grey(spliced, linestyle=":", linewidth=1.4))
-    handles.append(_grey("clean model", linestyle="--", linewidth=1.2))
+    handles.append(handle(spliced, linestyle=":", linewidth=1.4, **grey))
+    handles.append(handle("clean model", linestyle="--", linewidth=1.2, **grey))
     if len(comparison.seeds) > 1:
-        handles.append(_grey("single seed (thick: median)", linewidth=0.7))
+        handles.append(handle("single seed (thick: median)", linewidth=0.7, **grey))
     if any(run.status == "diverged" for run in comparison.all):
-        handles.append(_grey("diverged", linestyle="", marker="x", markeredgewidth=2))
+        handles.append(handle("diverged", linestyle="", marker="x", markeredgewidth=2, **grey))
     return handles
-
-
-def _grey(label, **style):
-    return Line2D([], [], color=REFERENCE, label=label, **style)
-
-
-def _say(axes, text):
-    """A panel that has nothing to draw says why."""
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=REFERENCE)
-    axes.set(xticks=[], yticks=[])

@@ -4,7 +4,7 @@ from statistics import fmean, median
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.figures.style import PAPER, REFERENCE, method_look
 from analysis.stats.usable import units_of
@@ -63,15 +63,14 @@ def paper_handle(label, **style):
     return handle(label, **{"color": PAPER, "linewidth": 1.6, "markersize": 5, **style})
 
 
-def seeds_curve(axes, points, style, label=None):
-    """[seed][(cost, CE)] with equal steps -> the median as a line, the range shaded."""
-    steps = list(zip(*points, strict=False))  # [step][seed]
-    costs = [median(cost for cost, _ in at) for at in steps]
-    losses = [[loss for _, loss in at] for at in steps]
-    if len(points) > 1:
-        low, high = [min(at) for at in losses], [max(at) for at in losses]
-        axes.fill_between(costs, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    axes.plot(costs, [median(at) for at in losses], label=label, **style)
+def seeds_curve(axes, costs, losses, style):
+    """Costs and CE, each [seed][step] with equal steps -> the median a line, the range shaded."""
+    at = [median(some) for some in zip(*costs, strict=False)]
+    by_step = list(zip(*losses, strict=False))
+    if len(losses) > 1:
+        low, high = [min(some) for some in by_step], [max(some) for some in by_step]
+        axes.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    axes.plot(at, [median(some) for some in by_step], **style)
 
 
 def bar(axes, at, height, error, dots=(), width=0.8, bottom=0, **style):
@@ -92,6 +91,13 @@ def seed_dots(axes, at, dots, width):
 def percent_axis(axis):
     """Ticks of shares as percent."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+
+
+def log_ticks(axis, unit=""):
+    """Ticks of a logarithmic axis at 1, 2 and 5 of each decade, none between them named."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def line_across(axes, height, text, color=REFERENCE, **style):
