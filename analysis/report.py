@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from analysis.figures import paper
+from analysis import figures
 from analysis.figures.comparison import draw, save
 from analysis.records import manifest
 from analysis.records.comparison import load
@@ -56,7 +56,7 @@ def report_experiments(folder, out=None):
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, experiment in found.items():
-        figure = paper.draw(experiment)
+        figure = figures.draw(experiment)
         paths += save(figure, out / name) if figure else []
     text, path = tables(found), out / "experiments.txt"
     new_text(path, text)
@@ -64,12 +64,12 @@ def report_experiments(folder, out=None):
 
 
 def _experiments_of(folder):
-    """Name -> `Experiment`, in the order of `paper_figures.DRAW`."""
+    """Name -> `Experiment`, in the order of `figures.DRAW`."""
     try:
         found = manifest.load(folder)
     except (AttributeError, KeyError, TypeError) as error:
         raise Rejected(f"{folder}: a file here is no manifest ({error!r})") from None
-    order = [*paper.DRAW, *sorted(found.keys() - paper.DRAW.keys())]
+    order = [*figures.DRAW, *sorted(found.keys() - figures.DRAW.keys())]
     return {name: found[name] for name in order if name in found}
 
 
