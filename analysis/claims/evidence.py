@@ -4,14 +4,13 @@ A claim rests on all runs that its experiment planned, or on none: each finished
 numbers, from real weights; seconds only where all were timed in one go on one clock.
 """
 
-import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
 from analysis.records.comparison import clock
-from analysis.records.manifest import Entry, load
+from analysis.records.manifest import load
 from analysis.stats.gap import closed_at_end
 from analysis.stats.speedup import resumed
 from analysis.stats.usable import unsound
@@ -114,15 +113,10 @@ def read(folder):
     """The `Evidence` in `folder`, or None where no manifest lies there."""
     try:
         made = load(folder)
-        planned = {name: replace(some, entries=_plan(folder, name)) for name, some in made.items()}
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise Rejected(f"{folder}: a manifest here does not read ({error!r})") from None
+    planned = {name: replace(some, entries=some.plan) for name, some in made.items()}
     return Evidence(Path(folder), made, planned) if made else None
-
-
-def _plan(folder, name):
-    told = json.loads((Path(folder) / f"{name}.json").read_text(encoding="utf-8"))
-    return [Entry(entry["role"], entry["seed"], dict(entry["at"])) for entry in told["runs"]]
 
 
 def paired(*groups):

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from analysis.figures.style import PAPER, REFERENCE, method_look
+from analysis.figures.style import PAPER, REFERENCE, line_look
 from analysis.stats.usable import units_of
 from analysis.tables.notes import title
 
@@ -42,15 +42,8 @@ def legend(figure, handles, columns=4):
 def look(role):
     """Keywords of a line: colour and marker of the role's method; started from a trained SAE,
     `e2e` is dashed where it also ran from scratch."""
-    colour, marker = method_look(METHOD_OF.get(role, role.rpartition("+")[2]))
-    line = "--" if role == "e2e-finetune" else "-"
-    return {
-        "color": colour,
-        "marker": marker,
-        "linestyle": line,
-        "linewidth": 1.8,
-        "markersize": 5,
-    }
+    method = METHOD_OF.get(role, role.rpartition("+")[2])
+    return line_look(method, "--" if role == "e2e-finetune" else "-")
 
 
 def handle(label, **style):

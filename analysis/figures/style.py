@@ -52,6 +52,13 @@ def method_look(method):
     return METHODS.get(method, (other, "h"))
 
 
+def line_look(method: str, line="-", width: float = 1.8) -> dict:
+    """Keywords of a method's line."""
+    colour, marker = method_look(method)
+    style = {"color": colour, "marker": marker, "markersize": 5}
+    return {**style, "linestyle": line, "linewidth": width}
+
+
 def shades(colour, number):
     """`number` mixes of a colour with white, from light to the colour itself."""
     whole = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
@@ -68,14 +75,7 @@ def line_styles(trained):
     styles, met = {}, {}
     for label, runs in trained.items():
         method = runs[0].header["method"]
-        colour, marker = method_look(method)
         line = LINES[met.setdefault(method, 0) % len(LINES)]
         met[method] += 1
-        styles[label] = {
-            "color": colour,
-            "marker": marker,
-            "linestyle": line,
-            "linewidth": 1.9,
-            "markersize": 5,
-        }
+        styles[label] = line_look(method, line, width=1.9)
     return styles

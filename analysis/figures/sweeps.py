@@ -47,39 +47,34 @@ def _alpha(found, kind):
 
 def sparsity(experiment):
     """Gap closed and gain by measured L0, a line for each rank."""
-    theirs = {"layer": 12, "width": 16}
-    figure = _swept(experiment, _l0, "l0", theirs, 1)
-    for axes in figure.axes:
-        axes.set_xlabel("L0 of the SAE, latents per token")
-        _log_axis(axes, [5, 10, 20, 50, 100, 200, 500])
-    return figure
+    name, ticks = "L0 of the SAE, latents per token", [5, 10, 20, 50, 100, 200, 500]
+    return _swept(experiment, _l0, "l0", {"layer": 12, "width": 16}, name, ticks)
 
 
 def width(experiment):
     """Gap closed and gain by the SAE's latents, a line for each rank."""
-    figure = _swept(experiment, lambda e: e.at["width"], "width", {"layer": 12}, 1_000)
+    ticks = [1e3, 3e3, 1e4, 3e4, 1e5, 3e5]
+    place = experiment, lambda e: e.at["width"], "width", {"layer": 12}
+    figure = _swept(*place, "latents of the SAE", ticks, scale=1_000)
     for axes in figure.axes:
-        axes.set_xlabel("latents of the SAE")
-        _log_axis(axes, [1e3, 3e3, 1e4, 3e4, 1e5, 3e5])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g}k"))
     return figure
 
 
 def layer(experiment):
     """Gap closed and gain by the layer the SAE comes after, a line for each rank."""
-    figure = _swept(experiment, lambda e: e.at["layer"], "layer", {"width": 16}, 1)
-    for axes in figure.axes:
-        axes.set_xlabel("block that the SAE comes after (paper: of 26)")
-    return figure
+    name = "block that the SAE comes after (paper: of 26)"
+    return _swept(experiment, lambda e: e.at["layer"], "layer", {"width": 16}, name)
 
 
 def size(experiment):
     """Gap closed and gain by model, a line for each rank; of the paper's the 2B model alone."""
     models = [*experiment.values("model"), "Gemma-2-2B\n(paper)"]
-    figure = _swept(experiment, lambda e: models.index(e.at["model"]), "", {}, len(models) - 1)
+    theirs, last = {"layer": 12, "width": 131}, len(models) - 1
+    figure = _swept(experiment, lambda e: models.index(e.at["model"]), "", theirs, scale=last)
     for axes in figure.axes:
         axes.set_xticks(range(len(models)), models)
-        axes.set_xlim(-0.4, len(models) - 0.6)
+        axes.set_xlim(-0.4, last + 0.4)
     return figure
 
 
@@ -89,8 +84,12 @@ def _l0(entry):
     return header.get("l0_full") or entry.run.rows[0]["l0"]
 
 
-def _swept(experiment, place, column, theirs, scale):
-    """Two panels by what is varied: share of the gap closed, and nats."""
+def _swept(experiment, place, column, theirs, name="", ticks=(), scale=1):
+    """Two panels by what is varied: share of the gap closed, and nats.
+
+    `place(entry)` is where a run lies on the axis, `column` times `scale` where the paper's numbers
+    of `theirs` do; with `ticks` the axis is logarithmic.
+    """
     figure, (shares, nats) = sheet(experiment, 1, 2, (11.5, 5.4))
     ranks = sorted(experiment.values("rank"))
     handles = []
@@ -112,30 +111,25 @@ def _swept(experiment, place, column, theirs, scale):
     nats.set_ylim(min(0, nats.get_ylim()[0]), None)
     for axes in (shares, nats):
         axes.set_title(spread(experiment))
+        axes.set_xlabel(name)
+        if ticks:
+            _log_axis(axes, ticks)
     legend(figure, handles, columns=4)
     return figure
 
 
 def _paper(axes, numbers, column, scale, unit):
-    """The paper's lines, one for each rank; without a column its row of 131k latents as points."""
-    if not column:
-        numbers = [n for n in numbers if n.of["width"] == 131 and n.of["layer"] == 12]
-    ranks = sorted({number.of["rank"] for number in numbers})
+    """The paper's lines, one for each rank. Where several L0 share a place, the one of 82."""
     greys = dict(zip((1, 4, 16, 64, 256), shades("#606060", 5), strict=True))
-    for number in ranks:
-        row = [n for n in numbers if n.of["rank"] == number]
-        points = [(scale * n.of.get(column, 1), n.value / unit) for n in _one_row(row, column)]
-        style = {"color": greys[number], "marker": "o", "markersize": 4, "linewidth": 1.1}
-        axes.plot(*zip(*sorted(points), strict=True), zorder=1.5, **style)
-
-
-def _one_row(numbers, column):
-    """The numbers that differ in `column` alone: where it is not L0, one L0 for each value."""
-    if column == "width":
-        return [n for n in numbers if n.of["width"] != 16 or n.of["l0"] == 82]
-    if column == "layer":
-        return [n for n in numbers if n.of["layer"] != 12 or n.of["l0"] == 82]
-    return numbers
+    points = {}
+    for number in numbers:
+        of = number.of
+        if column == "l0" or (of["layer"], of["width"]) != (12, 16) or of["l0"] == 82:
+            place = scale * of.get(column, 1), number.value / unit
+            points.setdefault(of["rank"], []).append(place)
+    for rank, places in sorted(points.items()):
+        style = {"color": greys[rank], "marker": "o", "markersize": 4, "linewidth": 1.1}
+        axes.plot(*zip(*sorted(places), strict=True), zorder=1.5, **style)
 
 
 def _shares(axes, places, groups, style):

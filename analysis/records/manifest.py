@@ -5,7 +5,7 @@ what the experiment varies; the runs lie beside it, shared by the experiments th
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.errors import Rejected
@@ -42,11 +42,15 @@ class Experiment:
     """One experiment's entries that are there by now."""
 
     name: str
-    scale: str
-    command: str
-    planned: int
-    """How many entries the whole experiment has."""
-    entries: list
+    plan: list[Entry]
+    """All its entries, bare of what was made of them."""
+    entries: list[Entry]
+    """Those that are there, with their record or measurement."""
+
+    @property
+    def planned(self) -> int:
+        """How many entries the whole experiment has."""
+        return len(self.plan)
 
     def of(self, role=None, **at):
         """The entries of a role at these values, in order of seeds."""
@@ -75,20 +79,21 @@ def load(folder):
     for path in sorted(folder.glob("*.json")):
         told = _json(path)
         if "experiment" in told:
-            entries = [_entry(folder, entry) for entry in told["runs"]]
-            whole = [entry for entry in entries if entry]
-            about = told["scale"], told["command"], len(entries)
-            found[told["experiment"]] = Experiment(told["experiment"], *about, whole)
+            plan = [Entry(one["role"], one["seed"], one["at"]) for one in told["runs"]]
+            names = [one["record"] for one in told["runs"]]
+            made = [_made(folder, *planned) for planned in zip(plan, names, strict=True)]
+            name = told["experiment"]
+            found[name] = Experiment(name, plan, [entry for entry in made if entry])
     return found
 
 
-def _entry(folder, told):
-    place = told["role"], told["seed"], told["at"]
-    record, measure = folder / f"{told['record']}.jsonl", folder / f"{told['record']}.json"
+def _made(folder, entry, name):
+    """The entry with what was made of it; None where that is not there."""
+    record, measure = folder / f"{name}.jsonl", folder / f"{name}.json"
     if record.is_file():
-        return Entry(*place, run=read(record))
+        return replace(entry, run=read(record))
     if measure.is_file():
-        return Entry(*place, measure={**_json(measure), "name": told["record"]})
+        return replace(entry, measure={**_json(measure), "name": name})
     return None
 
 
