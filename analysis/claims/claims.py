@@ -88,19 +88,19 @@ class Verdict:
     """With the records that were looked at."""
 
 
-def claims():
+def claims() -> list[Claim]:
     """The papers' claims, in order."""
     path = Path(__file__).parents[1] / "paper" / "claims.csv"
     with path.open(encoding="utf-8", newline="") as file:
         return [Claim(**row) for row in csv.DictReader(file)]
 
 
-def judge(found):
+def judge(found: Evidence) -> list[Verdict]:
     """`Evidence` of a folder -> a `Verdict` for each claim."""
     return [_verdict(claim, found.case()) for claim in claims()]
 
 
-def _verdict(claim, case):
+def _verdict(claim: Claim, case: Evidence) -> Verdict:
     if claim.missing:
         return Verdict(claim, UNMEASURED, "", (), claim.missing, case)
     try:
@@ -111,7 +111,7 @@ def _verdict(claim, case):
     return Verdict(claim, word, finding.ours, tuple(finding.details), "", case)
 
 
-def write(folder, out=None):
+def write(folder: Path, out: Path | None = None) -> tuple[Path, list[str]]:
     """Judge the folders with manifests in or below `folder` -> (path of CLAIMS.md, a line each).
 
     Raises `Rejected` where there is no manifest, or one that its records do not fit.
@@ -133,7 +133,7 @@ def write(folder, out=None):
     return path, lines
 
 
-def _judge(found, place):
+def _judge(found: Evidence, place: Path) -> list[Verdict]:
     """`judge`, where what was read may be anything that JSON can hold."""
     try:
         return judge(found)
@@ -141,7 +141,7 @@ def _judge(found, place):
         raise Rejected(f"{place}: a record does not fit its manifest ({error!r})") from error
 
 
-def markdown(judged):
+def markdown(judged: dict[str, list[Verdict]]) -> str:
     """Name of a folder -> its verdicts, as Markdown."""
     parts = [HEAD]
     for name, verdicts in judged.items():
@@ -149,7 +149,7 @@ def markdown(judged):
     return "\n".join(parts)
 
 
-def _summary(verdicts):
+def _summary(verdicts: list[Verdict]) -> str:
     heads = ["id", "claim", "paper", "ours", "verdict"]
     rows = [
         [v.claim.id, v.claim.statement, v.claim.number or BLANK, v.ours or BLANK, _word(v)]
@@ -159,14 +159,14 @@ def _summary(verdicts):
     return evidence.table(heads, rows) + "\n"
 
 
-def _word(verdict):
+def _word(verdict: Verdict) -> str:
     """The verdict; that it rests on one seed is part of it."""
     if verdict.word == UNMEASURED:
         return verdict.word
     return f"**{verdict.word}**" + " (1 seed)" * (verdict.case.seeds == 1)
 
 
-def _section(verdict):
+def _section(verdict: Verdict) -> str:
     """A claim's own section: everything that its verdict rests on."""
     claim, used = verdict.claim, verdict.case.used
     source = "; ".join(filter(None, [claim.setting, claim.source, claim.precision]))

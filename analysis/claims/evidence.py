@@ -5,24 +5,26 @@ numbers, from real weights; seconds only where all were timed in one go on one c
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
 from analysis.records.comparison import clock
-from analysis.records.manifest import load
-from analysis.stats.gap import closed_at_end
+from analysis.records.manifest import Entry, Experiment, load
+from analysis.stats.gap import Closed, Difference, closed_at_end
 from analysis.stats.speedup import resumed
 from analysis.stats.usable import unsound
 from analysis.tables.notes import clock_in_words, model_name
 from bench.errors import Rejected
 from bench.io import record
+from bench.io.record import Run
 
 
 class Missing(Exception):
     """What a claim would need to be measured; `ours` is a number to give all the same."""
 
-    def __init__(self, what, ours="", details=()):
+    def __init__(self, what: str, ours: str = "", details: Iterable[str] = ()) -> None:
         super().__init__(what)
         self.ours, self.details = ours, tuple(details)
 
@@ -43,9 +45,9 @@ class Evidence:
     """The experiments of one folder; a fresh `used` for each claim (`case`)."""
 
     folder: Path
-    made: dict
+    made: dict[str, Experiment]
     """Name -> `Experiment`, with the entries that are there."""
-    planned: dict
+    planned: dict[str, Experiment]
     """Name -> `Experiment`, with all entries that were planned, bare."""
     used: dict = field(default_factory=dict)
     """Name of a record or measurement -> (its seed in the experiment, its run)."""
@@ -55,15 +57,15 @@ class Evidence:
         """How many seeds what is used has."""
         return len({seed for seed, _ in self.used.values()})
 
-    def case(self):
+    def case(self) -> "Evidence":
         """The same experiments, nothing used yet."""
         return replace(self, used={})
 
-    def values(self, experiment, variable, role=None):
+    def values(self, experiment: str, variable: str, role: str | None = None) -> list:
         """All values that an experiment plans for what it varies."""
         return self._plan(experiment).values(variable, role)
 
-    def runs(self, experiment, role, **at):
+    def runs(self, experiment: str, role: str, **at) -> dict[int, Run]:
         """Seed -> run; raises `Missing` unless all that were planned are there and sound."""
         found = {e.seed: e.run for e in self._entries(experiment, role, at)}
         for seed, run in found.items():
@@ -72,7 +74,7 @@ class Evidence:
             self._use(run.name, seed, run)
         return found
 
-    def measures(self, experiment, role, **at):
+    def measures(self, experiment: str, role: str, **at) -> dict[int, tuple[dict, Run]]:
         """Seed -> (values, the run they are of); like `runs`."""
         found = {}
         for entry in self._entries(experiment, role, at):
@@ -85,12 +87,12 @@ class Evidence:
             found[entry.seed] = entry.measure.get("values") or {}, run
         return found
 
-    def _plan(self, experiment):
+    def _plan(self, experiment: str) -> Experiment:
         if experiment not in self.planned:
             raise Missing(f"experiment {experiment}")
         return self.planned[experiment]
 
-    def _entries(self, experiment, role, at):
+    def _entries(self, experiment: str, role: str, at: dict) -> list[Entry]:
         wanted = len(self._plan(experiment).of(role, **at))
         found = self.made[experiment].of(role, **at)
         what = " ".join([f"{role} of {experiment}", *(f"at {k} {v}" for k, v in at.items())])
@@ -102,14 +104,14 @@ class Evidence:
             raise Rejected(f"{what}: one seed twice")
         return found
 
-    def _use(self, name, seed, run):
+    def _use(self, name: str, seed: int, run: Run) -> None:
         self.used[name] = seed, run
         wrong = unsound(run)
         if wrong:
             raise Missing(f"a sound {run.name}: it {wrong}")
 
 
-def read(folder):
+def read(folder: Path) -> Evidence | None:
     """The `Evidence` in `folder`, or None where no manifest lies there."""
     try:
         made = load(folder)
@@ -119,14 +121,14 @@ def read(folder):
     return Evidence(Path(folder), made, planned) if made else None
 
 
-def paired(*groups):
+def paired(*groups: dict[int, Run]) -> list[tuple[Run, ...]]:
     """Seed -> run, several times -> the runs of each seed together."""
     if len({frozenset(group) for group in groups}) > 1:
         raise Missing("the same seeds in what is compared")
     return [tuple(group[seed] for group in groups) for seed in sorted(groups[0])]
 
 
-def closed(runs):
+def closed(runs: dict[int, Run]) -> Closed:
     """`Closed` of the runs of all seeds; `Missing` where there is no gap."""
     found = closed_at_end(list(runs.values()))
     if not found:
@@ -134,7 +136,7 @@ def closed(runs):
     return found
 
 
-def one_clock(*runs):
+def one_clock(*runs: Run) -> None:
     """Raise `Missing` unless the seconds of all runs may be compared."""
     broken = [run.name for run in runs if resumed(run)]
     if broken:
@@ -143,12 +145,12 @@ def one_clock(*runs):
         raise Missing("seconds of one clock: these are of several machines, devices or threads")
 
 
-def setting(used):
+def setting(used: dict) -> str:
     """What the runs of a claim were run on, in a line; (seeds, runs) as in `Evidence.used`."""
     runs = [run for _, run in used.values()]
     specs = [run.header["spec"] for run in runs]
 
-    def told(name):
+    def told(name: str) -> list[str]:
         return list(dict.fromkeys(str(spec[name]) for spec in specs if spec.get(name) is not None))
 
     parts = [", ".join(map(model_name, told("model")))]
@@ -163,21 +165,21 @@ def setting(used):
     return "; ".join(part for part in parts if part)
 
 
-def _step(spec):
+def _step(spec: dict) -> int:
     return spec.get("batch_size", 1) * spec.get("seq_len", 1)
 
 
-def _some(values):
+def _some(values: list[str]) -> str:
     return ", ".join(values[:6]) + (" and more" if len(values) > 6 else "")
 
 
-def block_of(site):
+def block_of(site: object) -> int | None:
     """Number of the block of the last of these sites, or None."""
     found = re.findall(r"blocks\.(\d+)\.", str(site))
     return max(map(int, found)) if found else None
 
 
-def spread(values, form):
+def spread(values: Iterable[float], form: str) -> str:
     """Median over seeds and, in brackets, their range, each printed by `form`."""
     values = list(values)
     told = form.format(median(values))
@@ -186,14 +188,14 @@ def spread(values, form):
     return told
 
 
-def nats(difference):
+def nats(difference: Difference) -> str:
     """A `Difference`, in words."""
     error = "" if difference.error is None else f" ± {difference.error:.4f}"
     lower, number = difference.lower, difference.seeds
     return f"{difference.mean:+.4f}{error} nats, lower in {lower} of {number} seeds"
 
 
-def table(heads, rows):
+def table(heads: list[str], rows: list[list]) -> str:
     """A table in Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)

@@ -1,12 +1,16 @@
 """The figures of what is swept: rank, sparsity, width, layer, model size, several SAEs."""
 
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.figures.panels import handle, legend, look, paper_handle, percent_axis, sheet, spread
 from analysis.figures.style import PAPER, REFERENCE, shades
-from analysis.records.paper import find
+from analysis.records.manifest import Entry, Experiment
+from analysis.records.paper import Number, find
 from analysis.stats.gap import closed_at_end
 from analysis.stats.usable import by_seed, ends, gain
 
@@ -15,7 +19,7 @@ SCALED = {"fixed": "-", "scaled": "--"}
 """How alpha goes with the rank -> line."""
 
 
-def rank(experiment):
+def rank(experiment: Experiment) -> Figure:
     """Gap closed by rank, alpha fixed and scaled, beside the paper's row of L0 82."""
     figure, (axes,) = sheet(experiment, 1, 1, (7.6, 5.4))
     handles = []
@@ -37,7 +41,7 @@ def rank(experiment):
     return figure
 
 
-def _alpha(found, kind):
+def _alpha(found: list[list[Entry]], kind: str) -> str:
     if kind == "scaled":
         return "alpha = rank"
     alphas = {e.run.header["config"].get("alpha") for entries in found for e in entries}
@@ -45,13 +49,13 @@ def _alpha(found, kind):
     return f"alpha {kind}{told}"
 
 
-def sparsity(experiment):
+def sparsity(experiment: Experiment) -> Figure:
     """Gap closed and gain by measured L0, a line for each rank."""
     name, ticks = "L0 of the SAE, latents per token", [5, 10, 20, 50, 100, 200, 500]
     return _swept(experiment, _l0, "l0", {"layer": 12, "width": 16}, name, ticks)
 
 
-def width(experiment):
+def width(experiment: Experiment) -> Figure:
     """Gap closed and gain by the SAE's latents, a line for each rank."""
     ticks = [1e3, 3e3, 1e4, 3e4, 1e5, 3e5]
     place = experiment, lambda e: e.at["width"], "width", {"layer": 12}
@@ -61,13 +65,13 @@ def width(experiment):
     return figure
 
 
-def layer(experiment):
+def layer(experiment: Experiment) -> Figure:
     """Gap closed and gain by the layer the SAE comes after, a line for each rank."""
     name = "block that the SAE comes after (paper: of 26)"
     return _swept(experiment, lambda e: e.at["layer"], "layer", {"width": 16}, name)
 
 
-def size(experiment):
+def size(experiment: Experiment) -> Figure:
     """Gap closed and gain by model, a line for each rank; of the paper's the 2B model alone."""
     models = [*experiment.values("model"), "Gemma-2-2B\n(paper)"]
     theirs, last = {"layer": 12, "width": 131}, len(models) - 1
@@ -78,13 +82,21 @@ def size(experiment):
     return figure
 
 
-def _l0(entry):
+def _l0(entry: Entry) -> float:
     """L0 of the SAE on the validation set, as it was measured before training."""
     header = entry.run.header
     return header.get("l0_full") or entry.run.rows[0]["l0"]
 
 
-def _swept(experiment, place, column, theirs, name="", ticks=(), scale=1):
+def _swept(
+    experiment: Experiment,
+    place: Callable[[Entry], float],
+    column: str,
+    theirs: dict,
+    name: str = "",
+    ticks: Sequence[float] = (),
+    scale: float = 1,
+) -> Figure:
     """Two panels by what is varied: share of the gap closed, and nats.
 
     `place(entry)` is where a run lies on the axis, `column` times `scale` where the paper's numbers
@@ -118,7 +130,7 @@ def _swept(experiment, place, column, theirs, name="", ticks=(), scale=1):
     return figure
 
 
-def _paper(axes, numbers, column, scale, unit):
+def _paper(axes: Axes, numbers: list[Number], column: str, scale: float, unit: float) -> None:
     """The paper's lines, one for each rank. Where several L0 share a place, the one of 82."""
     greys = dict(zip((1, 4, 16, 64, 256), shades("#606060", 5), strict=True))
     points = {}
@@ -132,32 +144,32 @@ def _paper(axes, numbers, column, scale, unit):
         axes.plot(*zip(*sorted(places), strict=True), zorder=1.5, **style)
 
 
-def _shares(axes, places, groups, style):
+def _shares(axes: Axes, places: list, groups: list[list[Entry]], style: dict) -> None:
     """Share of the gap closed at each place, with its standard error."""
     found = [closed_at_end([entry.run for entry in entries]) for entries in groups]
     _line(axes, [(at, c.share, c.error) for at, c in zip(places, found, strict=True) if c], style)
 
 
-def _gains(axes, places, groups, style):
+def _gains(axes: Axes, places: list, groups: list[list[Entry]], style: dict) -> None:
     """Nats gained at each place, with their standard error."""
     found = [gain(entries) for entries in groups]
     _line(axes, [(at, g.mean, g.error) for at, g in zip(places, found, strict=True)], style)
 
 
-def _line(axes, points, style):
+def _line(axes: Axes, points: list[tuple], style: dict) -> None:
     """Points (x, y, standard error or None), joined."""
     if points:
         x, y, errors = zip(*points, strict=True)
         axes.errorbar(x, y, [e or 0 for e in errors], capsize=2.5, elinewidth=1, **style)
 
 
-def _closed_axis(axes):
+def _closed_axis(axes: Axes) -> None:
     axes.set_ylabel("gap closed")
     percent_axis(axes.yaxis)
     axes.set_ylim(min(0, axes.get_ylim()[0]), None)
 
 
-def _log_axis(axes, ticks):
+def _log_axis(axes: Axes, ticks: Sequence[float]) -> None:
     """A logarithmic axis that names these values, where they are inside."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
@@ -166,7 +178,7 @@ def _log_axis(axes, ticks):
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def multi_sae(experiment):
+def multi_sae(experiment: Experiment) -> Figure:
     """CE clean, spliced and adapted, and gap closed, by the number of SAEs."""
     figure, (losses, shares) = sheet(experiment, 1, 2, (11.5, 5.2))
     numbers = sorted(experiment.values("saes"))
@@ -196,6 +208,6 @@ def multi_sae(experiment):
     return figure
 
 
-def _mean(by_seed_and_document):
+def _mean(by_seed_and_document: dict[int, list[float]]) -> float:
     """Mean over documents and seeds."""
     return fmean(fmean(losses) for losses in by_seed_and_document.values())

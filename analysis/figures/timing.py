@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
@@ -22,7 +23,7 @@ from analysis.figures.panels import (
 )
 from analysis.figures.style import PAPER, REFERENCE, method_look
 from analysis.records.manifest import Experiment
-from analysis.records.paper import find, one
+from analysis.records.paper import Number, find, one
 from analysis.stats.speedup import over_seeds, sae_cost, to_same_ce, whole_runs
 from analysis.stats.usable import placed
 from bench.io.record import Run
@@ -86,7 +87,7 @@ def draw(experiment: Experiment) -> Figure:
     return figure
 
 
-def _curves(experiment):
+def _curves(experiment: Experiment) -> list[Curve]:
     """A `Curve` of each run, by seed."""
     curves = []
     for entry in experiment.of():
@@ -98,7 +99,7 @@ def _curves(experiment):
     return [curve for curve in curves if curve.role in NAMES]
 
 
-def _by_share(curves, role) -> dict:
+def _by_share(curves: list[Curve], role: str) -> dict:
     """Share of the SAE's training -> the curves of one role from there."""
     found = {}
     for curve in curves:
@@ -107,7 +108,7 @@ def _by_share(curves, role) -> dict:
     return found
 
 
-def _pairs(curves, role) -> dict:
+def _pairs(curves: list[Curve], role: str) -> dict:
     """Share -> (e2e from scratch, run of a role from there) of each seed that has both."""
     scratch = {curve.seed: curve.run for curve in curves if curve.role == "e2e"}
     return {
@@ -116,7 +117,7 @@ def _pairs(curves, role) -> dict:
     }
 
 
-def _losses(axes, curves, clean):
+def _losses(axes: Axes, curves: list[Curve], clean: float) -> None:
     """CE against seconds of training, those of the SAE that a run starts from included."""
     last = max(curve.costs[-1] for curve in curves)
     _, unit, seconds = next(row for row in UNITS if last < row[0])
@@ -132,7 +133,7 @@ def _losses(axes, curves, clean):
     axes.set_title("ours: median over seeds, range shaded")
 
 
-def _loss_scale(axes, clean, curves):
+def _loss_scale(axes: Axes, clean: float, curves: list[Curve]) -> None:
     """Linear where all curves end near each other, else logarithmic away from the clean model."""
     ends = [curve.losses[-1] - clean for curve in curves]
     low, high = max(min(ends), 1e-3), max(max(ends), 1e-3)
@@ -149,7 +150,7 @@ def _loss_scale(axes, clean, curves):
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
 
 
-def _paper_losses(axes, model):
+def _paper_losses(axes: Axes, model: str) -> None:
     """The paper's curves: what of them was digitised."""
     axes.set(xlabel="hours of training, the SAE's included", ylabel="CE, nats per token")
     axes.set_title(f"paper: {model}, digitised")
@@ -175,13 +176,13 @@ def _paper_losses(axes, model):
     line_across(axes, clean, f"clean model {clean:.3f}")
 
 
-def _pair(model, checkpoint):
+def _pair(model: str, checkpoint: float) -> tuple:
     """(hours, CE) at the end of LoRA from a checkpoint."""
     of = {"model": model, "curve": "lora", "checkpoint": checkpoint}
     return one("timing", "hours", **of), one("timing", "CE", **of)
 
 
-def _speedups_by_share(axes, curves, model):
+def _speedups_by_share(axes: Axes, curves: list[Curve], model: str) -> None:
     """Both speedups over e2e from scratch, by the share of the SAE's training that is done."""
     for role in LADDERS:
         for whole in (True, False):
@@ -198,7 +199,7 @@ def _speedups_by_share(axes, curves, model):
     _ratio_scale(axes)
 
 
-def _ladder(axes, pairs, style, whole):
+def _ladder(axes: Axes, pairs: dict, style: dict, whole: bool) -> None:
     """One role's speedups by one definition: median and range over seeds."""
     ratio, found = (whole_runs if whole else to_same_ce), {}
     for share in sorted(pairs):
@@ -219,7 +220,7 @@ def _ladder(axes, pairs, style, whole):
         axes.annotate("", at, (0, 22), textcoords="offset points", arrowprops={**arrow})
 
 
-def _speedups_by_target(axes, curves, clean, model):
+def _speedups_by_target(axes: Axes, curves: list[Curve], clean: float, model: str) -> None:
     """The speedup to the same CE, for every CE on the way of a run from each checkpoint."""
     for role in LADDERS:
         for share, pairs in _pairs(curves, role).items():
@@ -236,12 +237,14 @@ def _speedups_by_target(axes, curves, clean, model):
     _ratio_scale(axes)
 
 
-def _paper_speedups(axes, places, numbers):
+def _paper_speedups(axes: Axes, places: list[float], numbers: list[Number]) -> None:
     values = [number.value for number in numbers]
     axes.plot(places, values, color=PAPER, marker="o", ms=5, linewidth=1.6)
 
 
-def _targets(axes, pairs, clean, style, name):
+def _targets(
+    axes: Axes, pairs: list[tuple[Run, Run]], clean: float, style: dict, name: str
+) -> None:
     """One role's curve from one checkpoint: the median over seeds, dotted where a lower bound."""
     ends = [(run.rows[0]["ce"] - clean, min(r["ce"] for r in run.rows) - clean) for _, run in pairs]
     first, last = min(begin for begin, _ in ends), max(end for _, end in ends)
@@ -262,7 +265,7 @@ def _targets(axes, pairs, clean, style, name):
         axes.annotate(name, (gap, ratio.value), (4, 0), textcoords="offset points", **text)
 
 
-def _ratio_scale(axes):
+def _ratio_scale(axes: Axes) -> None:
     """Logarithmic, so that twice and half are as far from 1."""
     axes.axhline(1, color=REFERENCE, linewidth=0.9)
     axes.set_yscale("log")

@@ -27,7 +27,7 @@ class Entry:
     """The measurement (`bench.evals.measures`), where it is one."""
 
     @property
-    def name(self):
+    def name(self) -> str:
         """The stem of its file."""
         return self.run.name if self.run else self.measure["name"]
 
@@ -52,16 +52,16 @@ class Experiment:
         """How many entries the whole experiment has."""
         return len(self.plan)
 
-    def of(self, role=None, **at):
+    def of(self, role: str | None = None, **at) -> list[Entry]:
         """The entries of a role at these values, in order of seeds."""
         found = [e for e in self.entries if role in (None, e.role) and at.items() <= e.at.items()]
         return sorted(found, key=lambda entry: entry.seed)
 
-    def runs(self, role=None, **at):
+    def runs(self, role: str | None = None, **at) -> list[Run]:
         """The records of `of`."""
         return [entry.run for entry in self.of(role, **at) if entry.run]
 
-    def values(self, variable, role=None):
+    def values(self, variable: str, role: str | None = None) -> list:
         """All values of what is varied, in the order they were planned."""
         found = [
             e.at[variable] for e in self.entries if variable in e.at and role in (None, e.role)
@@ -69,7 +69,7 @@ class Experiment:
         return list(dict.fromkeys(found))
 
 
-def load(folder):
+def load(folder: Path) -> dict[str, Experiment]:
     """The experiments whose manifests lie in `folder`: name -> `Experiment`; {} without any.
 
     An entry whose file is not there yet is left out. Raises `Rejected` for a file that is no
@@ -87,7 +87,7 @@ def load(folder):
     return found
 
 
-def _made(folder, entry, name):
+def _made(folder: Path, entry: Entry, name: str) -> Entry | None:
     """The entry with what was made of it; None where that is not there."""
     record, measure = folder / f"{name}.jsonl", folder / f"{name}.json"
     if record.is_file():
@@ -97,7 +97,7 @@ def _made(folder, entry, name):
     return None
 
 
-def _json(path):
+def _json(path: Path) -> dict:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -8,14 +8,16 @@ import dataclasses
 import math
 
 from analysis.records.comparison import clock
-from analysis.stats.gap import difference, end_losses, units
+from analysis.records.manifest import Entry, Experiment
+from analysis.stats.gap import Difference, difference, end_losses, units
 from analysis.stats.speedup import AXES, resumed, sae_cost
+from bench.io.record import Run
 
 SEVERAL_CLOCKS = "timed on several machines, devices\nor numbers of threads: not compared"
 UNKNOWN_COST = "what the SAE has cost in seconds\nis not known: not drawn"
 
 
-def unsound(run):
+def unsound(run: Run) -> str | None:
     """Why nothing may be claimed from a run, as the end of a sentence; None where one may."""
     header = run.header
     if run.status != "finished":
@@ -32,29 +34,29 @@ def unsound(run):
     return None if run.rows and whole else "has a cost or a CE that is no number"
 
 
-def ends(runs):
+def ends(runs: dict[int, Run]) -> dict[int, list[float]]:
     """Seed -> CE per document at the end."""
     return {seed: end_losses(run) for seed, run in runs.items()}
 
 
-def spliced(runs):
+def spliced(runs: dict[int, Run]) -> dict[int, list[float]]:
     """Seed -> CE per document of the SAE that each run starts from."""
     return {seed: run.header["ce_full_spliced"] for seed, run in runs.items()}
 
 
-def finished(experiment):
+def finished(experiment: Experiment) -> Experiment:
     """The experiment with only the entries that may be drawn."""
     entries = [entry for entry in experiment.entries if not _wrong(entry)]
     return dataclasses.replace(experiment, entries=entries)
 
 
-def _wrong(entry):
+def _wrong(entry: Entry) -> bool:
     if entry.run:
-        return unsound(entry.run)
+        return unsound(entry.run) is not None
     return entry.header.get("weights") == "random" or not entry.measure.get("values")
 
 
-def timed(experiment):
+def timed(experiment: Experiment) -> tuple[Experiment, str]:
     """(the experiment without its resumed runs, why no seconds of it are drawn or "").
 
     A run that starts from an SAE whose own training was resumed counts as resumed.
@@ -69,31 +71,31 @@ def timed(experiment):
     return dataclasses.replace(experiment, entries=kept), _no_seconds([e.run for e in kept])
 
 
-def _no_seconds(runs):
+def _no_seconds(runs: list[Run]) -> str:
     if not runs:
         return "no run that was timed in one go"
     return SEVERAL_CLOCKS if len({clock(run) for run in runs}) > 1 else ""
 
 
-def placed(experiment):
+def placed(experiment: Experiment) -> tuple[Experiment, str]:
     """`timed`, where the seconds of the SAE are counted in as well."""
     experiment, why = timed(experiment)
     known = all(sae_cost(entry.run, "seconds") is not None for entry in experiment.entries)
     return experiment, why or ("" if known else UNKNOWN_COST)
 
 
-def by_seed(entries):
+def by_seed(entries: list[Entry]) -> dict[int, Run]:
     """The experiment's seed -> run."""
     return {entry.seed: entry.run for entry in entries}
 
 
-def gain(entries):
+def gain(entries: list[Entry]) -> Difference:
     """CE before minus CE after, by document -> `Difference`, above 0 where training helped."""
     runs = by_seed(entries)
     return difference(spliced(runs), ends(runs))
 
 
-def after_both(experiment, entry):
+def after_both(experiment: Experiment, entry: Entry) -> Run | None:
     """The run of a second stage, its header's spliced CE that of the SAE before the first; None
     where the first stage's run is not there."""
     first = entry.role.partition("+")[0]
@@ -104,6 +106,6 @@ def after_both(experiment, entry):
     return dataclasses.replace(entry.run, header={**entry.run.header, **bare})
 
 
-def units_of(experiment) -> str:
+def units_of(experiment: Experiment) -> str:
     """What the errors of an experiment are over, in words."""
     return units([entry.header for entry in experiment.entries])

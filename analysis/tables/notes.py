@@ -1,7 +1,7 @@
 """The words around tables and figures: what was run, what to know of it, costs as printed."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePath
 from statistics import fmean
 
@@ -63,7 +63,7 @@ def title(experiment: Experiment) -> str:
     return f"{first}\n{' · '.join(part for part in parts if part)}"
 
 
-def _place(machine, device, threads) -> str:
+def _place(machine: str | None, device: str | None, threads: int | None) -> str:
     """Where runs were timed, in words; threads count on a CPU alone."""
     threads = f"{threads} threads" if device == "cpu" else None
     return ", ".join(str(part) for part in (machine, device, threads) if part)
@@ -100,7 +100,7 @@ def notes(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _reading(comparison):
+def _reading(comparison: Comparison) -> Iterator[str]:
     """How to read the tables."""
     over = units([run.header for run in comparison.all])
     yield (
@@ -120,7 +120,7 @@ def _reading(comparison):
         )
 
 
-def _sae(comparison):
+def _sae(comparison: Comparison) -> str:
     """What the SAE itself has cost, which "with SAE" adds."""
     costs = {axis: sae_cost(comparison.all[0], axis) for axis in AXES}
     if all(cost == 0 for cost in costs.values()):
@@ -133,7 +133,7 @@ def _sae(comparison):
     return f"The {which} itself has cost {', '.join(known)}{other}."
 
 
-def _drift(comparison):
+def _drift(comparison: Comparison) -> Iterator[str]:
     """L0 before and after, where training moved it: CE bought with more latents is not the same."""
     for label, runs in comparison.trained.items():
         ends = [(run.header.get("l0_full"), (run.end or {}).get("l0_full")) for run in runs]
@@ -150,7 +150,7 @@ def _drift(comparison):
             )
 
 
-def _filled(comparison):
+def _filled(comparison: Comparison) -> Iterator[str]:
     """Who paid for the clean side of the training text, where it is kept on disk."""
     if not comparison.spec.get("cache_clean"):
         return
@@ -168,7 +168,7 @@ def _filled(comparison):
         )
 
 
-def _happened(comparison):
+def _happened(comparison: Comparison) -> Iterator[str]:
     """What happened to the clock of runs, the runs that it happened to joined."""
     for measure, form, sentence in CLOCK_EVENTS:
         found = _found(comparison, measure)
@@ -176,7 +176,7 @@ def _happened(comparison):
             yield sentence.format(_range(found.values(), form), _who(found))
 
 
-def _unsteadiness(run):
+def _unsteadiness(run: Run) -> float | None:
     """p95/p50 of the steps of an unsteady run."""
     spread = (run.end or {}).get("step_seconds") or {}
     middle, high = spread.get("p50"), spread.get("p95")
@@ -205,7 +205,7 @@ CLOCK_EVENTS = (
 """(number of a run or None, its format, the sentence with the numbers and the runs)."""
 
 
-def _halved(comparison):
+def _halved(comparison: Comparison) -> Iterator[str]:
     """Runs that memory did not suffice for: those that are the same for it, those that are not."""
     for changed in (False, True):
         found = _found(comparison, lambda run, changed=changed: _micro_batch(run, changed))
@@ -215,7 +215,7 @@ def _halved(comparison):
             yield f"micro-batch halved to {sizes} for want of memory ({_who(found)}){other}."
 
 
-def _micro_batch(run, changed):
+def _micro_batch(run: Run, changed: bool) -> int | None:
     """What the micro-batch came down to, where its loss is changed by that, or is not."""
     halvings = (run.end or {}).get("memory") or []
     if not halvings or any(one.get("loss_changed") for one in halvings) != changed:
@@ -223,7 +223,7 @@ def _micro_batch(run, changed):
     return halvings[-1].get("micro_batch")
 
 
-def _not_deterministic(comparison):
+def _not_deterministic(comparison: Comparison) -> Iterator[str]:
     """Why runs cannot be made again to the last digit."""
     reasons = {}
     for who, end in _found(comparison, lambda run: run.end).items():
@@ -234,7 +234,7 @@ def _not_deterministic(comparison):
         yield f"not deterministic, run again the last digits may differ: {told}."
 
 
-def _few_seeds(comparison):
+def _few_seeds(comparison: Comparison) -> Iterator[str]:
     """Where costs in seconds are compared and there are too few seeds for that."""
     trained = comparison.trained
     if comparison.random or not comparison.one_clock or len(trained) < 2 or not targets(trained):
@@ -246,7 +246,7 @@ def _few_seeds(comparison):
         yield f"Fewer than {FEWEST} seeds{which}: seconds are not to be ranked on."
 
 
-def _unfinished(comparison):
+def _unfinished(comparison: Comparison) -> Iterator[str]:
     """The runs that are not simply finished."""
     for (label, seed), run in _found(comparison, lambda run: run).items():
         who = f"{label} seed {seed}"
@@ -258,7 +258,7 @@ def _unfinished(comparison):
             yield f"{who}: {run.status} {at}, {fate} ({run.name})."
 
 
-def _found(comparison, ask: Callable[[Run], object]) -> dict:
+def _found(comparison: Comparison, ask: Callable[[Run], object]) -> dict:
     """(label, seed) -> what `ask(run)` says of the runs that it says something of."""
     asked = {
         (label, run.header["seed"]): ask(run)
@@ -283,7 +283,7 @@ def _range(values: Iterable, form: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def model_name(model) -> str:
+def model_name(model: object) -> str:
     """A model's name without its folder or `package:`."""
     return PurePath(str(model)).name.removeprefix("package:")
 
