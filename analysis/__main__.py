@@ -8,7 +8,7 @@ from bench.errors import Fault, Rejected, Unavailable, Usage
 from bench.io.console import check_output, say, tolerate
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Exit code: 0, or that of the first fault; a fault in one folder does not stop the others."""
     parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
     parser.add_argument("folder", type=Path, help="records lie here or in its subfolders")
@@ -32,7 +32,7 @@ def main(argv=None):
     return next((code for code in codes if code), 0)
 
 
-def _folders(folder):
+def _folders(folder: Path) -> list[Path]:
     from analysis.report import experiments
 
     if not folder.is_dir():
@@ -43,7 +43,7 @@ def _folders(folder):
     return folders
 
 
-def _report(folder, arguments):
+def _report(folder: Path, arguments: argparse.Namespace) -> int:
     from analysis.report import report
 
     out = arguments.out and arguments.out / folder.relative_to(arguments.folder)
@@ -57,7 +57,7 @@ def _report(folder, arguments):
     return 0
 
 
-def _claims(arguments):
+def _claims(arguments: argparse.Namespace) -> int:
     from analysis.claims.claims import write
 
     try:
@@ -68,7 +68,7 @@ def _claims(arguments):
     return 0
 
 
-def _tell(fault):
+def _tell(fault: Fault) -> int:
     print(f"analysis: {fault}", file=sys.stderr)
     return fault.code
 

@@ -3,17 +3,20 @@
 import os
 from pathlib import Path
 
-from analysis.figures import paper
+from analysis import figures
 from analysis.figures.comparison import draw, save
 from analysis.records import manifest
 from analysis.records.comparison import load
+from analysis.records.manifest import Experiment
 from analysis.tables.comparison import table
 from analysis.tables.experiments import tables
 from bench.errors import Rejected, Usage
 from bench.io.files import new_text
 
 
-def report(folder, out=None, names=None):
+def report(
+    folder: Path, out: Path | None = None, names: list[str] | None = None
+) -> tuple[str, list[Path]]:
     """Tables and figures of the records directly in `folder` -> (text, paths written).
 
     Where the manifests of experiments lie beside them, those are reported (`report_experiments`)
@@ -40,7 +43,7 @@ def report(folder, out=None, names=None):
     return text, [*paths, path]
 
 
-def report_experiments(folder, out=None):
+def report_experiments(folder: Path, out: Path | None = None) -> tuple[str, list[Path]]:
     """The experiments whose manifests lie in `folder` -> (text, paths written).
 
     Writes `experiments.txt` and, for each experiment that has something to draw, NAME.png and
@@ -56,24 +59,24 @@ def report_experiments(folder, out=None):
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, experiment in found.items():
-        figure = paper.draw(experiment)
+        figure = figures.draw(experiment)
         paths += save(figure, out / name) if figure else []
     text, path = tables(found), out / "experiments.txt"
     new_text(path, text)
     return text, [*paths, path]
 
 
-def _experiments_of(folder):
-    """Name -> `Experiment`, in the order of `paper_figures.DRAW`."""
+def _experiments_of(folder: Path) -> dict[str, Experiment]:
+    """Name -> `Experiment`, in the order of `figures.DRAW`."""
     try:
         found = manifest.load(folder)
     except (AttributeError, KeyError, TypeError) as error:
         raise Rejected(f"{folder}: a file here is no manifest ({error!r})") from None
-    order = [*paper.DRAW, *sorted(found.keys() - paper.DRAW.keys())]
+    order = [*figures.DRAW, *sorted(found.keys() - figures.DRAW.keys())]
     return {name: found[name] for name in order if name in found}
 
 
-def experiments(folder):
+def experiments(folder: Path) -> list[Path]:
     """`folder` and its subfolders that directly hold records, sorted.
 
     NAME/ beside NAME.jsonl is that run's saved state and is not looked into.
@@ -87,7 +90,7 @@ def experiments(folder):
     return found
 
 
-def is_drawn(folder):
+def is_drawn(folder: Path) -> bool:
     """Whether the table in a folder of records is as young as they are."""
     tables = [folder / "table.txt", folder / "experiments.txt"]
     changed = max(path.stat().st_mtime_ns for path in folder.glob("*.jsonl"))

@@ -1,7 +1,7 @@
 """The papers' claims (paper/claims.csv), each with its rule and what the records say -> Markdown.
 
-The rules are in `rules_cost`, `rules_gap` and `rules_rivals`, one function for each claim: its
-docstring is the rule in words, its body decides. They were fixed before the runs were made.
+The rules are in `cost`, `gap` and `rivals`, one function for each claim: its docstring is the rule
+in words, its body decides. They were fixed before the runs were made.
 """
 
 import csv
@@ -11,7 +11,7 @@ from pathlib import Path
 from analysis.claims import cost, evidence, gap, rivals
 from analysis.claims.evidence import Evidence, Finding, Missing
 from analysis.report import experiments
-from analysis.tables.notes import BLANK
+from analysis.tables.notes import BLANK, seeds
 from bench.errors import Rejected
 from bench.io.files import new_text
 
@@ -31,17 +31,13 @@ RULES = {
     "C13": cost.only_later,
     "C14": gap.next_layer_gives_most,
     "C15": gap.many_saes,
-    "C16": gap.ability_is_kept,
-    "C17": gap.features_improve,
     "C18": rivals.closer_to_the_clean_model,
-    "K1": gap.finetuning_closes,
     "K2": rivals.finetuned_sae_beats_lora,
     "K3": rivals.not_additive,
-    "K4": gap.late_kl_matches,
     "B1": rivals.equal_sparsity,
     "B2": cost.time_of_e2e,
 }
-"""Claim -> the function that decides it."""
+"""Claim -> the function that decides it. The claims that no experiment can decide have none."""
 
 HOLDS, FAILS, UNMEASURED = "holds", "does not hold", "not measured"
 FILE = "CLAIMS.md"
@@ -71,6 +67,10 @@ class Claim:
     """The paper's; empty where it was not found."""
     source: str
     precision: str
+    rule: str
+    """What would decide it, where no experiment can; else empty, the docstring in `RULES` says."""
+    missing: str
+    """What no experiment has; empty where one could decide."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +88,21 @@ class Verdict:
     """With the records that were looked at."""
 
 
-def claims():
+def claims() -> list[Claim]:
     """The papers' claims, in order."""
     path = Path(__file__).parents[1] / "paper" / "claims.csv"
     with path.open(encoding="utf-8", newline="") as file:
         return [Claim(**row) for row in csv.DictReader(file)]
 
 
-def judge(found):
+def judge(found: Evidence) -> list[Verdict]:
     """`Evidence` of a folder -> a `Verdict` for each claim."""
     return [_verdict(claim, found.case()) for claim in claims()]
 
 
-def _verdict(claim, case):
+def _verdict(claim: Claim, case: Evidence) -> Verdict:
+    if claim.missing:
+        return Verdict(claim, UNMEASURED, "", (), claim.missing, case)
     try:
         finding: Finding = RULES[claim.id](case)
     except Missing as missing:
@@ -109,7 +111,7 @@ def _verdict(claim, case):
     return Verdict(claim, word, finding.ours, tuple(finding.details), "", case)
 
 
-def write(folder, out=None):
+def write(folder: Path, out: Path | None = None) -> tuple[Path, list[str]]:
     """Judge the folders with manifests in or below `folder` -> (path of CLAIMS.md, a line each).
 
     Raises `Rejected` where there is no manifest, or one that its records do not fit.
@@ -131,7 +133,7 @@ def write(folder, out=None):
     return path, lines
 
 
-def _judge(found, place):
+def _judge(found: Evidence, place: Path) -> list[Verdict]:
     """`judge`, where what was read may be anything that JSON can hold."""
     try:
         return judge(found)
@@ -139,7 +141,7 @@ def _judge(found, place):
         raise Rejected(f"{place}: a record does not fit its manifest ({error!r})") from error
 
 
-def markdown(judged):
+def markdown(judged: dict[str, list[Verdict]]) -> str:
     """Name of a folder -> its verdicts, as Markdown."""
     parts = [HEAD]
     for name, verdicts in judged.items():
@@ -147,7 +149,7 @@ def markdown(judged):
     return "\n".join(parts)
 
 
-def _summary(verdicts):
+def _summary(verdicts: list[Verdict]) -> str:
     heads = ["id", "claim", "paper", "ours", "verdict"]
     rows = [
         [v.claim.id, v.claim.statement, v.claim.number or BLANK, v.ours or BLANK, _word(v)]
@@ -157,15 +159,14 @@ def _summary(verdicts):
     return evidence.table(heads, rows) + "\n"
 
 
-def _word(verdict):
+def _word(verdict: Verdict) -> str:
     """The verdict; that it rests on one seed is part of it."""
     if verdict.word == UNMEASURED:
         return verdict.word
-    seeds = evidence.seeds(verdict.case.used)
-    return f"**{verdict.word}**" + (f" ({seeds})" if seeds == "1 seed" else "")
+    return f"**{verdict.word}**" + " (1 seed)" * (verdict.case.seeds == 1)
 
 
-def _section(verdict):
+def _section(verdict: Verdict) -> str:
     """A claim's own section: everything that its verdict rests on."""
     claim, used = verdict.claim, verdict.case.used
     source = "; ".join(filter(None, [claim.setting, claim.source, claim.precision]))
@@ -174,10 +175,10 @@ def _section(verdict):
         "missing": verdict.missing,
         "paper": f"{claim.number or 'no number found'} ({source})",
         "ours": verdict.ours,
-        "rule": " ".join(RULES[claim.id].__doc__.split()),
+        "rule": claim.rule or " ".join(RULES[claim.id].__doc__.split()),
     }
     if used:
-        told["setting"] = f"{evidence.setting(used)}; {evidence.seeds(used)}"
+        told["setting"] = f"{evidence.setting(used)}; {seeds(verdict.case.seeds)}"
         told["records"] = ", ".join(f"`{name}`" for name in sorted(used))
     lines = [f"### {claim.id}: {claim.statement}\n"]
     lines += [f"- {name}: {text}" for name, text in told.items() if text]

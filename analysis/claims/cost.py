@@ -7,6 +7,7 @@ fixed before the runs that they decide on were made.
 from statistics import median
 
 from analysis.claims.evidence import (
+    Evidence,
     Finding,
     Missing,
     one_clock,
@@ -16,9 +17,10 @@ from analysis.claims.evidence import (
 )
 from analysis.stats.speedup import Ratio, ce_at, curve, over_seeds, speedup, to_same_ce, whole_runs
 from analysis.tables.notes import BLANK, times
+from bench.io.record import Run
 
 
-def sooner(case):
+def sooner(case: Evidence) -> Finding:
     """From every share of the SAE, the SAE up to there and LoRA reach the CE that they end with at
     least 3 times sooner than training end to end from scratch: seconds, the SAE's included, in
     the median over seeds. (More than 20 times would hold too.) Where e2e ends before it gets
@@ -26,12 +28,12 @@ def sooner(case):
     return _sooner(case, "timing", 3)
 
 
-def sooner_on_llama(case):
+def sooner_on_llama(case: Evidence) -> Finding:
     """The rule of C8 with 2 times for 3, on Llama-3.2-1B."""
     return _sooner(case, "timing-llama", 2)
 
 
-def _sooner(case, experiment, least):
+def _sooner(case: Evidence, experiment: str, least: float) -> Finding:
     scratch, training = case.runs(experiment, "e2e"), case.runs(experiment, "mse")
     found, rows = {}, []
     for share in sorted(case.values(experiment, "share", "lora")):
@@ -67,7 +69,7 @@ def _sooner(case, experiment, least):
     return Finding(all(ratio.value >= least for ratio in found), ours, details)
 
 
-def _against_finetuned(case, experiment, lora, share):
+def _against_finetuned(case: Evidence, experiment: str, lora: dict[int, Run], share: float) -> str:
     """Speedup of LoRA over e2e from the same SAE, where both close a share of the gap."""
     try:
         finetuned = case.runs(experiment, "e2e-finetune", share=share)
@@ -81,17 +83,17 @@ def _against_finetuned(case, experiment, lora, share):
     return BLANK if None in found else spread(found, "{:.2f}x")
 
 
-def _ratio(ratio):
+def _ratio(ratio: Ratio) -> str:
     return (">" if ratio.at_least else "") + times(ratio.value)
 
 
-def _ratios(ratios):
+def _ratios(ratios: list[Ratio]) -> str:
     """Median over seeds and range."""
     told, ordered = _ratio(over_seeds(ratios)), sorted(ratios, key=lambda ratio: ratio.value)
     return told + (f" ({_ratio(ordered[0])} to {_ratio(ordered[-1])})" if len(ratios) > 1 else "")
 
 
-def fewer_passes(case):
+def fewer_passes(case: Evidence) -> Finding:
     """The whole run of e2e from scratch takes at least 100 times the LM backward passes of the
     whole LoRA run on the whole SAE, in the median over seeds. (An SAE trained on reconstruction
     takes none.)"""
@@ -112,7 +114,7 @@ def fewer_passes(case):
     return Finding(median(ratios) >= 100, ours, [why])
 
 
-def first_tokens(case):
+def first_tokens(case: Evidence) -> Finding:
     """After an eighth of its tokens LoRA has at least half of the gain that it ends with, from the
     earliest SAE, in the median over seeds (CE on the curve set, interpolated)."""
     shares = sorted(case.values("timing", "share", "lora"))
@@ -128,14 +130,14 @@ def first_tokens(case):
     return Finding(median(parts[shares[0]]) >= 0.5, told[0], ["; ".join(told) + "."])
 
 
-def _part_at_an_eighth(run):
+def _part_at_an_eighth(run: Run) -> float:
     start, last = run.rows[0]["ce"], run.rows[-1]["ce"]
     gain = start - last
     then = ce_at(run, "tokens", run.rows[-1]["tokens"] / 8)
     return (start - then) / gain if gain > 0 else 0.0
 
 
-def only_later(case):
+def only_later(case: Evidence) -> Finding:
     """In every seed, both from scratch: at a tenth of the seconds of local training (mse) the CE of
     e2e is the higher one, and at its own end it is below the end of local training. (CE on the
     curve set, interpolated; training that has ended stays at its last CE.)"""
@@ -158,7 +160,7 @@ def only_later(case):
     return Finding(holds, ours, [table(heads, rows)])
 
 
-def _crossing(ours, local, axis):
+def _crossing(ours: Run, local: Run, axis: str) -> float | None:
     """Cost from which `ours` stays below `local`, interpolated; None where it ends above."""
     rows = [row for run in (ours, local) for row in run.rows]
     costs = sorted({row[axis] for row in rows})
@@ -172,7 +174,7 @@ def _crossing(ours, local, axis):
     return costs[last] + part * (costs[last + 1] - costs[last])
 
 
-def time_of_e2e(case):
+def time_of_e2e(case: Evidence) -> Finding:
     """For the same tokens from scratch, the seconds of e2e are 2 to 3.5 times those of local
     training (mse), in the median over seeds."""
     e2e, mse = case.runs("timing", "e2e"), case.runs("timing", "mse")

@@ -4,25 +4,27 @@ A claim rests on all runs that its experiment planned, or on none: each finished
 numbers, from real weights; seconds only where all were timed in one go on one clock.
 """
 
-import json
-import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from statistics import median
 
 from analysis.records.comparison import clock
-from analysis.records.manifest import Entry, load
-from analysis.stats.gap import closed_at_end, end_losses
-from analysis.stats.speedup import AXES, resumed
+from analysis.records.manifest import Entry, Experiment, load
+from analysis.stats.gap import Closed, Difference, closed_at_end
+from analysis.stats.speedup import resumed
+from analysis.stats.usable import unsound
+from analysis.tables.notes import clock_in_words, model_name
 from bench.errors import Rejected
 from bench.io import record
+from bench.io.record import Run
 
 
 class Missing(Exception):
     """What a claim would need to be measured; `ours` is a number to give all the same."""
 
-    def __init__(self, what, ours="", details=()):
+    def __init__(self, what: str, ours: str = "", details: Iterable[str] = ()) -> None:
         super().__init__(what)
         self.ours, self.details = ours, tuple(details)
 
@@ -43,22 +45,27 @@ class Evidence:
     """The experiments of one folder; a fresh `used` for each claim (`case`)."""
 
     folder: Path
-    made: dict
+    made: dict[str, Experiment]
     """Name -> `Experiment`, with the entries that are there."""
-    planned: dict
+    planned: dict[str, Experiment]
     """Name -> `Experiment`, with all entries that were planned, bare."""
     used: dict = field(default_factory=dict)
     """Name of a record or measurement -> (its seed in the experiment, its run)."""
 
-    def case(self):
+    @property
+    def seeds(self) -> int:
+        """How many seeds what is used has."""
+        return len({seed for seed, _ in self.used.values()})
+
+    def case(self) -> "Evidence":
         """The same experiments, nothing used yet."""
         return replace(self, used={})
 
-    def values(self, experiment, variable, role=None):
+    def values(self, experiment: str, variable: str, role: str | None = None) -> list:
         """All values that an experiment plans for what it varies."""
         return self._plan(experiment).values(variable, role)
 
-    def runs(self, experiment, role, **at):
+    def runs(self, experiment: str, role: str, **at) -> dict[int, Run]:
         """Seed -> run; raises `Missing` unless all that were planned are there and sound."""
         found = {e.seed: e.run for e in self._entries(experiment, role, at)}
         for seed, run in found.items():
@@ -67,7 +74,7 @@ class Evidence:
             self._use(run.name, seed, run)
         return found
 
-    def measures(self, experiment, role, **at):
+    def measures(self, experiment: str, role: str, **at) -> dict[int, tuple[dict, Run]]:
         """Seed -> (values, the run they are of); like `runs`."""
         found = {}
         for entry in self._entries(experiment, role, at):
@@ -80,12 +87,12 @@ class Evidence:
             found[entry.seed] = entry.measure.get("values") or {}, run
         return found
 
-    def _plan(self, experiment):
+    def _plan(self, experiment: str) -> Experiment:
         if experiment not in self.planned:
             raise Missing(f"experiment {experiment}")
         return self.planned[experiment]
 
-    def _entries(self, experiment, role, at):
+    def _entries(self, experiment: str, role: str, at: dict) -> list[Entry]:
         wanted = len(self._plan(experiment).of(role, **at))
         found = self.made[experiment].of(role, **at)
         what = " ".join([f"{role} of {experiment}", *(f"at {k} {v}" for k, v in at.items())])
@@ -97,63 +104,31 @@ class Evidence:
             raise Rejected(f"{what}: one seed twice")
         return found
 
-    def _use(self, name, seed, run):
+    def _use(self, name: str, seed: int, run: Run) -> None:
         self.used[name] = seed, run
         wrong = unsound(run)
         if wrong:
             raise Missing(f"a sound {run.name}: it {wrong}")
 
 
-def read(folder):
+def read(folder: Path) -> Evidence | None:
     """The `Evidence` in `folder`, or None where no manifest lies there."""
     try:
         made = load(folder)
-        planned = {name: replace(some, entries=_plan(folder, name)) for name, some in made.items()}
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise Rejected(f"{folder}: a manifest here does not read ({error!r})") from None
+    planned = {name: replace(some, entries=some.plan) for name, some in made.items()}
     return Evidence(Path(folder), made, planned) if made else None
 
 
-def _plan(folder, name):
-    told = json.loads((Path(folder) / f"{name}.json").read_text(encoding="utf-8"))
-    return [Entry(entry["role"], entry["seed"], dict(entry["at"])) for entry in told["runs"]]
-
-
-def unsound(run):
-    """Why nothing may be claimed from a run, as the end of a sentence; None where one may."""
-    header = run.header
-    if run.status != "finished":
-        return f"is not finished ({run.status})"
-    if header.get("weights") == "random":
-        return "is of random weights"
-    given = [header["ce_clean"], header["ce_spliced"]]
-    given += [row[name] for row in run.rows for name in ("step", "ce", *AXES)]
-    for losses in (header.get("ce_full_clean"), header.get("ce_full_spliced"), end_losses(run)):
-        if not losses:
-            return "has no CE per document"
-        given += losses
-    whole = all(isinstance(value, int | float) and math.isfinite(value) for value in given)
-    return None if run.rows and whole else "has a cost or a CE that is no number"
-
-
-def ends(runs):
-    """Seed -> CE per document at the end."""
-    return {seed: end_losses(run) for seed, run in runs.items()}
-
-
-def spliced(runs):
-    """Seed -> CE per document of the SAE that each run starts from."""
-    return {seed: run.header["ce_full_spliced"] for seed, run in runs.items()}
-
-
-def paired(*groups):
+def paired(*groups: dict[int, Run]) -> list[tuple[Run, ...]]:
     """Seed -> run, several times -> the runs of each seed together."""
     if len({frozenset(group) for group in groups}) > 1:
         raise Missing("the same seeds in what is compared")
     return [tuple(group[seed] for group in groups) for seed in sorted(groups[0])]
 
 
-def closed(runs):
+def closed(runs: dict[int, Run]) -> Closed:
     """`Closed` of the runs of all seeds; `Missing` where there is no gap."""
     found = closed_at_end(list(runs.values()))
     if not found:
@@ -161,7 +136,7 @@ def closed(runs):
     return found
 
 
-def one_clock(*runs):
+def one_clock(*runs: Run) -> None:
     """Raise `Missing` unless the seconds of all runs may be compared."""
     broken = [run.name for run in runs if resumed(run)]
     if broken:
@@ -170,15 +145,15 @@ def one_clock(*runs):
         raise Missing("seconds of one clock: these are of several machines, devices or threads")
 
 
-def setting(used):
+def setting(used: dict) -> str:
     """What the runs of a claim were run on, in a line; (seeds, runs) as in `Evidence.used`."""
     runs = [run for _, run in used.values()]
     specs = [run.header["spec"] for run in runs]
 
-    def told(name):
+    def told(name: str) -> list[str]:
         return list(dict.fromkeys(str(spec[name]) for spec in specs if spec.get(name) is not None))
 
-    parts = [", ".join(PurePath(name).name.removeprefix("package:") for name in told("model"))]
+    parts = [", ".join(map(model_name, told("model")))]
     parts += [f"SAE at {_some(told('site'))}"] if told("site") else []
     if any(spec.get("sae") in ("own", "fresh") for spec in specs):
         parts += [f"TopK, k = {_some(told('sae_k'))}"] if told("sae_k") else []
@@ -186,37 +161,25 @@ def setting(used):
         parts += [f"own SAE of {_some(tokens)} tokens"] if tokens else []
     steps = sorted({(spec.get("steps"), _step(spec)) for spec in specs if spec.get("steps")})
     parts += [f"{number:,} steps of {size:,} tokens" for number, size in steps]
-    parts += sorted({_place(*clock(run)) for run in runs})
+    parts += sorted({clock_in_words(run) for run in runs})
     return "; ".join(part for part in parts if part)
 
 
-def _place(machine, device, threads, products, processes):
-    """Where a run was timed, in words."""
-    known = [machine, device, threads and f"{threads} threads", products, processes]
-    return ", ".join(str(part) for part in known if part)
-
-
-def _step(spec):
+def _step(spec: dict) -> int:
     return spec.get("batch_size", 1) * spec.get("seq_len", 1)
 
 
-def _some(values):
+def _some(values: list[str]) -> str:
     return ", ".join(values[:6]) + (" and more" if len(values) > 6 else "")
 
 
-def seeds(used):
-    """The seeds, in words."""
-    number = len({seed for seed, _ in used.values()})
-    return f"{number} seed{'s' * (number != 1)}"
-
-
-def block_of(site):
+def block_of(site: object) -> int | None:
     """Number of the block of the last of these sites, or None."""
     found = re.findall(r"blocks\.(\d+)\.", str(site))
     return max(map(int, found)) if found else None
 
 
-def spread(values, form):
+def spread(values: Iterable[float], form: str) -> str:
     """Median over seeds and, in brackets, their range, each printed by `form`."""
     values = list(values)
     told = form.format(median(values))
@@ -225,14 +188,14 @@ def spread(values, form):
     return told
 
 
-def nats(difference):
+def nats(difference: Difference) -> str:
     """A `Difference`, in words."""
     error = "" if difference.error is None else f" ± {difference.error:.4f}"
     lower, number = difference.lower, difference.seeds
     return f"{difference.mean:+.4f}{error} nats, lower in {lower} of {number} seeds"
 
 
-def table(heads, rows):
+def table(heads: list[str], rows: list[list]) -> str:
     """A table in Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)

@@ -6,20 +6,22 @@ fixed before the runs that they decide on were made.
 
 import itertools
 import math
+from collections.abc import Iterable
 from statistics import StatisticsError, correlation, median
 
 from analysis.claims.evidence import (
+    Evidence,
     Finding,
     Missing,
     block_of,
     closed,
-    ends,
     nats,
-    spliced,
     table,
 )
 from analysis.stats.gap import difference
+from analysis.stats.usable import ends, spliced
 from analysis.tables.notes import percent
+from bench.io.record import Run
 
 FALLS = -0.7
 """A rank correlation from here down counts as falling."""
@@ -28,7 +30,7 @@ ENOUGH_TO_ADAPT = 1_000_000
 """Tokens of adaptation below which a share says nothing about the papers' (15M and more)."""
 
 
-def closes_a_third(case):
+def closes_a_third(case: Evidence) -> Finding:
     """LoRA on the layers after the whole SAE closes 30 to 55% of the gap, in the median over the
     runs of sparsity, width, layer and rank, or of rivals where none of these ran; decided by runs
     of 1M tokens of adaptation or more."""
@@ -43,7 +45,7 @@ def closes_a_third(case):
     return Finding(0.3 <= median(shares) <= 0.55, ours)
 
 
-def _all(case, experiment):
+def _all(case: Evidence, experiment: str) -> list[Run]:
     """The runs of LoRA of a whole sweep; none where it did not run."""
     if experiment not in case.planned:
         return []
@@ -51,7 +53,7 @@ def _all(case, experiment):
     return [run for at in places for run in case.runs(experiment, "lora", **at).values()]
 
 
-def falls_with_l0(case):
+def falls_with_l0(case: Evidence) -> Finding:
     """At rank 64, or the largest below it, the closed share falls with the SAE's L0: the rank
     correlation over three values or more is -0.7 or less."""
     ours, found = _swept(case, "sparsity", "k", most=64)
@@ -59,7 +61,7 @@ def falls_with_l0(case):
     return Finding(falls, ours)
 
 
-def falls_with_width(case):
+def falls_with_width(case: Evidence) -> Finding:
     """At rank 64, or the largest below it, the closed share is larger at the narrowest SAE than at
     the widest, and its fall per doubling over the wider half of the values is at most half of
     that over the narrower half."""
@@ -73,7 +75,7 @@ def falls_with_width(case):
     return Finding(found[widths[0]][0] > found[widths[-1]][0] and wide <= narrow / 2, ours)
 
 
-def peaks_in_the_middle(case):
+def peaks_in_the_middle(case: Evidence) -> Finding:
     """At the largest rank, the closed share is largest at a layer that is neither the first nor
     the last of three or more, and the gain in nats rises with the layer (rank correlation 0.7 or
     more)."""
@@ -85,7 +87,9 @@ def peaks_in_the_middle(case):
     return Finding(inside and rises, ours, [f"Gain in nats by layer: {gains}."])
 
 
-def _swept(case, experiment, variable, most=math.inf):
+def _swept(
+    case: Evidence, experiment: str, variable: str, most: float = math.inf
+) -> tuple[str, dict]:
     """A sweep at its largest rank up to `most` -> (the shares in words, value -> (share, nats))."""
     ranks = [rank for rank in case.values(experiment, "rank", "lora") if rank <= most]
     if not ranks:
@@ -101,7 +105,7 @@ def _swept(case, experiment, variable, most=math.inf):
     return f"{told} ({variable}; rank {max(ranks)})", values
 
 
-def _rank_correlation(one, other):
+def _rank_correlation(one: Iterable, other: list) -> float:
     """Spearman's; 0 where one of the two does not vary."""
     ranks = [[sorted(values).index(value) for value in values] for values in (list(one), other)]
     try:
@@ -110,7 +114,7 @@ def _rank_correlation(one, other):
         return 0.0
 
 
-def rank_one_gives_most(case):
+def rank_one_gives_most(case: Evidence) -> Finding:
     """With alpha fixed, as in the paper, the largest rank closes more than rank 1; rank 1 closes at
     least half of that; and the upper half of the steps in rank adds less than the lower half."""
     rows, told, holds = [], [], {}
@@ -136,7 +140,7 @@ def rank_one_gives_most(case):
     return Finding(holds["fixed"], "; ".join(told), details)
 
 
-def persists_in_larger_models(case):
+def persists_in_larger_models(case: Evidence) -> Finding:
     """At 9B and at 27B parameters, LoRA of the largest rank closes at least half of the share that
     it closes at 2B."""
     models = case.values("size", "model", "lora")
@@ -150,7 +154,7 @@ def persists_in_larger_models(case):
     return Finding(min(of["9b"] + of["27b"]) >= max(of["2b"]) / 2, ours)
 
 
-def next_layer_gives_most(case):
+def next_layer_gives_most(case: Evidence) -> Finding:
     """Adapting the one layer right after the SAE closes at least half of what adapting all layers
     after it closes, and over the single layers, three or more, the closed share falls with
     distance (rank correlation -0.7 or less)."""
@@ -172,7 +176,7 @@ def next_layer_gives_most(case):
     return Finding(part >= 0.5 and trend <= FALLS, ours, details)
 
 
-def many_saes(case):
+def many_saes(case: Evidence) -> Finding:
     """At every number of SAEs LoRA lowers CE by two standard errors over documents or more, and at
     every number above one by more nats than with one."""
     rows, gains, clear = [], {}, True
@@ -188,27 +192,3 @@ def many_saes(case):
     ours = ", ".join(f"-{gain:.3f} nats with {number}" for number, gain in gains.items())
     heads = ["SAEs", "CE, LoRA minus spliced", "gap closed"]
     return Finding(holds, ours, [table(heads, rows)])
-
-
-def finetuning_closes(case):
-    """e2e on KL + MSE from a whole SAE, over 10M tokens or more, closes 20 to 50% of the gap in the
-    median over seeds."""
-    raise Missing("`e2e:loss=kl+mse` over 25M tokens on Gemma-2-2B or Pythia-160m: no experiment")
-
-
-def late_kl_matches(case):
-    """At every k above the lowest, MSE with KL for the last 5% of the tokens ends at most 0.001
-    nats above e2e from scratch; at the lowest k it ends higher."""
-    raise Missing("SAEs of 512M tokens at four k, trained in both ways: no experiment")
-
-
-def ability_is_kept(case):
-    """With LoRA and without the SAE, accuracy on each benchmark is not below the clean model's by
-    two standard errors or more."""
-    raise Missing("Gemma-2-2B and 9B, and MMLU, HellaSwag and TruthfulQA: no experiment")
-
-
-def features_improve(case):
-    """With LoRA, most scores of SAEBench and the effect of steering are above those without it by
-    two standard errors or more."""
-    raise Missing("Gemma-2-2B, SAEBench, and a sound measure of steering: no experiment")

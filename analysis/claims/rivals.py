@@ -8,20 +8,20 @@ import math
 from statistics import fmean, median
 
 from analysis.claims.evidence import (
+    Evidence,
     Finding,
     Missing,
     block_of,
-    ends,
     nats,
     paired,
-    spliced,
     spread,
     table,
 )
-from analysis.stats.gap import difference
+from analysis.stats.gap import Difference, difference
+from analysis.stats.usable import ends, spliced
 
 
-def ends_lowest(case):
+def ends_lowest(case: Evidence) -> Finding:
     """LoRA on the whole SAE ends below the SAE trained end to end on as many tokens as that SAE,
     and below that SAE alone by at least a tenth of the gap: each by two standard errors over
     documents or more, and in every seed. (On the validation set.)"""
@@ -41,7 +41,7 @@ def ends_lowest(case):
     return Finding(clearly_below(rival) and far, ours, details)
 
 
-def early_sae(case):
+def early_sae(case: Evidence) -> Finding:
     """After LoRA from the earliest SAE, CE is at most a tenth of the whole SAE's gap above that
     after LoRA from the whole SAE, in the median over seeds; the earliest is at 20% at most."""
     early = min(case.values("timing", "share", "lora"), default=1.0)
@@ -59,7 +59,7 @@ def early_sae(case):
     return Finding(median(parts) <= 0.1, ours, details)
 
 
-def finetuned_sae_beats_lora(case):
+def finetuned_sae_beats_lora(case: Evidence) -> Finding:
     """From the whole SAE and with equal tokens, on the validation set. Where LoRA adapts the layers
     after the SAE: the finetuned SAE (e2e) ends lower by two standard errors over documents or
     more, in every seed. Where it adapts all layers: the two differ by less than two standard
@@ -78,7 +78,7 @@ def finetuned_sae_beats_lora(case):
     return Finding(holds, f"e2e minus LoRA {nats(found)}", [why])
 
 
-def not_additive(case):
+def not_additive(case: Evidence) -> Finding:
     """In both orders, what the second kind of training (LoRA, or e2e on the SAE) adds after the
     first is less than half of what it gains alone, in the median over seeds, on the validation
     set. Shown beside it: whether more of the first kind adds as much with equal tokens."""
@@ -103,7 +103,7 @@ def not_additive(case):
     return Finding(max(medians) < 0.5, "; ".join(told), [table(heads, rows)])
 
 
-def closer_to_the_clean_model(case):
+def closer_to_the_clean_model(case: Evidence) -> Finding:
     """In the later half of the layers after the SAE, the L2 distance of the residual to the clean
     model's is smaller with LoRA than without by two standard errors or more: at every one of
     these layers, in most seeds."""
@@ -133,7 +133,7 @@ ENOUGH_FOR_AN_SAE = 10_000_000
 """Tokens below which an SAE says nothing about a fully trained one (the paper's had 410M)."""
 
 
-def equal_sparsity(case):
+def equal_sparsity(case: Evidence) -> Finding:
     """Trained from scratch on the same tokens, 10M or more, to L0 within 10% of each other, the CE
     increase of e2e is below 45% of that of local training (mse), in the median over seeds."""
     e2e, mse = case.runs("timing", "e2e"), case.runs("timing", "mse")
@@ -154,7 +154,7 @@ def equal_sparsity(case):
     return Finding(median(parts) < 0.45, ours)
 
 
-def clearly_below(difference):
+def clearly_below(difference: Difference) -> bool:
     """Whether the first is lower by two standard errors, and in every seed."""
     agree = difference.lower == difference.seeds > 0
     return difference.mean < 0 and difference.distinguishable and agree

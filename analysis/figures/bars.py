@@ -1,5 +1,8 @@
 """The figures of what is compared side by side: rivals, and single layers."""
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from analysis.figures.panels import (
     bar,
     handle,
@@ -15,13 +18,14 @@ from analysis.figures.panels import (
     spread,
 )
 from analysis.figures.style import PAPER, REFERENCE, method_look
+from analysis.records.manifest import Experiment
 from analysis.records.paper import find, one
 from analysis.stats.gap import closed_at_end
 from analysis.stats.speedup import curve
 from analysis.stats.usable import timed
 
 
-def rivals(experiment):
+def rivals(experiment: Experiment) -> Figure:
     """Gap closed by method from each checkpoint of the SAE; CE against seconds from the last."""
     sizes = {"width_ratios": (1.6, 1)}
     figure, (bars, losses) = sheet(experiment, 1, 2, (13, 5.8), **sizes)
@@ -46,7 +50,9 @@ def rivals(experiment):
     return figure
 
 
-def _closed_bar(axes, at, experiment, role, share, width):
+def _closed_bar(
+    axes: Axes, at: float, experiment: Experiment, role: str, share: float, width: float
+) -> None:
     runs = experiment.runs(role, share=share)
     found = closed_at_end(runs)
     if found:
@@ -63,7 +69,7 @@ KARVONEN = (
 """Method -> what comes nearest to it in 2503.17272, and its training examples."""
 
 
-def _karvonen(axes, at):
+def _karvonen(axes: Axes, at: float) -> None:
     """Karvonen's gap closed by LoRA, finetuning of the SAE and a linear adapter."""
     for n, (method, run, budget) in enumerate(KARVONEN):
         share = find("karvonen", "closed", run=run, budget=budget)[0].value / 100
@@ -73,7 +79,7 @@ def _karvonen(axes, at):
         axes.text(place, share, told, ha="center", va="bottom", fontsize=7.5, color=REFERENCE)
 
 
-def _losses(axes, experiment, roles, share):
+def _losses(axes: Axes, experiment: Experiment, roles: list[str], share: float) -> None:
     """CE against seconds from one checkpoint; with an SAE for each seed, at their mean gap."""
     axes.set_title(f"SAE at {share:.0%}: median over seeds, range shaded")
     kept, why = timed(experiment)
@@ -82,15 +88,11 @@ def _losses(axes, experiment, roles, share):
         return say(axes, why or "not measured")
     clean, spliced = mean_gap(runs)
     for role in roles:
-        points = [
-            [
-                (cost, spliced - closed * (spliced - clean))
-                for cost, closed in zip(*path, strict=True)
-            ]
-            for path in (curve(run, "seconds") for run in kept.runs(role, share=share))
-        ]
-        if points:
-            seeds_curve(axes, points, {**look(role), "markersize": 4})
+        curves = [curve(run, "seconds") for run in kept.runs(role, share=share)]
+        if curves:
+            costs, shares = zip(*curves, strict=True)
+            losses = [[spliced - part * (spliced - clean) for part in some] for some in shares]
+            seeds_curve(axes, costs, losses, {**look(role), "markersize": 4})
     line_across(axes, spliced, f"spliced {spliced:.3f}; clean model: {clean:.3f}", linestyle=":")
     lowest, highest = axes.get_ylim()
     axes.set_ylim(lowest, min(highest, spliced + 0.5 * (spliced - lowest)))
@@ -98,7 +100,7 @@ def _losses(axes, experiment, roles, share):
     axes.set_ylabel("CE at the seeds' mean gap, nats per scored token")
 
 
-def one_layer(experiment):
+def one_layer(experiment: Experiment) -> Figure:
     """Gap closed with one adapted layer, beside that of all layers after the SAE."""
     figure, (axes,) = sheet(experiment, 1, 1, (8.4, 5.2))
     values = experiment.values("layer")

@@ -4,18 +4,24 @@ Drawn on `Figure` itself, not through pyplot: no window, no backend to choose, n
 """
 
 import math
+from pathlib import Path
 from statistics import median
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
+from analysis.figures.panels import handle, legend, log_ticks, say
 from analysis.figures.style import LOOK, REFERENCE, line_styles
 from analysis.records.comparison import REFERENCE as NONE
+from analysis.records.comparison import Comparison
 from analysis.stats.speedup import curve, ranked, resumed, speedup, speedups_by_seed, targets
+from analysis.stats.usable import SEVERAL_CLOCKS
 from analysis.tables.notes import budget, setting
 from bench.io.files import new_file
+from bench.io.record import Run
 
 LABELS = {
     "seconds": "seconds of training",
@@ -24,7 +30,7 @@ LABELS = {
 }
 
 
-def draw(comparison):
+def draw(comparison: Comparison) -> Figure:
     """Comparison -> Figure of four panels; CE on the left axis in nats per scored token."""
     with rc_context(LOOK):
         figure = Figure(figsize=(10.5, 7.6), layout="constrained")
@@ -34,22 +40,18 @@ def draw(comparison):
         for axes, axis in zip(panels, LABELS, strict=False):
             axes.set_xlabel(LABELS[axis])
             if axis == "seconds" and not comparison.one_clock:
-                _say(
-                    axes, "timed on several machines, devices\nor numbers of threads: not compared"
-                )
+                say(axes, SEVERAL_CLOCKS)
             else:
                 _losses(axes, comparison, axis, styles)
         _speedups(panels[3], comparison, styles)
         figure.suptitle(f"{setting(comparison)}\n{budget(comparison)}", fontsize=11.5)
         handles = _handles(comparison, styles)
-        longest = max(len(handle.get_label()) for handle in handles)
-        columns = min(len(handles), 5, max(1, 110 // (longest + 7)))  # 110 characters fit
-        by_row = [handle for i in range(columns) for handle in handles[i::columns]]
-        figure.legend(handles=by_row, loc="outside lower center", ncols=columns)
+        longest = max(len(some.get_label()) for some in handles)
+        legend(figure, handles, min(5, max(1, 110 // (longest + 7))))  # 110 characters fit
     return figure
 
 
-def save(figure, stem):
+def save(figure: Figure, stem: Path) -> list[Path]:
     """Write STEM.png and STEM.pdf -> their paths. The same figure gives the same bytes."""
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
     with rc_context(LOOK):
@@ -59,7 +61,7 @@ def save(figure, stem):
     return paths
 
 
-def _losses(axes, comparison, axis, styles):
+def _losses(axes: Axes, comparison: Comparison, axis: str, styles: dict) -> None:
     """CE against one cost: the median over seeds with markers, every seed thin."""
     bottom, top, clean_in_view = _limits(comparison)
     axes.axhline(comparison.ce_spliced, color=REFERENCE, linestyle=":", linewidth=1.4)
@@ -86,7 +88,7 @@ def _losses(axes, comparison, axis, styles):
         _share_axis(axes, comparison, lowest)
 
 
-def _clean_below_a_break(axes, comparison):
+def _clean_below_a_break(axes: Axes, comparison: Comparison) -> None:
     """The clean model's dashed line under a break of the axis: far below, and not to scale."""
     text = f"clean model: {comparison.ce_clean:.3f} (axis broken)"
     at = {"transform": axes.transAxes, "color": REFERENCE}
@@ -98,7 +100,7 @@ def _clean_below_a_break(axes, comparison):
         axes.plot([side, side], [0.085, 0.11], markersize=9, **slashes, **at)
 
 
-def _limits(comparison):
+def _limits(comparison: Comparison) -> tuple[float, float, bool]:
     """(bottom, top) of the CE axis and whether the clean model is inside.
 
     The curves come first: the clean model's line is drawn to scale only where it leaves them at
@@ -116,7 +118,7 @@ def _limits(comparison):
     return low - (0.06 if clean_in_view else 0.2) * height, high + 0.08 * height, clean_in_view
 
 
-def _cost_scale(axes, comparison, axis):
+def _cost_scale(axes: Axes, comparison: Comparison, axis: str) -> None:
     """Linear, or logarithmic from the first step on where the costs span more than 200 times.
 
     A run starts at cost 0 (and `mse` stays there on the axis of backward passes), which a
@@ -140,7 +142,7 @@ def _cost_scale(axes, comparison, axis):
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _share_axis(axes, comparison, lowest):
+def _share_axis(axes: Axes, comparison: Comparison, lowest: float) -> None:
     """The CE axis again, on the right, as share of the gap closed; no ticks below CE `lowest`."""
     spliced, gap = comparison.ce_spliced, comparison.gap
     both_ways = (lambda ce: 100 * (spliced - ce) / gap, lambda share: spliced - share * gap / 100)
@@ -152,7 +154,7 @@ def _share_axis(axes, comparison, lowest):
     right.set_yticks(ticks, [f"{tick:g}%" for tick in ticks])
 
 
-def _curve(comparison, run, axis):
+def _curve(comparison: Comparison, run: Run, axis: str) -> tuple[list[float], list[float]]:
     """(costs, CE) of a run. Where each seed has its own SAE, CE is set to the same share of the
     mean gap, so that the axis of shares holds for every run."""
     costs, shares = curve(run, axis)
@@ -161,7 +163,9 @@ def _curve(comparison, run, axis):
     return costs, [comparison.ce_spliced - share * comparison.gap for share in shares]
 
 
-def _median_curve(comparison, runs, axis):
+def _median_curve(
+    comparison: Comparison, runs: list[Run], axis: str
+) -> tuple[list[float], list[float]]:
     """Median over seeds of (cost, CE) at each step; a run that has diverged counts as inf."""
     counted = [run for run in runs if ranked(run) and not (axis == "seconds" and resumed(run))]
     points = {}
@@ -178,15 +182,15 @@ def _median_curve(comparison, runs, axis):
     return costs, losses
 
 
-def _speedups(axes, comparison, styles):
+def _speedups(axes: Axes, comparison: Comparison, styles: dict) -> None:
     """Speedup over the rival against share of the gap closed, in seconds and in passes."""
     trained, rival = comparison.trained, comparison.rival
     axes.set_xlabel("share of the gap closed")
     if len(trained) < 2:
-        return _say(axes, "one method: no rival to compare with")
+        return say(axes, "one method: no rival to compare with")
     marked = targets(trained)
     if not marked:
-        return _say(axes, "no share of the gap that two methods reach")
+        return say(axes, "no share of the gap that two methods reach")
     shares = sorted({*marked, *(marked[-1] * i / 60 for i in range(1, 60))})
     counted = ("seconds", "backwards") if comparison.one_clock else ("backwards",)
     axes.axhline(1, color=styles[rival]["color"], linewidth=1.6)
@@ -203,7 +207,15 @@ def _speedups(axes, comparison, styles):
     _ratio_scale(axes, drawn)
 
 
-def _speedup(axes, rival, runs, axis, shares, marked, style):
+def _speedup(
+    axes: Axes,
+    rival: list[Run],
+    runs: list[Run],
+    axis: str,
+    shares: list[float],
+    marked: list[float],
+    style: dict,
+) -> list[float]:
     """One label's curve, its range over seeds shaded -> the ratios drawn."""
     ratios = [speedup(rival, runs, share, axis) for share in shares]
     ratios = [math.nan if ratio is None else ratio for ratio in ratios]
@@ -217,34 +229,23 @@ def _speedup(axes, rival, runs, axis, shares, marked, style):
     return [ratio for ratio in [*ratios, *low, *high] if not math.isnan(ratio)]
 
 
-def _ratio_scale(axes, ratios):
+def _ratio_scale(axes: Axes, ratios: list[float]) -> None:
     """Logarithmic, so that twice and half are as far from 1; never so narrow that noise looms."""
     axes.set_yscale("log")
     axes.set_ylim(min(0.5, 0.85 * min(ratios)), max(2, 1.2 * max(ratios)))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    log_ticks(axes.yaxis, "x")
     axes.tick_params(axis="y", which="minor", left=False)
 
 
-def _handles(comparison, styles):
+def _handles(comparison: Comparison, styles: dict) -> list[Line2D]:
     """What the legend shows, row by row."""
-    handles = [Line2D([], [], label=label, **style) for label, style in styles.items()]
+    handles = [handle(label, **style) for label, style in styles.items()]
+    grey = {"color": REFERENCE}
     spliced = "none: the spliced model" if NONE in comparison.runs else "spliced model"
-    handles.append(_grey(spliced, linestyle=":", linewidth=1.4))
-    handles.append(_grey("clean model", linestyle="--", linewidth=1.2))
+    handles.append(handle(spliced, linestyle=":", linewidth=1.4, **grey))
+    handles.append(handle("clean model", linestyle="--", linewidth=1.2, **grey))
     if len(comparison.seeds) > 1:
-        handles.append(_grey("single seed (thick: median)", linewidth=0.7))
+        handles.append(handle("single seed (thick: median)", linewidth=0.7, **grey))
     if any(run.status == "diverged" for run in comparison.all):
-        handles.append(_grey("diverged", linestyle="", marker="x", markeredgewidth=2))
+        handles.append(handle("diverged", linestyle="", marker="x", markeredgewidth=2, **grey))
     return handles
-
-
-def _grey(label, **style):
-    return Line2D([], [], color=REFERENCE, label=label, **style)
-
-
-def _say(axes, text):
-    """A panel that has nothing to draw says why."""
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=REFERENCE)
-    axes.set(xticks=[], yticks=[])

@@ -1,13 +1,19 @@
 """What the figures of the experiments share: the sheet, bars and curves with their seeds."""
 
+from collections.abc import Iterable, Sequence
 from statistics import fmean, median
 
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from analysis.figures.style import PAPER, REFERENCE, method_look
-from analysis.stats.usable import title, units_of
+from analysis.figures.style import PAPER, REFERENCE, line_look
+from analysis.records.manifest import Experiment
+from analysis.stats.usable import units_of
+from analysis.tables.notes import title
+from bench.io.record import Run
 
 METHOD_OF = {"e2e-finetune": "e2e"}
 """Role -> method, where the role has another name; of `lora+e2e` the second one."""
@@ -17,12 +23,14 @@ INK = "#222222"
 """Colour of error bars and of the seeds on a bar."""
 
 
-def spread(experiment) -> str:
+def spread(experiment: Experiment) -> str:
     """What the error bars of an experiment's figure are."""
     return f"± one standard error over {units_of(experiment)}"
 
 
-def sheet(experiment, rows, columns, size, **subplots):
+def sheet(
+    experiment: Experiment, rows: int, columns: int, size: tuple[float, float], **subplots
+) -> tuple[Figure, list[Axes]]:
     """(figure, its panels as a flat list); the figure's title says what it is of."""
     figure = Figure(figsize=size, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
@@ -31,49 +39,50 @@ def sheet(experiment, rows, columns, size, **subplots):
     return figure, list(panels.flat)
 
 
-def legend(figure, handles, columns=4):
+def legend(figure: Figure, handles: list[Line2D], columns: int = 4) -> None:
     """One legend under all panels, read row by row."""
     columns = min(columns, len(handles))
     by_row = [handle for i in range(columns) for handle in handles[i::columns]]
     figure.legend(handles=by_row, loc="outside lower center", ncols=columns)
 
 
-def look(role):
+def look(role: str) -> dict:
     """Keywords of a line: colour and marker of the role's method; started from a trained SAE,
     `e2e` is dashed where it also ran from scratch."""
-    colour, marker = method_look(METHOD_OF.get(role, role.rpartition("+")[2]))
-    line = "--" if role == "e2e-finetune" else "-"
-    return {
-        "color": colour,
-        "marker": marker,
-        "linestyle": line,
-        "linewidth": 1.8,
-        "markersize": 5,
-    }
+    method = METHOD_OF.get(role, role.rpartition("+")[2])
+    return line_look(method, "--" if role == "e2e-finetune" else "-")
 
 
-def handle(label, **style):
+def handle(label: str, **style) -> Line2D:
     """A line for the legend."""
     return Line2D([], [], **{"label": label, **style})
 
 
-def paper_handle(label, **style):
+def paper_handle(label: str, **style) -> Line2D:
     """The papers' own, for the legend."""
     return handle(label, **{"color": PAPER, "linewidth": 1.6, "markersize": 5, **style})
 
 
-def seeds_curve(axes, points, style, label=None):
-    """[seed][(cost, CE)] with equal steps -> the median as a line, the range shaded."""
-    steps = list(zip(*points, strict=False))  # [step][seed]
-    costs = [median(cost for cost, _ in at) for at in steps]
-    losses = [[loss for _, loss in at] for at in steps]
-    if len(points) > 1:
-        low, high = [min(at) for at in losses], [max(at) for at in losses]
-        axes.fill_between(costs, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    axes.plot(costs, [median(at) for at in losses], label=label, **style)
+def seeds_curve(axes: Axes, costs: Iterable, losses: list, style: dict) -> None:
+    """Costs and CE, each [seed][step] with equal steps -> the median a line, the range shaded."""
+    at = [median(some) for some in zip(*costs, strict=False)]
+    by_step = list(zip(*losses, strict=False))
+    if len(losses) > 1:
+        low, high = [min(some) for some in by_step], [max(some) for some in by_step]
+        axes.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    axes.plot(at, [median(some) for some in by_step], **style)
 
 
-def bar(axes, at, height, error, dots=(), width=0.8, bottom=0, **style):
+def bar(
+    axes: Axes,
+    at: float,
+    height: float,
+    error: float | None,
+    dots: Sequence[float] = (),
+    width: float = 0.8,
+    bottom: float = 0,
+    **style,
+) -> None:
     """A bar with its standard error, and a dot for each seed where there are several."""
     axes.bar(at, height, width, bottom=bottom, linewidth=0, **style)
     if error:
@@ -81,32 +90,39 @@ def bar(axes, at, height, error, dots=(), width=0.8, bottom=0, **style):
     seed_dots(axes, at, dots, width)
 
 
-def seed_dots(axes, at, dots, width):
+def seed_dots(axes: Axes, at: float, dots: Sequence[float], width: float) -> None:
     """A dot for each seed, beside one another so that none is lost under another."""
     if len(dots) > 1:
         spread = [at + width * 0.4 * (i / (len(dots) - 1) - 0.5) for i in range(len(dots))]
         axes.plot(spread, dots, "o", ms=3.2, mfc="white", linewidth=0, color=INK)
 
 
-def percent_axis(axis):
+def percent_axis(axis: Axis) -> None:
     """Ticks of shares as percent."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
 
 
-def line_across(axes, height, text, color=REFERENCE, **style):
+def log_ticks(axis: Axis, unit: str = "") -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5 of each decade, none between them named."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def line_across(axes: Axes, height: float, text: str, color: str = REFERENCE, **style) -> None:
     """A level line with its name at the left end."""
     axes.axhline(height, color=color, **{"linestyle": "--", "linewidth": 1.2, **style})
     place = {"transform": axes.get_yaxis_transform(), "va": "bottom", "fontsize": 8.5}
     axes.text(0.01, height, text, color=color, **place)
 
 
-def say(axes, text):
+def say(axes: Axes, text: str) -> None:
     """A panel that has nothing to draw says why."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=REFERENCE)
     axes.set(xticks=[], yticks=[])
 
 
-def mean_gap(runs):
+def mean_gap(runs: list[Run]) -> tuple[float, float]:
     """(clean, spliced) CE on the curve set, the spliced as a mean over the seeds' SAEs."""
     by_sae = {run.header["sae"].get("sha256"): run.header["ce_spliced"] for run in runs}
     return runs[0].header["ce_clean"], fmean(by_sae.values())

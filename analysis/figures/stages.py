@@ -1,16 +1,19 @@
 """The figures of `additivity`, two stages after one another, and `no-sae`, the SAE out again."""
 
-from analysis.claims.evidence import ends, spliced
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from analysis.figures.panels import INK, bar, handle, legend, paper_handle, seed_dots, sheet, spread
 from analysis.figures.style import PAPER, REFERENCE, method_look, shades
+from analysis.records.manifest import Experiment
 from analysis.records.paper import one
 from analysis.stats.gap import difference
-from analysis.stats.usable import by_seed, gain
+from analysis.stats.usable import by_seed, ends, gain, spliced
 
 ORDERS = ("lora+lora", "lora+e2e", "e2e+lora", "e2e+e2e")
 
 
-def additivity(experiment):
+def additivity(experiment: Experiment) -> Figure:
     """Gain in nats of a first and a second stage, stacked, for the four orders."""
     figure, (axes,) = sheet(experiment, 1, 1, (9.5, 5.6))
     for at, role in enumerate(ORDERS):
@@ -29,7 +32,7 @@ def additivity(experiment):
     return figure
 
 
-def _stages(axes, at, experiment, role):
+def _stages(axes: Axes, at: float, experiment: Experiment, role: str) -> None:
     """Two bars on each other with the error of what each adds; a dot for the sum of each seed."""
     first, second = role.split("+")
     firsts, lasts = by_seed(experiment.of(first, stage=1)), by_seed(experiment.of(role, stage=2))
@@ -58,7 +61,7 @@ def _stages(axes, at, experiment, role):
         axes.plot([at - 0.36, at + 0.36], [height, height], color=REFERENCE, linestyle=":")
 
 
-def _karvonen(axes, at):
+def _karvonen(axes: Axes, at: float) -> None:
     """Karvonen's finetune of the SAE for 15k examples, then an adapter of rank 16 for 15k."""
     of = {"budget": "30k", "width": 16_384}
     before = one("karvonen", "CE", run="start", **of)
@@ -78,7 +81,7 @@ STATES = {
 """What `no-sae` measures -> its name."""
 
 
-def no_sae(experiment):
+def no_sae(experiment: Experiment) -> Figure:
     """CE above that of the clean model: spliced, adapted, and adapted without the SAE."""
     figure, (axes,) = sheet(experiment, 1, 1, (8.4, 5.2))
     roles = list(dict.fromkeys(entry.role for entry in experiment.entries))
@@ -98,7 +101,9 @@ def no_sae(experiment):
     return figure
 
 
-def _state(axes, at, values, state, colour, width):
+def _state(
+    axes: Axes, at: float, values: dict[int, dict], state: str, colour: str, width: float
+) -> None:
     """The bar of one model, by document against the clean model, with its CE in numbers."""
     clean = {seed: of["ce_clean"] for seed, of in values.items()}
     losses = {seed: of[state] for seed, of in values.items()}

@@ -2,6 +2,8 @@
 
 import zlib
 
+from bench.io.record import Run
+
 # Okabe and Ito's colours, which stay apart for colour-blind readers, and markers for print.
 METHODS = {
     "lora": ("#0072B2", "o"),
@@ -46,13 +48,20 @@ LOOK = {
 """Settings of matplotlib under which every figure is drawn and saved."""
 
 
-def method_look(method):
+def method_look(method: str) -> tuple[str, str]:
     """(colour, marker) of a method."""
     other = OTHERS[zlib.crc32(method.encode()) % len(OTHERS)]
     return METHODS.get(method, (other, "h"))
 
 
-def shades(colour, number):
+def line_look(method: str, line: str | tuple = "-", width: float = 1.8) -> dict:
+    """Keywords of a method's line."""
+    colour, marker = method_look(method)
+    style = {"color": colour, "marker": marker, "markersize": 5}
+    return {**style, "linestyle": line, "linewidth": width}
+
+
+def shades(colour: str, number: int) -> list[str]:
     """`number` mixes of a colour with white, from light to the colour itself."""
     whole = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     shares = [1 - 0.65 * i / max(number - 1, 1) for i in reversed(range(number))]
@@ -60,7 +69,7 @@ def shades(colour, number):
     return ["#" + "".join(f"{part:02x}" for part in mix) for mix in mixes]
 
 
-def line_styles(trained):
+def line_styles(trained: dict[str, list[Run]]) -> dict[str, dict]:
     """Label -> keywords of its line; `trained` is label -> runs.
 
     Colour and marker tell the method, the line style tells labels of one method apart.
@@ -68,14 +77,7 @@ def line_styles(trained):
     styles, met = {}, {}
     for label, runs in trained.items():
         method = runs[0].header["method"]
-        colour, marker = method_look(method)
         line = LINES[met.setdefault(method, 0) % len(LINES)]
         met[method] += 1
-        styles[label] = {
-            "color": colour,
-            "marker": marker,
-            "linestyle": line,
-            "linewidth": 1.9,
-            "markersize": 5,
-        }
+        styles[label] = line_look(method, line, width=1.9)
     return styles

@@ -1,22 +1,25 @@
 """The figures of what is swept: rank, sparsity, width, layer, model size, several SAEs."""
 
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from analysis.claims.evidence import ends
 from analysis.figures.panels import handle, legend, look, paper_handle, percent_axis, sheet, spread
 from analysis.figures.style import PAPER, REFERENCE, shades
-from analysis.records.paper import find
+from analysis.records.manifest import Entry, Experiment
+from analysis.records.paper import Number, find
 from analysis.stats.gap import closed_at_end
-from analysis.stats.usable import by_seed, gain
+from analysis.stats.usable import by_seed, ends, gain
 
 PAPER_NAME = "paper: Gemma-2-2B, digitised"
 SCALED = {"fixed": "-", "scaled": "--"}
 """How alpha goes with the rank -> line."""
 
 
-def rank(experiment):
+def rank(experiment: Experiment) -> Figure:
     """Gap closed by rank, alpha fixed and scaled, beside the paper's row of L0 82."""
     figure, (axes,) = sheet(experiment, 1, 1, (7.6, 5.4))
     handles = []
@@ -38,7 +41,7 @@ def rank(experiment):
     return figure
 
 
-def _alpha(found, kind):
+def _alpha(found: list[list[Entry]], kind: str) -> str:
     if kind == "scaled":
         return "alpha = rank"
     alphas = {e.run.header["config"].get("alpha") for entries in found for e in entries}
@@ -46,52 +49,59 @@ def _alpha(found, kind):
     return f"alpha {kind}{told}"
 
 
-def sparsity(experiment):
+def sparsity(experiment: Experiment) -> Figure:
     """Gap closed and gain by measured L0, a line for each rank."""
-    theirs = {"layer": 12, "width": 16}
-    figure = _swept(experiment, _l0, "l0", theirs, 1)
-    for axes in figure.axes:
-        axes.set_xlabel("L0 of the SAE, latents per token")
-        _log_axis(axes, [5, 10, 20, 50, 100, 200, 500])
-    return figure
+    name, ticks = "L0 of the SAE, latents per token", [5, 10, 20, 50, 100, 200, 500]
+    return _swept(experiment, _l0, "l0", {"layer": 12, "width": 16}, name, ticks)
 
 
-def width(experiment):
+def width(experiment: Experiment) -> Figure:
     """Gap closed and gain by the SAE's latents, a line for each rank."""
-    figure = _swept(experiment, lambda e: e.at["width"], "width", {"layer": 12}, 1_000)
+    ticks = [1e3, 3e3, 1e4, 3e4, 1e5, 3e5]
+    place = experiment, lambda e: e.at["width"], "width", {"layer": 12}
+    figure = _swept(*place, "latents of the SAE", ticks, scale=1_000)
     for axes in figure.axes:
-        axes.set_xlabel("latents of the SAE")
-        _log_axis(axes, [1e3, 3e3, 1e4, 3e4, 1e5, 3e5])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g}k"))
     return figure
 
 
-def layer(experiment):
+def layer(experiment: Experiment) -> Figure:
     """Gap closed and gain by the layer the SAE comes after, a line for each rank."""
-    figure = _swept(experiment, lambda e: e.at["layer"], "layer", {"width": 16}, 1)
-    for axes in figure.axes:
-        axes.set_xlabel("block that the SAE comes after (paper: of 26)")
-    return figure
+    name = "block that the SAE comes after (paper: of 26)"
+    return _swept(experiment, lambda e: e.at["layer"], "layer", {"width": 16}, name)
 
 
-def size(experiment):
+def size(experiment: Experiment) -> Figure:
     """Gap closed and gain by model, a line for each rank; of the paper's the 2B model alone."""
     models = [*experiment.values("model"), "Gemma-2-2B\n(paper)"]
-    figure = _swept(experiment, lambda e: models.index(e.at["model"]), "", {}, len(models) - 1)
+    theirs, last = {"layer": 12, "width": 131}, len(models) - 1
+    figure = _swept(experiment, lambda e: models.index(e.at["model"]), "", theirs, scale=last)
     for axes in figure.axes:
         axes.set_xticks(range(len(models)), models)
-        axes.set_xlim(-0.4, len(models) - 0.6)
+        axes.set_xlim(-0.4, last + 0.4)
     return figure
 
 
-def _l0(entry):
+def _l0(entry: Entry) -> float:
     """L0 of the SAE on the validation set, as it was measured before training."""
     header = entry.run.header
     return header.get("l0_full") or entry.run.rows[0]["l0"]
 
 
-def _swept(experiment, place, column, theirs, scale):
-    """Two panels by what is varied: share of the gap closed, and nats."""
+def _swept(
+    experiment: Experiment,
+    place: Callable[[Entry], float],
+    column: str,
+    theirs: dict,
+    name: str = "",
+    ticks: Sequence[float] = (),
+    scale: float = 1,
+) -> Figure:
+    """Two panels by what is varied: share of the gap closed, and nats.
+
+    `place(entry)` is where a run lies on the axis, `column` times `scale` where the paper's numbers
+    of `theirs` do; with `ticks` the axis is logarithmic.
+    """
     figure, (shares, nats) = sheet(experiment, 1, 2, (11.5, 5.4))
     ranks = sorted(experiment.values("rank"))
     handles = []
@@ -113,58 +123,53 @@ def _swept(experiment, place, column, theirs, scale):
     nats.set_ylim(min(0, nats.get_ylim()[0]), None)
     for axes in (shares, nats):
         axes.set_title(spread(experiment))
+        axes.set_xlabel(name)
+        if ticks:
+            _log_axis(axes, ticks)
     legend(figure, handles, columns=4)
     return figure
 
 
-def _paper(axes, numbers, column, scale, unit):
-    """The paper's lines, one for each rank; without a column its row of 131k latents as points."""
-    if not column:
-        numbers = [n for n in numbers if n.of["width"] == 131 and n.of["layer"] == 12]
-    ranks = sorted({number.of["rank"] for number in numbers})
+def _paper(axes: Axes, numbers: list[Number], column: str, scale: float, unit: float) -> None:
+    """The paper's lines, one for each rank. Where several L0 share a place, the one of 82."""
     greys = dict(zip((1, 4, 16, 64, 256), shades("#606060", 5), strict=True))
-    for number in ranks:
-        row = [n for n in numbers if n.of["rank"] == number]
-        points = [(scale * n.of.get(column, 1), n.value / unit) for n in _one_row(row, column)]
-        style = {"color": greys[number], "marker": "o", "markersize": 4, "linewidth": 1.1}
-        axes.plot(*zip(*sorted(points), strict=True), zorder=1.5, **style)
+    points = {}
+    for number in numbers:
+        of = number.of
+        if column == "l0" or (of["layer"], of["width"]) != (12, 16) or of["l0"] == 82:
+            place = scale * of.get(column, 1), number.value / unit
+            points.setdefault(of["rank"], []).append(place)
+    for rank, places in sorted(points.items()):
+        style = {"color": greys[rank], "marker": "o", "markersize": 4, "linewidth": 1.1}
+        axes.plot(*zip(*sorted(places), strict=True), zorder=1.5, **style)
 
 
-def _one_row(numbers, column):
-    """The numbers that differ in `column` alone: where it is not L0, one L0 for each value."""
-    if column == "width":
-        return [n for n in numbers if n.of["width"] != 16 or n.of["l0"] == 82]
-    if column == "layer":
-        return [n for n in numbers if n.of["layer"] != 12 or n.of["l0"] == 82]
-    return numbers
-
-
-def _shares(axes, places, groups, style):
+def _shares(axes: Axes, places: list, groups: list[list[Entry]], style: dict) -> None:
     """Share of the gap closed at each place, with its standard error."""
     found = [closed_at_end([entry.run for entry in entries]) for entries in groups]
     _line(axes, [(at, c.share, c.error) for at, c in zip(places, found, strict=True) if c], style)
 
 
-def _gains(axes, places, groups, style):
+def _gains(axes: Axes, places: list, groups: list[list[Entry]], style: dict) -> None:
     """Nats gained at each place, with their standard error."""
     found = [gain(entries) for entries in groups]
     _line(axes, [(at, g.mean, g.error) for at, g in zip(places, found, strict=True)], style)
 
 
-def _line(axes, points, style):
+def _line(axes: Axes, points: list[tuple], style: dict) -> None:
     """Points (x, y, standard error or None), joined."""
     if points:
         x, y, errors = zip(*points, strict=True)
         axes.errorbar(x, y, [e or 0 for e in errors], capsize=2.5, elinewidth=1, **style)
 
 
-def _closed_axis(axes):
+def _closed_axis(axes: Axes) -> None:
     axes.set_ylabel("gap closed")
     percent_axis(axes.yaxis)
     axes.set_ylim(min(0, axes.get_ylim()[0]), None)
 
 
-def _log_axis(axes, ticks):
+def _log_axis(axes: Axes, ticks: Sequence[float]) -> None:
     """A logarithmic axis that names these values, where they are inside."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
@@ -173,7 +178,7 @@ def _log_axis(axes, ticks):
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def multi_sae(experiment):
+def multi_sae(experiment: Experiment) -> Figure:
     """CE clean, spliced and adapted, and gap closed, by the number of SAEs."""
     figure, (losses, shares) = sheet(experiment, 1, 2, (11.5, 5.2))
     numbers = sorted(experiment.values("saes"))
@@ -203,6 +208,6 @@ def multi_sae(experiment):
     return figure
 
 
-def _mean(by_seed_and_document):
+def _mean(by_seed_and_document: dict[int, list[float]]) -> float:
     """Mean over documents and seeds."""
     return fmean(fmean(losses) for losses in by_seed_and_document.values())

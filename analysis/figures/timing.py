@@ -1,25 +1,32 @@
 """The figure of `timing`: CE against total training, and the speedup over training end to end."""
 
 import math
+from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from analysis.figures.panels import (
     handle,
     legend,
     line_across,
+    log_ticks,
     look,
     paper_handle,
+    percent_axis,
     say,
     seeds_curve,
     sheet,
 )
-from analysis.figures.speedups import LADDERS, speedups_by_share, speedups_by_target
 from analysis.figures.style import PAPER, REFERENCE, method_look
-from analysis.records.paper import find, one
-from analysis.stats.speedup import sae_cost
+from analysis.records.manifest import Experiment
+from analysis.records.paper import Number, find, one
+from analysis.stats.speedup import over_seeds, sae_cost, to_same_ce, whole_runs
 from analysis.stats.usable import placed
+from bench.io.record import Run
 
 NAMES = {
     "mse": "mse: the SAE's training on reconstruction",
@@ -27,6 +34,12 @@ NAMES = {
     "lora": "lora, from each checkpoint",
     "e2e-finetune": "e2e, from each checkpoint",
 }
+LADDERS = ("e2e-finetune", "lora")
+"""Roles that start from checkpoints of the SAE's training."""
+
+CLAIMED = ("lowest", "highest")
+"""The ends of the range that the paper claims."""
+
 UNITS = ((300, "seconds", 1), (9_000, "minutes", 60), (math.inf, "hours", 3_600))
 """Up to how many seconds an axis has which unit."""
 
@@ -35,7 +48,22 @@ WIDE = 6
 that differ by more than this."""
 
 
-def draw(experiment):
+@dataclass(frozen=True)
+class Curve:
+    """CE of one run against the seconds of all training, the SAE's included."""
+
+    role: str
+    share: float | None
+    """Of the SAE's training, where the run starts from a checkpoint of it."""
+    seed: int
+    run: Run
+    costs: list[float]
+    """Seconds at each evaluation, those of the SAE added."""
+    losses: list[float]
+    """CE at each evaluation, nats per scored token."""
+
+
+def draw(experiment: Experiment) -> Figure:
     """Four panels: ours, the paper's on the same axes, speedup by checkpoint, speedup by CE."""
     figure, panels = sheet(experiment, 2, 2, (11.5, 8.8))
     ours, theirs, checkpoints, targets = panels
@@ -47,50 +75,69 @@ def draw(experiment):
             axes.set_title("ours")
             say(axes, why)
     else:
-        _losses(ours, whole)
-        speedups_by_share(checkpoints, whole, model)
-        speedups_by_target(targets, whole, model)
-    roles = [role for role in NAMES if experiment.of(role)]
-    handles = [handle(NAMES[role], **look(role)) for role in roles]
+        curves = _curves(whole)
+        clean = curves[0].run.header["ce_clean"]
+        _losses(ours, curves, clean)
+        _speedups_by_share(checkpoints, curves, model)
+        _speedups_by_target(targets, curves, clean, model)
+    handles = [handle(NAMES[role], **look(role)) for role in NAMES if experiment.of(role)]
     handles.append(handle("clean model", color=REFERENCE, linestyle="--", linewidth=1.2))
     handles.append(paper_handle(f"paper: {model}, digitised", marker="o"))
     legend(figure, handles, columns=3)
     return figure
 
 
-def _losses(axes, experiment):
+def _curves(experiment: Experiment) -> list[Curve]:
+    """A `Curve` of each run, by seed."""
+    curves = []
+    for entry in experiment.of():
+        before = sae_cost(entry.run, "seconds")
+        costs = [before + row["seconds"] for row in entry.run.rows]
+        losses = [row["ce"] for row in entry.run.rows]
+        place = entry.role, entry.at.get("share"), entry.seed
+        curves.append(Curve(*place, entry.run, costs, losses))
+    return [curve for curve in curves if curve.role in NAMES]
+
+
+def _by_share(curves: list[Curve], role: str) -> dict:
+    """Share of the SAE's training -> the curves of one role from there."""
+    found = {}
+    for curve in curves:
+        if curve.role == role:
+            found.setdefault(curve.share, []).append(curve)
+    return found
+
+
+def _pairs(curves: list[Curve], role: str) -> dict:
+    """Share -> (e2e from scratch, run of a role from there) of each seed that has both."""
+    scratch = {curve.seed: curve.run for curve in curves if curve.role == "e2e"}
+    return {
+        share: [(scratch[curve.seed], curve.run) for curve in group if curve.seed in scratch]
+        for share, group in _by_share(curves, role).items()
+    }
+
+
+def _losses(axes: Axes, curves: list[Curve], clean: float) -> None:
     """CE against seconds of training, those of the SAE that a run starts from included."""
-    groups = {role: [experiment.of(role)] for role in ("mse", "e2e")}
-    for role in LADDERS:
-        shares = experiment.values("share", role)
-        groups[role] = [experiment.of(role, share=share) for share in shares]
-    points = {role: [list(map(_path, some)) for some in groups[role]] for role in groups}
-    last = max(path[-1][0] for some in points.values() for paths in some for path in paths)
-    unit, seconds = next(u[1:] for u in UNITS if last < u[0])
+    last = max(curve.costs[-1] for curve in curves)
+    _, unit, seconds = next(row for row in UNITS if last < row[0])
     for role in ("mse", "e2e", *LADDERS):
-        for paths in points[role]:
-            if paths:
-                scaled = [[(cost / seconds, loss) for cost, loss in path] for path in paths]
-                seeds_curve(axes, scaled, {**look(role), "markersize": 4})
+        for group in _by_share(curves, role).values():
+            costs = [[cost / seconds for cost in curve.costs] for curve in group]
+            losses = [curve.losses for curve in group]
+            seeds_curve(axes, costs, losses, {**look(role), "markersize": 4})
     axes.set_xlabel(f"{unit} of training, the SAE's included")
     axes.set_ylabel("CE, nats per scored token")
-    clean = experiment.entries[0].run.header["ce_clean"]
-    _loss_scale(axes, clean, [path for some in points.values() for paths in some for path in paths])
+    _loss_scale(axes, clean, curves)
     line_across(axes, clean, f"clean model {clean:.3f}")
     axes.set_title("ours: median over seeds, range shaded")
 
 
-def _path(entry):
-    """[(cost, CE)] of a run, from the cost of its SAE on."""
-    before = sae_cost(entry.run, "seconds")
-    return [(before + row["seconds"], row["ce"]) for row in entry.run.rows]
-
-
-def _loss_scale(axes, clean, paths):
+def _loss_scale(axes: Axes, clean: float, curves: list[Curve]) -> None:
     """Linear where all curves end near each other, else logarithmic away from the clean model."""
-    ends = [path[-1][1] - clean for path in paths]
+    ends = [curve.losses[-1] - clean for curve in curves]
     low, high = max(min(ends), 1e-3), max(max(ends), 1e-3)
-    highest = max(loss for path in paths for _, loss in path) - clean
+    highest = max(max(curve.losses) for curve in curves) - clean
     if high < WIDE * low:
         axes.set_ylim(clean - 0.08 * high, clean + min(highest, 3 * high))
         return
@@ -103,7 +150,7 @@ def _loss_scale(axes, clean, paths):
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
 
 
-def _paper_losses(axes, model):
+def _paper_losses(axes: Axes, model: str) -> None:
     """The paper's curves: what of them was digitised."""
     axes.set(xlabel="hours of training, the SAE's included", ylabel="CE, nats per token")
     axes.set_title(f"paper: {model}, digitised")
@@ -129,7 +176,100 @@ def _paper_losses(axes, model):
     line_across(axes, clean, f"clean model {clean:.3f}")
 
 
-def _pair(model, checkpoint):
+def _pair(model: str, checkpoint: float) -> tuple:
     """(hours, CE) at the end of LoRA from a checkpoint."""
     of = {"model": model, "curve": "lora", "checkpoint": checkpoint}
     return one("timing", "hours", **of), one("timing", "CE", **of)
+
+
+def _speedups_by_share(axes: Axes, curves: list[Curve], model: str) -> None:
+    """Both speedups over e2e from scratch, by the share of the SAE's training that is done."""
+    for role in LADDERS:
+        for whole in (True, False):
+            _ladder(axes, _pairs(curves, role), look(role), whole)
+    paper = find("timing", "speedup", model=model)
+    shares = [number.of["checkpoint"] / 100 for number in paper]
+    _paper_speedups(axes, shares, paper)
+    bounds = [one("timing", f"{end} speedup", model=model, curve="lora") for end in CLAIMED]
+    if not paper and None not in bounds:
+        axes.axhspan(*bounds, color=PAPER, alpha=0.25, linewidth=0)
+    axes.set_xlabel("share of the SAE's training before adaptation")
+    percent_axis(axes.xaxis)
+    axes.set_title("filled: whole runs, as the paper; open: to the same CE; up: at least")
+    _ratio_scale(axes)
+
+
+def _ladder(axes: Axes, pairs: dict, style: dict, whole: bool) -> None:
+    """One role's speedups by one definition: median and range over seeds."""
+    ratio, found = (whole_runs if whole else to_same_ce), {}
+    for share in sorted(pairs):
+        ratios = [ratio(*pair, "seconds") for pair in pairs[share]]
+        found[share] = [some for some in ratios if some]
+    found = {share: ratios for share, ratios in found.items() if ratios}
+    values = [[r if whole else r.value for r in ratios] for ratios in found.values()]
+    middle = [median(some) for some in values]
+    spread = [(m - min(some), max(some) - m) for m, some in zip(middle, values, strict=True)]
+    style |= {"markerfacecolor": style["color"] if whole else "white", "markersize": 6}
+    if found:
+        errors = list(zip(*spread, strict=True))
+        axes.errorbar(list(found), middle, errors, capsize=2.5, elinewidth=1, **style)
+    bounds = [] if whole else [s for s, some in found.items() if over_seeds(some).at_least]
+    for share in bounds:
+        at = (share, over_seeds(found[share]).value)
+        arrow = {"arrowstyle": "<-", "color": style["color"]}
+        axes.annotate("", at, (0, 22), textcoords="offset points", arrowprops={**arrow})
+
+
+def _speedups_by_target(axes: Axes, curves: list[Curve], clean: float, model: str) -> None:
+    """The speedup to the same CE, for every CE on the way of a run from each checkpoint."""
+    for role in LADDERS:
+        for share, pairs in _pairs(curves, role).items():
+            if pairs:
+                _targets(axes, pairs, clean, look(role), f"{share:.0%}")
+    base = one("timing", "CE", model=model, curve="clean")
+    paper = find("timing", "speedup to CE", model=model)
+    _paper_speedups(axes, [number.of["ce"] - base for number in paper], paper)
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    log_ticks(axes.xaxis)
+    axes.set_xlabel("target: CE above the clean model, nats")
+    axes.set_title("to the same CE, by checkpoint (dotted: e2e ends before, at least)")
+    _ratio_scale(axes)
+
+
+def _paper_speedups(axes: Axes, places: list[float], numbers: list[Number]) -> None:
+    values = [number.value for number in numbers]
+    axes.plot(places, values, color=PAPER, marker="o", ms=5, linewidth=1.6)
+
+
+def _targets(
+    axes: Axes, pairs: list[tuple[Run, Run]], clean: float, style: dict, name: str
+) -> None:
+    """One role's curve from one checkpoint: the median over seeds, dotted where a lower bound."""
+    ends = [(run.rows[0]["ce"] - clean, min(r["ce"] for r in run.rows) - clean) for _, run in pairs]
+    first, last = min(begin for begin, _ in ends), max(end for _, end in ends)
+    if not 0 < last < first:
+        return
+    targets = [first * (last / first) ** (i / 40) for i in range(41)]
+    found = {
+        gap: over_seeds([to_same_ce(*pair, "seconds", clean + gap) for pair in pairs])
+        for gap in targets
+    }
+    found = {gap: ratio for gap, ratio in found.items() if ratio}
+    for bound, line in ((False, style["linestyle"]), (True, ":")):
+        part = [ratio.value if ratio.at_least == bound else math.nan for ratio in found.values()]
+        axes.plot(list(found), part, **{**style, "linestyle": line, "marker": ""})
+    if found:
+        gap, ratio = list(found.items())[-1]
+        text = {"color": style["color"], "fontsize": 8.5, "va": "center"}
+        axes.annotate(name, (gap, ratio.value), (4, 0), textcoords="offset points", **text)
+
+
+def _ratio_scale(axes: Axes) -> None:
+    """Logarithmic, so that twice and half are as far from 1."""
+    axes.axhline(1, color=REFERENCE, linewidth=0.9)
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 0.7), max(high * 1.3, 3))
+    log_ticks(axes.yaxis, "x")
+    axes.set_ylabel("speedup over e2e from scratch, seconds")

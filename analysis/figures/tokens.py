@@ -3,15 +3,19 @@
 import re
 from statistics import fmean, median
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from analysis.figures.panels import handle, legend, look, percent_axis, sheet
 from analysis.figures.style import DEGRADED, IMPROVED, REFERENCE
+from analysis.records.manifest import Entry, Experiment
 from analysis.stats.usable import units_of
 
 NINETY = 1.645
 """Standard errors on each side of a 90% interval, as in the paper."""
 
 
-def token_loss(experiment):
+def token_loss(experiment: Experiment) -> Figure:
     """Histograms of how the loss of each token changes, improvements and degradations."""
     roles = list(dict.fromkeys(entry.role for entry in experiment.entries))
     size = (1 + 5.2 * len(roles), 5)
@@ -34,7 +38,7 @@ def token_loss(experiment):
     return figure
 
 
-def _histogram(axes, values, kind, colour):
+def _histogram(axes: Axes, values: list[dict], kind: str, colour: str) -> None:
     """One kind's share of all tokens by bin: the median over seeds filled, the range shaded."""
     edges = values[0]["edges"]
     shares = [[count / seed["n_tokens"] for count in seed[kind]] for seed in values]
@@ -47,7 +51,7 @@ def _histogram(axes, values, kind, colour):
         axes.stairs(high, edges, baseline=low, color=colour, alpha=0.25, fill=True)
 
 
-def _told(role, values):
+def _told(role: str, values: list[dict]) -> str:
     """The shares of tokens that get better and worse, in words."""
     better, worse = (
         median(seed[f"n_{kind}"] / seed["n_tokens"] for seed in values)
@@ -58,7 +62,7 @@ def _told(role, values):
     return f"{role}: {better:.1%} improved, {worse:.1%} degraded{outside}"
 
 
-def distance(experiment):
+def distance(experiment: Experiment) -> Figure:
     """How much nearer the adapted model's residuals are than the spliced one's, by block."""
     figure, panels = sheet(experiment, 1, 2, (11.5, 5))
     roles = list(dict.fromkeys(entry.role for entry in experiment.entries))
@@ -80,7 +84,7 @@ def distance(experiment):
     return figure
 
 
-def _differences(axes, entries, kind, style):
+def _differences(axes: Axes, entries: list[Entry], kind: str, style: dict) -> None:
     """The mean over seeds with its interval, each seed thin.
 
     The mean of the seeds' errors is at least the error of their mean: they share documents.
@@ -102,7 +106,7 @@ def _differences(axes, entries, kind, style):
     axes.plot(layers, middle, **{**style, "markersize": 4})
 
 
-def _behind_the_sae(entries):
+def _behind_the_sae(entries: list[Entry]) -> list[int]:
     """The blocks from the (first) SAE's own on: before it nothing differs."""
     measure = entries[0].measure
     blocks = map(int, re.findall(r"blocks\.(\d+)\.", str((measure.get("spec") or {}).get("site"))))

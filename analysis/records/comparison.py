@@ -29,82 +29,82 @@ class Comparison:
     """What a reader has to know about how these runs were put together."""
 
     @property
-    def all(self):
+    def all(self) -> list[Run]:
         """Every run."""
         return [run for runs in self.runs.values() for run in runs]
 
     @property
-    def spec(self):
+    def spec(self) -> dict:
         """What was run on; the first run's, equal for all but for `NOT_THE_PROBLEM`."""
         return self.all[0].header["spec"]
 
     @property
-    def seeds(self):
+    def seeds(self) -> list[int]:
         """All seeds, sorted."""
         return sorted({run.header["seed"] for run in self.all})
 
     @property
-    def random(self):
+    def random(self) -> bool:
         """Whether the model's weights are random, so that no CE here means anything."""
         return self.all[0].header.get("weights") == "random"
 
     @property
-    def ce_clean(self):
+    def ce_clean(self) -> float:
         """CE of the clean model on the curve set, nats per scored token."""
         return self.all[0].header["ce_clean"]
 
     @property
-    def ce_spliced(self):
+    def ce_spliced(self) -> float:
         """CE of the spliced model on the curve set, nats per scored token; mean over SAEs."""
         return fmean(_by_sae(self.all).values())
 
     @property
-    def one_sae(self):
+    def one_sae(self) -> bool:
         """Whether all runs start from the same SAE."""
         return len(_by_sae(self.all)) == 1
 
     @property
-    def gap(self):
+    def gap(self) -> float:
         """What splicing costs on the curve set, nats per scored token."""
         return self.ce_spliced - self.ce_clean
 
     @property
-    def documents(self):
+    def documents(self) -> int:
         """How many documents the full set has; 0 when the records have no CE per document."""
         return len(self.all[0].header.get("ce_full_clean") or [])
 
     @property
-    def one_clock(self):
+    def one_clock(self) -> bool:
         """Whether all runs were timed on one machine, device, threads, matrix product and
         number of processes."""
         return len({clock(run) for run in self.all}) == 1
 
     @property
-    def trained(self):
+    def trained(self) -> dict[str, list[Run]]:
         """`runs` without the reference."""
         return {k: runs for k, runs in self.runs.items() if runs[0].header["method"] != REFERENCE}
 
     @property
-    def rival(self):
+    def rival(self) -> str | None:
         """Label of the rival: the first e2e, else the first label started; None without runs."""
         labels = list(self.trained)
         e2e = [k for k in labels if self.trained[k][0].header["method"] == RIVAL]
         return next(iter(e2e + labels), None)
 
 
-def clock(run):
+def clock(run: Run) -> tuple:
     """What seconds depend on: (machine, device, threads, matmul, processes)."""
     fields = ("machine", "device", "threads", "matmul")
     return (*(run.header.get(field) for field in fields), processes(run.header))
 
 
-def processes(told):
+def processes(told: dict) -> str:
     """How many processes worked together, in words; "" for one, and for what does not say."""
     number = told.get("world_size", 1)
     return "" if number == 1 else f"{number} processes" + ", sharded" * told.get("sharded", False)
 
 
-def load(folder, names=None):
+def load(folder: Path, names: list[str] | None = None) -> list[Comparison]:
     """The records directly in `folder` -> list of `Comparison`, in the order they were started.
 
     `names`, where given, are the only records that are read.
@@ -125,7 +125,7 @@ def load(folder, names=None):
     return [_comparison(problem) for problem in rivals or problems]
 
 
-def _read(folder, names):
+def _read(folder: Path, names: list[str] | None) -> list[Run]:
     try:
         runs = read_folder(folder, names)
     except (AttributeError, TypeError, ValueError, OSError) as error:
@@ -135,7 +135,7 @@ def _read(folder, names):
     return runs
 
 
-def _check(run):
+def _check(run: Run) -> None:
     """Raise `Rejected` unless everything that is computed with later is a number."""
     for field in ("spec", "sae", "config"):
         if not isinstance(run.header[field], dict):
@@ -155,7 +155,7 @@ def _check(run):
         raise Rejected(f"{run.path}: ce_full, ce_full_clean and ce_full_spliced differ in length")
 
 
-def _problems(runs):
+def _problems(runs: list[Run]) -> list[list[Run]]:
     """Runs -> lists of runs on one problem each."""
     recipes = {run.name: _recipe(run) for run in runs}
     buckets = {}
@@ -167,7 +167,7 @@ def _problems(runs):
     return [problem for bucket in buckets.values() for problem in _split(bucket)]
 
 
-def _split(runs):
+def _split(runs: list[Run]) -> list[list[Run]]:
     """One SAE per seed is one problem, like one SAE for all; two SAEs at one seed are two."""
     met = {(run.header["seed"], run.header["sae"].get("sha256")) for run in runs}
     if len(met) == len({seed for seed, _ in met}):
@@ -178,7 +178,7 @@ def _split(runs):
     return list(by_sae.values())
 
 
-def _comparison(runs):
+def _comparison(runs: list[Run]) -> Comparison:
     """Put runs under their labels; of a run that lies here twice, the later one counts."""
     labels, notes = {}, []
     if len({len(run.header.get("ce_full_clean") or []) for run in runs}) > 1:
@@ -195,7 +195,7 @@ def _comparison(runs):
     return Comparison({k: [labels[k][s] for s in sorted(labels[k])] for k in ordered}, tuple(notes))
 
 
-def _label(run, runs):
+def _label(run: Run, runs: list[Run]) -> str:
     """A run's label, with the settings that tell it from others under the same label."""
     configs = [other.header["config"] for other in runs if other.label == run.label]
     config = run.header["config"]
@@ -204,26 +204,26 @@ def _label(run, runs):
     return run.label + ("," if ":" in run.label else ":") * bool(told) + told
 
 
-def _is_reference(by_seed):
+def _is_reference(by_seed: dict[int, Run]) -> bool:
     return all(run.header["method"] == REFERENCE for run in by_seed.values())
 
 
-def _by_sae(runs):
+def _by_sae(runs: list[Run]) -> dict[str | None, float]:
     return {run.header["sae"].get("sha256"): run.header["ce_spliced"] for run in runs}
 
 
-def _spec(run):
+def _spec(run: Run) -> dict:
     return {k: v for k, v in run.header["spec"].items() if k not in NOT_THE_PROBLEM}
 
 
-def _recipe(run):
+def _recipe(run: Run) -> str:
     """What made an SAE, its seed aside."""
     return digest([run.header["method"], run.header["config"], _spec(run)])
 
 
-def _fresh(run):
+def _fresh(run: Run) -> bool:
     return run.header["sae"].get("source") == "fresh"
 
 
-def _finite(value):
+def _finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)

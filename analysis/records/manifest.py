@@ -5,7 +5,7 @@ what the experiment varies; the runs lie beside it, shared by the experiments th
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.errors import Rejected
@@ -27,9 +27,14 @@ class Entry:
     """The measurement (`bench.evals.measures`), where it is one."""
 
     @property
-    def name(self):
+    def name(self) -> str:
         """The stem of its file."""
         return self.run.name if self.run else self.measure["name"]
+
+    @property
+    def header(self) -> dict:
+        """What is told of its setting: the record's first line, or the measurement itself."""
+        return self.run.header if self.run else self.measure
 
 
 @dataclass(frozen=True)
@@ -37,22 +42,26 @@ class Experiment:
     """One experiment's entries that are there by now."""
 
     name: str
-    scale: str
-    command: str
-    planned: int
-    """How many entries the whole experiment has."""
-    entries: list
+    plan: list[Entry]
+    """All its entries, bare of what was made of them."""
+    entries: list[Entry]
+    """Those that are there, with their record or measurement."""
 
-    def of(self, role=None, **at):
+    @property
+    def planned(self) -> int:
+        """How many entries the whole experiment has."""
+        return len(self.plan)
+
+    def of(self, role: str | None = None, **at) -> list[Entry]:
         """The entries of a role at these values, in order of seeds."""
         found = [e for e in self.entries if role in (None, e.role) and at.items() <= e.at.items()]
         return sorted(found, key=lambda entry: entry.seed)
 
-    def runs(self, role=None, **at):
+    def runs(self, role: str | None = None, **at) -> list[Run]:
         """The records of `of`."""
         return [entry.run for entry in self.of(role, **at) if entry.run]
 
-    def values(self, variable, role=None):
+    def values(self, variable: str, role: str | None = None) -> list:
         """All values of what is varied, in the order they were planned."""
         found = [
             e.at[variable] for e in self.entries if variable in e.at and role in (None, e.role)
@@ -60,7 +69,7 @@ class Experiment:
         return list(dict.fromkeys(found))
 
 
-def load(folder):
+def load(folder: Path) -> dict[str, Experiment]:
     """The experiments whose manifests lie in `folder`: name -> `Experiment`; {} without any.
 
     An entry whose file is not there yet is left out. Raises `Rejected` for a file that is no
@@ -70,24 +79,25 @@ def load(folder):
     for path in sorted(folder.glob("*.json")):
         told = _json(path)
         if "experiment" in told:
-            entries = [_entry(folder, entry) for entry in told["runs"]]
-            whole = [entry for entry in entries if entry]
-            about = told["scale"], told["command"], len(entries)
-            found[told["experiment"]] = Experiment(told["experiment"], *about, whole)
+            plan = [Entry(one["role"], one["seed"], one["at"]) for one in told["runs"]]
+            names = [one["record"] for one in told["runs"]]
+            made = [_made(folder, *planned) for planned in zip(plan, names, strict=True)]
+            name = told["experiment"]
+            found[name] = Experiment(name, plan, [entry for entry in made if entry])
     return found
 
 
-def _entry(folder, told):
-    place = told["role"], told["seed"], told["at"]
-    record, measure = folder / f"{told['record']}.jsonl", folder / f"{told['record']}.json"
+def _made(folder: Path, entry: Entry, name: str) -> Entry | None:
+    """The entry with what was made of it; None where that is not there."""
+    record, measure = folder / f"{name}.jsonl", folder / f"{name}.json"
     if record.is_file():
-        return Entry(*place, run=read(record))
+        return replace(entry, run=read(record))
     if measure.is_file():
-        return Entry(*place, measure={**_json(measure), "name": told["record"]})
+        return replace(entry, measure={**_json(measure), "name": name})
     return None
 
 
-def _json(path):
+def _json(path: Path) -> dict:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -40,7 +40,7 @@ class Number:
 
 
 @functools.cache
-def numbers(name, folder=FOLDER):
+def numbers(name: str, folder: Path = FOLDER) -> tuple[Number, ...]:
     """All numbers of one file, in its order; raises `Rejected` for a file that is none such."""
     path = folder / f"{name}.csv"
     try:
@@ -53,18 +53,18 @@ def numbers(name, folder=FOLDER):
         raise Rejected(f"{path}: not a table of numbers ({error})") from None
 
 
-def find(name, quantity, **of):
+def find(name: str, quantity: str, **of) -> list[Number]:
     """The numbers of a file that are this quantity, of these."""
     found = [number for number in numbers(name) if number.quantity == quantity]
     return [number for number in found if of.items() <= number.of.items()]
 
 
-def one(name, quantity, **of):
+def one(name: str, quantity: str, **of) -> float | None:
     """The value of the only such number that is of nothing else; None where there is none."""
     return next((n.value for n in find(name, quantity, **of) if n.of == of), None)
 
 
-def _number(row):
+def _number(row: dict[str, str]) -> Number:
     if None in row or None in row.values():
         raise ValueError(f"a row has more or fewer cells than the head: {row}")
     if not row["source"] or not row["quantity"]:
@@ -76,14 +76,14 @@ def _number(row):
     return Number(of, row["quantity"], _finite(row["value"]), *words)
 
 
-def _finite(text):
+def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text!r} is not a finite number")
     return value
 
 
-def _number_or_text(text):
+def _number_or_text(text: str) -> float | str:
     try:
         return _finite(text)
     except ValueError:

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from bench.io.record import Run
+
 UNITS = {
     "by group of documents": "groups of documents",
     "last tenth, by group of windows": "groups of windows",
@@ -13,7 +15,7 @@ UNITS = {
 """`split` of a header -> what its `documents` are, where they are no single documents."""
 
 
-def units(headers) -> str:
+def units(headers: list[dict]) -> str:
     """What the errors of these records or measurements are over: `documents`, mostly."""
     kinds = dict.fromkeys(UNITS.get(header.get("split"), "documents") for header in headers)
     return " or ".join(kinds) or "documents"
@@ -50,18 +52,18 @@ class Difference:
     """How many seeds ran in both."""
 
     @property
-    def distinguishable(self):
+    def distinguishable(self) -> bool:
         """Whether the difference is at least two standard errors."""
         return bool(self.error is not None and abs(self.mean) >= 2 * self.error)
 
 
-def end_losses(run):
+def end_losses(run: Run) -> list[float] | None:
     """CE per document after training, or None when the run has no finite one."""
     losses = (run.end or {}).get("ce_full")
     return losses if losses and None not in losses else None
 
 
-def closed_at_end(runs):
+def closed_at_end(runs: list[Run]) -> Closed | None:
     """Runs of one label -> `Closed`; None when no run has CE per document or there is no gap.
 
     The share is a ratio of means over documents, of spliced - adapted over spliced - clean,
@@ -84,7 +86,7 @@ def closed_at_end(runs):
     return Closed(share, error and error / fmean(gap), min(by_seed), max(by_seed))
 
 
-def ce_difference(runs, others):
+def ce_difference(runs: list[Run], others: list[Run]) -> Difference | None:
     """`difference` of one label's runs to another's, by the seeds in their headers; None when
     either has no CE per document."""
     ours = {run.header["seed"]: end_losses(run) for run in runs if end_losses(run)}
@@ -92,7 +94,7 @@ def ce_difference(runs, others):
     return difference(ours, theirs) if ours and theirs else None
 
 
-def difference(ours, theirs):
+def difference(ours: dict[int, list[float]], theirs: dict[int, list[float]]) -> Difference:
     """Seed -> CE per document, minus another's -> `Difference`.
 
     Averaged over the seeds that both have, over all of each where they share none.
@@ -106,11 +108,11 @@ def difference(ours, theirs):
     return Difference(fmean(differences), _error(differences), lower, len(shared))
 
 
-def _over_seeds(values):
+def _over_seeds(values: list[list[float]]) -> list[float]:
     """[seed][document] -> mean per document."""
     return [fmean(column) for column in zip(*values, strict=True)]
 
 
-def _error(values):
+def _error(values: list[float]) -> float | None:
     """Standard error of the mean, or None for a single value."""
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None

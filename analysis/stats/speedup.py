@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import median, median_high, median_low
 
 from analysis.records.comparison import REFERENCE, clock, processes
-from analysis.stats.gap import ce_difference, closed_at_end, end_losses  # noqa: F401 - as before
+from bench.io.record import Run
 
 AXES = ("seconds", "backwards", "tokens")
 """What a run costs: seconds of training, LM backward passes, tokens trained on."""
@@ -23,12 +23,12 @@ TARGETS = 4
 """How many shares of the gap costs are reported for."""
 
 
-def closed_share(ce, clean, spliced):
+def closed_share(ce: float, clean: float, spliced: float) -> float:
     """Share of the gap that `ce` closes; nan when splicing costs nothing."""
     return (spliced - ce) / (spliced - clean) if spliced > clean else math.nan
 
 
-def curve(run, axis):
+def curve(run: Run, axis: str) -> tuple[list[float], list[float]]:
     """(costs, shares) of a run, one each per evaluation, up to the first CE that is not finite."""
     clean, spliced = run.header["ce_clean"], run.header["ce_spliced"]
     costs, shares = [], []
@@ -40,7 +40,7 @@ def curve(run, axis):
     return costs, shares
 
 
-def cost_to_reach(costs, shares, share):
+def cost_to_reach(costs: list[float], shares: list[float], share: float) -> float:
     """Cost at which a curve first reaches `share`, on the line between the two evaluations
     around that point; inf when it never does."""
     for i, reached in enumerate(shares):
@@ -52,20 +52,20 @@ def cost_to_reach(costs, shares, share):
     return math.inf
 
 
-def ranked(run):
+def ranked(run: Run) -> bool:
     """Whether a run counts: it finished, or diverged and thereby failed. One that was cut short
     from outside says nothing about what it would have reached."""
     return run.status in ("finished", "diverged")
 
 
-def resumed(run):
+def resumed(run: Run) -> bool:
     """Whether a run was put together from several processes: drawn, not ranked on seconds."""
     end = run.end or {}
     segments = max(end.get("segments") or 1, run.header.get("segments") or 1)
     return segments > 1 or "resumed" in (end.get("timing"), run.header.get("timing"))
 
 
-def sae_cost(run, axis):
+def sae_cost(run: Run, axis: str) -> float | None:
     """What the SAE that a run starts from has cost; None when that is not known, or when its
     seconds come from another device or number of threads than the run's."""
     header = run.header
@@ -77,7 +77,7 @@ def sae_cost(run, axis):
     return cost.get(axis)
 
 
-def cost(run, share, axis, total=False):
+def cost(run: Run, share: float, axis: str, total: bool = False) -> float | None:
     """Cost of closing `share` of the gap in one run; with `total`, that of its SAE added.
 
     inf when the run never does, None when it is not ranked on this axis.
@@ -88,14 +88,16 @@ def cost(run, share, axis, total=False):
     return None if before is None else before + cost_to_reach(*curve(run, axis), share)
 
 
-def median_cost(runs, share, axis, total=False):
+def median_cost(runs: list[Run], share: float, axis: str, total: bool = False) -> float | None:
     """Median over seeds of `cost`, a miss counting as inf; None when no run is ranked."""
     costs = [cost(run, share, axis, total) for run in runs]
     costs = [value for value in costs if value is not None]
     return median(costs) if costs else None
 
 
-def speedup(rival, runs, share, axis, total=False):
+def speedup(
+    rival: list[Run], runs: list[Run], share: float, axis: str, total: bool = False
+) -> float | None:
     """Cost of the rival over cost of the method: above 1, the method is the cheaper one.
 
     `rival` and `runs` are one label's runs each. None when either misses the share (a miss is
@@ -108,12 +110,7 @@ def speedup(rival, runs, share, axis, total=False):
     return theirs / ours if measured else None
 
 
-def total_speedup(rival, runs, share, axis):
-    """`speedup` with the cost of the SAE added to both."""
-    return speedup(rival, runs, share, axis, total=True)
-
-
-def speedups_by_seed(rival, runs, share, axis):
+def speedups_by_seed(rival: list[Run], runs: list[Run], share: float, axis: str) -> list[float]:
     """`speedup` of each seed that ran in both and reached the share in both."""
     theirs = {run.header["seed"]: run for run in rival}
     pairs = [(theirs[run.header["seed"]], run) for run in runs if run.header["seed"] in theirs]
@@ -121,7 +118,7 @@ def speedups_by_seed(rival, runs, share, axis):
     return [ratio for ratio in ratios if ratio is not None]
 
 
-def largest_share(runs):
+def largest_share(runs: dict[str, list[Run]]) -> float:
     """The largest share of the gap that two labels reach in the median over seeds.
 
     `runs` is label -> runs. With one label to go by, the largest that it reaches; 0.0 with none.
@@ -136,7 +133,7 @@ def largest_share(runs):
     return max(min(best_two, default=0.0), 0.0)
 
 
-def targets(runs, count=TARGETS):
+def targets(runs: dict[str, list[Run]], count: int = TARGETS) -> list[float]:
     """`count` even shares of the gap up to the largest that two labels reach, rising.
 
     The step between them is rounded down to 0.1 %, so that a target is what a table prints;
@@ -158,7 +155,7 @@ class Ratio:
     """Whether the rival ended before it got there: the true value is then larger than this."""
 
 
-def to_same_ce(scratch, run, axis, ce=None):
+def to_same_ce(scratch: Run, run: Run, axis: str, ce: float | None = None) -> Ratio | None:
     """Speedup by cost to the same CE -> `Ratio`, or None where there is none.
 
     Cost at which `scratch`, an SAE trained end to end, first reaches `ce`, over the cost of the
@@ -177,7 +174,7 @@ def to_same_ce(scratch, run, axis, ce=None):
     return Ratio(theirs / ours, never) if theirs > 0 and 0 < ours < math.inf else None
 
 
-def whole_runs(scratch, run, axis):
+def whole_runs(scratch: Run, run: Run, axis: str) -> float | None:
     """Speedup by whole runs -> number or None: so the "3x to 20x" of 2501.19406 comes out, as 312
     hours over 104 to 15.4.
 
@@ -192,7 +189,7 @@ def whole_runs(scratch, run, axis):
     return theirs / ours if theirs > 0 and ours > 0 else None
 
 
-def comparable(scratch, run, axis):
+def comparable(scratch: Run, run: Run, axis: str) -> bool:
     """Whether two runs that start from different SAEs may be compared: both finished with a
     CE, on one model and text, with known costs, in seconds only on one clock and in one go.
 
@@ -209,7 +206,7 @@ def comparable(scratch, run, axis):
     return math.isclose(scratch.header["ce_clean"], run.header["ce_clean"], rel_tol=1e-4)
 
 
-def over_seeds(ratios):
+def over_seeds(ratios: list[Ratio | None]) -> Ratio | None:
     """Median `Ratio` of those that there are, or None. A lower bound at or below the median
     makes it one: the true value of that seed may lie above."""
     known = [ratio for ratio in ratios if ratio]
@@ -220,7 +217,7 @@ def over_seeds(ratios):
     return Ratio(median(values), any(r.at_least and r.value <= upper for r in known))
 
 
-def ce_at(run, axis, cost):
+def ce_at(run: Run, axis: str, cost: float) -> float:
     """CE of a run at a cost, on the line between evaluations; what it ends with beyond."""
     rows = [row for row in run.rows if row["ce"] is not None]
     for before, after in itertools.pairwise(rows):
@@ -231,14 +228,14 @@ def ce_at(run, axis, cost):
     return rows[-1]["ce"]
 
 
-def _cost_to_ce(run, axis, ce):
+def _cost_to_ce(run: Run, axis: str, ce: float) -> float:
     """Cost of first reaching a CE, that of the SAE added; inf when the run never does."""
     rows = list(itertools.takewhile(lambda row: row["ce"] is not None, run.rows))
     reached = cost_to_reach([row[axis] for row in rows], [-row["ce"] for row in rows], -ce)
     return sae_cost(run, axis) + reached
 
 
-def _sae_clock(cost, header):
+def _sae_clock(cost: dict, header: dict) -> tuple:
     """Like `clock`. A cost that names no machine is taken to be of the run's own."""
     machine = cost.get("machine", header.get("machine"))
     products = cost.get("matmul", header.get("matmul"))

@@ -3,15 +3,17 @@
 import textwrap
 from statistics import fmean, median
 
-from analysis.stats.gap import ce_difference, closed_at_end, end_losses
+from analysis.records.comparison import Comparison
+from analysis.stats.gap import Difference, ce_difference, closed_at_end, end_losses
 from analysis.stats.speedup import AXES, median_cost, resumed, speedup, targets
-from analysis.tables.notes import BLANK, heading, notes, number, percent, times
+from analysis.tables.notes import BLANK, heading, notes, number, percent, seeds, times
+from bench.io.record import Run
 
 WIDTH = 108
 """Columns that running text is wrapped to."""
 
 
-def table(comparison):
+def table(comparison: Comparison) -> str:
     """Everything there is to say about one problem, as text."""
     parts = [heading(comparison), results(comparison)]
     if not comparison.random:
@@ -20,7 +22,7 @@ def table(comparison):
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def results(comparison):
+def results(comparison: Comparison) -> str:
     """The table of what each label reached at the end and what that took."""
     rows = [["method", "CE", "gap closed", "over seeds", "seconds", "backwards", "tokens", "runs"]]
     for label, runs in comparison.runs.items():
@@ -32,7 +34,7 @@ def results(comparison):
     return _aligned(rows, left=(0, 7))
 
 
-def _reached(runs):
+def _reached(runs: list[Run]) -> list[str]:
     """CE, share of the gap closed with its standard error, and the seeds' range of it."""
     losses = [fmean(end_losses(run)) for run in runs if end_losses(run)]
     closed = closed_at_end(runs)
@@ -46,7 +48,7 @@ def _reached(runs):
     ]
 
 
-def _spent(comparison, runs, axis):
+def _spent(comparison: Comparison, runs: list[Run], axis: str) -> float | None:
     """Median over seeds of what whole runs took; None when none counts on this axis."""
     counted = [run for run in runs if run.rows and run.status == "finished"]
     if axis == "seconds":
@@ -54,7 +56,7 @@ def _spent(comparison, runs, axis):
     return median(run.rows[-1][axis] for run in counted) if counted else None
 
 
-def differences(comparison):
+def differences(comparison: Comparison) -> str:
     """A sentence for each label: its CE at the end against the rival's, paired by document."""
     rival, lines = comparison.rival, []
     for label, runs in comparison.trained.items():
@@ -64,13 +66,13 @@ def differences(comparison):
     return "\n".join(lines)
 
 
-def _difference(label, rival, found):
+def _difference(label: str, rival: str, found: Difference) -> str:
     error = BLANK if found.error is None else f"{found.error:.4f}"
     agree = found.lower if found.mean < 0 else found.seeds - found.lower
     side = "lower" if found.mean < 0 else "higher"
     text = f"CE of {label} minus {rival}: {found.mean:+.4f} ± {error}"
     if found.seeds:
-        text += f", {side} in {agree} of {found.seeds} seed{'s' * (found.seeds != 1)}"
+        text += f", {side} in {agree} of {seeds(found.seeds)}"
     if not found.distinguishable:
         return f"{text}: not distinguishable here (less than 2 standard errors)."
     if agree < found.seeds:
@@ -79,7 +81,7 @@ def _difference(label, rival, found):
     return f"{text}: {label} is {'better' if found.mean < 0 else 'worse'}{alone}."
 
 
-def costs_to_targets(comparison):
+def costs_to_targets(comparison: Comparison) -> str:
     """The table of what closing a share of the gap took, and how much less than the rival."""
     trained, rival = comparison.trained, comparison.rival
     shares = targets(trained)
@@ -110,19 +112,19 @@ COSTS = (("seconds", False), ("seconds", True), ("backwards", False), ("tokens",
 SPEEDUPS = COSTS[:3]
 
 
-def _cost(comparison, runs, share, axis, total):
+def _cost(comparison: Comparison, runs: list[Run], share: float, axis: str, total: bool) -> str:
     if axis == "seconds" and not comparison.one_clock:
         return BLANK
     return number(median_cost(runs, share, axis, total))
 
 
-def _ratio(comparison, runs, share, axis, total):
+def _ratio(comparison: Comparison, runs: list[Run], share: float, axis: str, total: bool) -> str:
     if axis == "seconds" and not comparison.one_clock:
         return BLANK
     return times(speedup(comparison.trained[comparison.rival], runs, share, axis, total))
 
 
-def _aligned(rows, left):
+def _aligned(rows: list[list[str]], left: tuple[int, ...]) -> str:
     """Rows of cells -> text; columns in `left` are set flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

@@ -3,10 +3,11 @@
 import textwrap
 from statistics import fmean, median
 
+from analysis.records.manifest import Entry, Experiment
 from analysis.stats.gap import closed_at_end, end_losses, units
-from analysis.stats.usable import after_both, finished, timed, title
+from analysis.stats.usable import after_both, finished, timed
 from analysis.tables.comparison import WIDTH, _aligned
-from analysis.tables.notes import BLANK, number, percent
+from analysis.tables.notes import BLANK, number, percent, seeds, title
 
 HEADS = ["role", "at", "gap closed", "CE", "seconds", "backwards", "seeds"]
 NOTE = (
@@ -16,7 +17,7 @@ NOTE = (
 )
 
 
-def tables(experiments):
+def tables(experiments: dict[str, Experiment]) -> str:
     """Name -> `Experiment` as one text, a paragraph each."""
     parts = [table(experiment) for experiment in experiments.values()]
     headers = [e.run.header for some in experiments.values() for e in some.entries if e.run]
@@ -24,7 +25,7 @@ def tables(experiments):
     return "\n\n".join(parts + note) + "\n"
 
 
-def table(experiment):
+def table(experiment: Experiment) -> str:
     """One experiment: its setting and a row for each role and value."""
     whole = finished(experiment)
     if not whole.entries:
@@ -47,18 +48,18 @@ def table(experiment):
     return f"{title(whole)}\n{told}"
 
 
-def _nothing(experiment):
+def _nothing(experiment: Experiment) -> str:
     """Why there is no table."""
     if any(e.run and e.run.header.get("weights") == "random" for e in experiment.entries):
         return "random weights: a CE means nothing here; none is shown or drawn"
     return f"not measured (0 of {experiment.planned})"
 
 
-def _at(at):
+def _at(at: tuple) -> str:
     return ", ".join(f"{name} {value}" for name, value in at) or BLANK
 
 
-def _reached(experiment, entries):
+def _reached(experiment: Experiment, entries: list[Entry]) -> tuple[str, str]:
     """Share of the gap closed and CE; no share where the SAE started at random."""
     runs = [entry.run for entry in entries]
     ce = f"{fmean(fmean(end_losses(run)) for run in runs):.4f}"
@@ -70,7 +71,7 @@ def _reached(experiment, entries):
     return percent(closed.share, closed.error) if closed else BLANK, ce
 
 
-def _spent(entries, in_one_go):
+def _spent(entries: list[Entry], in_one_go: set[str]) -> tuple[str, str, str]:
     """Median seconds and backward passes, and how many seeds."""
     runs = [entry.run for entry in entries]
     seconds = [run.rows[-1]["seconds"] for run in runs if run.name in in_one_go]
@@ -78,7 +79,7 @@ def _spent(entries, in_one_go):
     return number(median(seconds) if seconds else None), number(backwards), str(len(runs))
 
 
-def _token_loss(entries):
+def _token_loss(entries: list[Entry]) -> str:
     values = [entry.measure["values"] for entry in entries]
     better, worse = (
         median(seed[f"n_{kind}"] / seed["n_tokens"] for seed in values)
@@ -88,10 +89,11 @@ def _token_loss(entries):
         f"{kind} {fmean(seed[f'ce_{kind}'] for seed in values):.4f}"
         for kind in ("clean", "spliced", "adapted")
     )
-    return f"{better:.1%} of tokens improved, {worse:.1%} degraded; CE {losses}{_seeds(entries)}"
+    told = f"{better:.1%} of tokens improved, {worse:.1%} degraded; CE {losses}"
+    return f"{told} ({seeds(len(entries))})"
 
 
-def _distance(entries):
+def _distance(entries: list[Entry]) -> str:
     values = [entry.measure["values"] for entry in entries]
     last = values[0]["layers"][-1]
     told = []
@@ -99,20 +101,16 @@ def _distance(entries):
         change = fmean(seed["difference"][kind][-1] for seed in values)
         error = fmean(seed["difference"][f"{kind}_error"][-1] for seed in values)
         told.append(f"{name} {change:+.4f} ± {error:.4f}")
-    return f"adapted minus spliced after block {last}: {', '.join(told)}{_seeds(entries)}"
+    return f"adapted minus spliced after block {last}: {', '.join(told)} ({seeds(len(entries))})"
 
 
-def _no_sae(entries):
+def _no_sae(entries: list[Entry]) -> str:
     values = [entry.measure["values"] for entry in entries]
     names = {"clean": "clean", "spliced": "spliced", "adapted": "adapted"}
     names |= {"without_sae": "adapted with the SAE taken out"}
     losses = {name: fmean(fmean(seed[f"ce_{k}"]) for seed in values) for k, name in names.items()}
     told = ", ".join(f"{name} {ce:.4f}" for name, ce in losses.items())
-    return f"CE {told}{_seeds(entries)}"
-
-
-def _seeds(entries):
-    return f" ({len(entries)} seed{'s' * (len(entries) != 1)})"
+    return f"CE {told} ({seeds(len(entries))})"
 
 
 MEASURED = {"token-loss": _token_loss, "distance": _distance, "no-sae": _no_sae}

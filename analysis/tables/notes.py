@@ -1,45 +1,80 @@
-"""Comparison -> the words around its tables and figures: the setting, and what to know."""
+"""The words around tables and figures: what was run, what to know of it, costs as printed."""
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePath
 from statistics import fmean
 
-from analysis.records.comparison import clock
+from analysis.records.comparison import Comparison, clock
+from analysis.records.manifest import Experiment
 from analysis.stats.gap import units
 from analysis.stats.speedup import AXES, ranked, resumed, sae_cost, targets
-from analysis.tables.clock_notes import clock_notes
+from bench.io.record import Run
 
 BLANK = "-"
 MISS = "miss"
 
+DRIFT = 0.05
+"""A change of L0 by more than this share is told."""
+UNSTABLE = 2.0
+"""Steps of a run are unsteady where the 95th percentile of their seconds is more medians."""
+FEWEST = 3
+"""Seeds that a ranking on seconds takes."""
 
-def setting(comparison):
+
+def setting(comparison: Comparison) -> str:
     """One line: spec, model and site."""
     spec = comparison.spec
-    model = PurePath(str(spec.get("model", ""))).name.removeprefix("package:")
     site = spec.get("site", "")
     site = site if isinstance(site, str) else ", ".join(map(str, site))
-    name = ": ".join(part for part in (spec.get("name"), model) if part)
+    name = ": ".join(part for part in (spec.get("name"), model_name(spec.get("model", ""))) if part)
     return f"{name}, SAE at {site}" if site else name
 
 
-def budget(comparison):
+def budget(comparison: Comparison) -> str:
     """One line: tokens a step, steps, seeds, device and threads."""
-    spec, seeds, parts = comparison.spec, comparison.seeds, []
+    spec, parts = comparison.spec, []
     if "batch_size" in spec and "seq_len" in spec:
         parts.append(f"{spec['batch_size'] * spec['seq_len']:,} tokens a step")
     if "steps" in spec:
         parts.append(f"{spec['steps']:,} steps")
-    parts.append(f"{len(seeds)} seed{'s' * (len(seeds) != 1)}")
-    if comparison.one_clock:
-        _, device, threads, *_ = clock(comparison.all[0])
-        parts.append(str(device) + (f", {threads} threads" if device == "cpu" else ""))
-    else:
-        parts.append("several clocks")
-    return " · ".join(parts)
+    parts.append(seeds(len(comparison.seeds)))
+    _, *place, _, _ = clock(comparison.all[0])
+    parts.append(_place("", *place) if comparison.one_clock else "several clocks")
+    return " · ".join(part for part in parts if part)
 
 
-def heading(comparison):
+def title(experiment: Experiment) -> str:
+    """Two lines: the experiment, model and site; tokens, seeds, machine, how many of how many."""
+    headers = [entry.header for entry in experiment.entries]
+    specs = [header.get("spec") or {} for header in headers]
+    first = f"{experiment.name}: {_some([model_name(s.get('model')) for s in specs], 'models')}"
+    if any("site" in spec for spec in specs):
+        first += f", SAE at {_some([str(s.get('site')) for s in specs], 'sites')}"
+    parts = [seeds(len({entry.seed for entry in experiment.entries}))]
+    tokens = [e.run.rows[-1]["tokens"] for e in experiment.entries if e.run]
+    if tokens:
+        parts.insert(0, f"{_range(tokens, '{:,}')} tokens")
+    places = {(h.get("machine"), h.get("device"), h.get("threads")) for h in headers}
+    parts.append(_place(*places.pop()) if len(places) == 1 else "several clocks")
+    made, planned = len(experiment.entries), experiment.planned
+    what = "runs" if tokens else "measurements"
+    parts.append(f"{made} of {planned} {what}" if made < planned else f"all {planned} {what}")
+    return f"{first}\n{' · '.join(part for part in parts if part)}"
+
+
+def _place(machine: str | None, device: str | None, threads: int | None) -> str:
+    """Where runs were timed, in words; threads count on a CPU alone."""
+    threads = f"{threads} threads" if device == "cpu" else None
+    return ", ".join(str(part) for part in (machine, device, threads) if part)
+
+
+def _some(values: list, plural: str) -> str:
+    values = list(dict.fromkeys(values))
+    return ", ".join(values) if len(values) < 3 else f"{len(values)} {plural}"
+
+
+def heading(comparison: Comparison) -> str:
     """The setting and the two losses that everything lies between."""
     first = f"{setting(comparison)}\n{budget(comparison)}"
     if comparison.random:
@@ -50,37 +85,42 @@ def heading(comparison):
     )
 
 
-def notes(comparison):
+def notes(comparison: Comparison) -> list[str]:
     """Sentences that a reader of the tables needs, every run that is not simply finished last."""
     lines = [] if comparison.random else [*_reading(comparison), _sae(comparison)]
-    lines += [*_forced(comparison), *_drift(comparison), *comparison.notes, *_filled(comparison)]
+    # What was found wrong with the SAE when the runs were forced past it.
+    forced = dict.fromkeys(line for run in comparison.all for line in run.header.get("forced", ()))
+    lines += [f"Run with --force although {line}." for line in forced]
+    lines += [*_drift(comparison), *comparison.notes, *_filled(comparison)]
     if not comparison.one_clock:
-        clocks = "; ".join(sorted({_clock_in_words(run) for run in comparison.all}))
+        clocks = "; ".join(sorted({clock_in_words(run) for run in comparison.all}))
         lines.append(f"Seconds are not compared, they are of several clocks: {clocks}.")
-    return [*lines, *clock_notes(comparison), *_unfinished(comparison)]
+    for told in (_happened, _halved, _not_deterministic, _few_seeds, _unfinished):
+        lines += told(comparison)
+    return lines
 
 
-def _reading(comparison):
+def _reading(comparison: Comparison) -> Iterator[str]:
+    """How to read the tables."""
     over = units([run.header for run in comparison.all])
-    lines = [
+    yield (
         f"CE and gap closed: at the end, mean over {comparison.documents} {over} and over "
         f"seeds; ± is one standard error over {over} (paired, seeds averaged), not over seeds. "
         "Seconds, backwards (LM backward passes) and tokens: median over finished seeds."
-    ]
+    )
     if targets(comparison.trained):
-        lines.append(
+        yield (
             "Costs are of first closing a share of the gap on the curve set, interpolated between "
             "evaluations, median over seeds; miss: not reached by most seeds."
         )
     if len(comparison.trained) > 1:
-        lines.append(
+        yield (
             f"Speedup: cost of {comparison.rival} over cost of the method; above 1 the method is "
             "the cheaper one."
         )
-    return lines
 
 
-def _sae(comparison):
+def _sae(comparison: Comparison) -> str:
     """What the SAE itself has cost, which "with SAE" adds."""
     costs = {axis: sae_cost(comparison.all[0], axis) for axis in AXES}
     if all(cost == 0 for cost in costs.values()):
@@ -93,20 +133,11 @@ def _sae(comparison):
     return f"The {which} itself has cost {', '.join(known)}{other}."
 
 
-def _forced(comparison):
-    """What was found wrong with the SAE when the runs were forced past it."""
-    found = dict.fromkeys(line for run in comparison.all for line in run.header.get("forced", ()))
-    return [f"Run with --force although {line}." for line in found]
-
-
-DRIFT = 0.05
-"""A change of L0 by more than this share is told."""
-
-
-def _drift(comparison):
+def _drift(comparison: Comparison) -> Iterator[str]:
     """L0 before and after, where training moved it: CE bought with more latents is not the same."""
     for label, runs in comparison.trained.items():
-        pairs = [_l0(run) for run in runs if None not in _l0(run)]
+        ends = [(run.header.get("l0_full"), (run.end or {}).get("l0_full")) for run in runs]
+        pairs = [pair for pair in ends if None not in pair]
         if not pairs:
             continue
         before, after = (fmean(values) for values in zip(*pairs, strict=True))
@@ -119,52 +150,157 @@ def _drift(comparison):
             )
 
 
-def _l0(run):
-    """L0 of the bare SAE and at the end of a run, on the validation set."""
-    return run.header.get("l0_full"), (run.end or {}).get("l0_full")
-
-
-def _clock_in_words(run):
-    machine, device, threads, products, processes = clock(run)
-    told = [machine, device, f"{threads} threads", products, processes]
-    return ", ".join(str(part) for part in told if part)
-
-
-def _filled(comparison):
+def _filled(comparison: Comparison) -> Iterator[str]:
     """Who paid for the clean side of the training text, where it is kept on disk."""
     if not comparison.spec.get("cache_clean"):
         return
-    done = [run for runs in comparison.trained.values() for run in runs if run.rows]
-    if len({run.rows[-1].get("cache_filled_tokens", 0) for run in done}) > 1:
+    done = [(k, run) for k, runs in comparison.trained.items() for run in runs if run.rows]
+    filled = [run.rows[-1].get("cache_filled_tokens", 0) for _, run in done]
+    if len(set(filled)) > 1:
         yield (
             "Seconds are not of the same work: who ran first filled the cache for the others. "
             "Compare seconds with the cache full (--fresh) or without it."
         )
-    for label, runs in comparison.trained.items():
-        for run in (run for run in runs if run.rows):
-            last = run.rows[-1]
-            yield (
-                f"{label} seed {run.header['seed']}: the clean side of "
-                f"{last.get('cache_filled_tokens', 0):,} of its {last['tokens']:,} tokens was made "
-                "on its clock; the rest came from disk."
-            )
+    for (label, run), tokens in zip(done, filled, strict=True):
+        yield (
+            f"{label} seed {run.header['seed']}: the clean side of {tokens:,} of its "
+            f"{run.rows[-1]['tokens']:,} tokens was made on its clock; the rest came from disk."
+        )
 
 
-def _unfinished(comparison):
-    lines = []
-    for label, runs in comparison.runs.items():
-        for run in runs:
-            who = f"{label} seed {run.header['seed']}"
-            if resumed(run):
-                lines.append(f"{who} was resumed: drawn, not ranked on seconds.")
-            if run.status != "finished":
-                at = f"after step {run.rows[-1]['step']:,}" if run.rows else "before any step"
-                fate = "counts as a miss from there on" if ranked(run) else "drawn, not ranked"
-                lines.append(f"{who}: {run.status} {at}, {fate} ({run.name}).")
-    return lines
+def _happened(comparison: Comparison) -> Iterator[str]:
+    """What happened to the clock of runs, the runs that it happened to joined."""
+    for measure, form, sentence in CLOCK_EVENTS:
+        found = _found(comparison, measure)
+        if found:
+            yield sentence.format(_range(found.values(), form), _who(found))
 
 
-def number(value):
+def _unsteadiness(run: Run) -> float | None:
+    """p95/p50 of the steps of an unsteady run."""
+    spread = (run.end or {}).get("step_seconds") or {}
+    middle, high = spread.get("p50"), spread.get("p95")
+    ratio = high / middle if middle and high else 0
+    return ratio if ratio > UNSTABLE else None
+
+
+def _last(field: str) -> Callable:
+    """What a field of a run has come to in the end; None where there is nothing to say."""
+    return lambda run: (run.rows[-1].get(field) if run.rows else None) or None
+
+
+CLOCK_EVENTS = (
+    (_unsteadiness, "{:.1f}", "timing unstable: step time p95/p50 = {} ({})."),
+    (
+        _last("suspended_seconds"),
+        "{:,.0f} s",
+        "machine suspended within timed steps for {}, not counted ({}).",
+    ),
+    (
+        _last("clock_jump_seconds"),
+        "{:+,.0f} s",
+        "wall clock set by {}, which no seconds here depend on ({}).",
+    ),
+)
+"""(number of a run or None, its format, the sentence with the numbers and the runs)."""
+
+
+def _halved(comparison: Comparison) -> Iterator[str]:
+    """Runs that memory did not suffice for: those that are the same for it, those that are not."""
+    for changed in (False, True):
+        found = _found(comparison, lambda run, changed=changed: _micro_batch(run, changed))
+        if found:
+            sizes = " or ".join(map(str, sorted(set(found.values()))))
+            other = "; its loss depends on the whole batch: it is not quite the same" * changed
+            yield f"micro-batch halved to {sizes} for want of memory ({_who(found)}){other}."
+
+
+def _micro_batch(run: Run, changed: bool) -> int | None:
+    """What the micro-batch came down to, where its loss is changed by that, or is not."""
+    halvings = (run.end or {}).get("memory") or []
+    if not halvings or any(one.get("loss_changed") for one in halvings) != changed:
+        return None
+    return halvings[-1].get("micro_batch")
+
+
+def _not_deterministic(comparison: Comparison) -> Iterator[str]:
+    """Why runs cannot be made again to the last digit."""
+    reasons = {}
+    for who, end in _found(comparison, lambda run: run.end).items():
+        if not end.get("deterministic", True):
+            reasons.setdefault(end.get("why") or "its record says not why", []).append(who)
+    if reasons:
+        told = "; ".join(f"{why} ({_who(runs)})" for why, runs in reasons.items())
+        yield f"not deterministic, run again the last digits may differ: {told}."
+
+
+def _few_seeds(comparison: Comparison) -> Iterator[str]:
+    """Where costs in seconds are compared and there are too few seeds for that."""
+    trained = comparison.trained
+    if comparison.random or not comparison.one_clock or len(trained) < 2 or not targets(trained):
+        return
+    counted = {k: [r for r in runs if ranked(r) and not resumed(r)] for k, runs in trained.items()}
+    few = [label for label, runs in counted.items() if len(runs) < FEWEST]
+    if few:
+        which = "" if len(few) == len(trained) else f" of {', '.join(few)}"
+        yield f"Fewer than {FEWEST} seeds{which}: seconds are not to be ranked on."
+
+
+def _unfinished(comparison: Comparison) -> Iterator[str]:
+    """The runs that are not simply finished."""
+    for (label, seed), run in _found(comparison, lambda run: run).items():
+        who = f"{label} seed {seed}"
+        if resumed(run):
+            yield f"{who} was resumed: drawn, not ranked on seconds."
+        if run.status != "finished":
+            at = f"after step {run.rows[-1]['step']:,}" if run.rows else "before any step"
+            fate = "counts as a miss from there on" if ranked(run) else "drawn, not ranked"
+            yield f"{who}: {run.status} {at}, {fate} ({run.name})."
+
+
+def _found(comparison: Comparison, ask: Callable[[Run], object]) -> dict:
+    """(label, seed) -> what `ask(run)` says of the runs that it says something of."""
+    asked = {
+        (label, run.header["seed"]): ask(run)
+        for label, runs in comparison.runs.items()
+        for run in runs
+    }
+    return {run: said for run, said in asked.items() if said is not None}
+
+
+def _who(runs: Iterable) -> str:
+    """(label, seed)s -> `lora seeds 0, 1; e2e seed 0`."""
+    by_label = {}
+    for label, seed in runs:
+        by_label.setdefault(label, []).append(str(seed))
+    told = [f"{k} seed{'s' * (len(some) > 1)} {', '.join(some)}" for k, some in by_label.items()]
+    return "; ".join(told)
+
+
+def _range(values: Iterable, form: str) -> str:
+    """`2.3`, or `2.3 to 3.1` of several."""
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def model_name(model: object) -> str:
+    """A model's name without its folder or `package:`."""
+    return PurePath(str(model)).name.removeprefix("package:")
+
+
+def clock_in_words(run: Run) -> str:
+    """What a run's seconds depend on."""
+    machine, device, threads, *rest = clock(run)
+    known = [machine, device, threads and f"{threads} threads", *rest]
+    return ", ".join(str(part) for part in known if part)
+
+
+def seeds(count: int) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{count} seed{'s' * (count != 1)}"
+
+
+def number(value: float | None) -> str:
     """A cost as it is printed; None and inf have words of their own."""
     if value is None:
         return BLANK
@@ -175,12 +311,12 @@ def number(value):
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
-def percent(share, error=None):
+def percent(share: float, error: float | None = None) -> str:
     """0.192, 0.018 -> '19.2% ± 1.8'."""
     return f"{100 * share:.1f}%" + ("" if error is None else f" ± {100 * error:.1f}")
 
 
-def times(ratio):
+def times(ratio: float | None) -> str:
     """A speedup as it is printed; None is blank."""
     if ratio is None:
         return BLANK

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from analysis.figures import paper
+from analysis import figures
 from analysis.records import manifest
 from analysis.records.paper import FOLDER, find, numbers, one
 from analysis.report import report, report_experiments
@@ -164,7 +164,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_each_experiment_has_a_figure_with_axes_that_say_what_they_are(name, folder):
-    figure = paper.draw(manifest.load(folder)[name])
+    figure = figures.draw(manifest.load(folder)[name])
     assert figure.axes[0].get_ylabel()
     for axes in figure.axes:
         assert axes.get_xlabel() or axes.get_xticklabels()
@@ -204,7 +204,7 @@ def test_seconds_of_several_clocks_are_not_drawn(tmp_path):
     path.write_text("\n".join([json.dumps({**json.loads(head), "threads": 4}), *rows]))
     text, _ = report_experiments(tmp_path)
     assert "No seconds: timed on several machines" in text
-    figure = paper.draw(manifest.load(tmp_path)["rivals"])
+    figure = figures.draw(manifest.load(tmp_path)["rivals"])
     assert not figure.axes[1].lines and "not compared" in figure.axes[1].texts[0].get_text()
 
 
@@ -212,7 +212,7 @@ def test_an_incomplete_experiment_is_drawn_and_said_to_be(tmp_path):
     all_rivals(tmp_path, seeds=(0, 1), missing=[("full", 0), ("full", 1)])
     text, _ = report_experiments(tmp_path)
     assert "42 of 48 runs" in text and "full" not in text
-    assert paper.draw(manifest.load(tmp_path)["rivals"])
+    assert figures.draw(manifest.load(tmp_path)["rivals"])
 
 
 def test_random_weights_draw_no_loss(tmp_path):

@@ -16,7 +16,6 @@ from analysis.stats.speedup import (
     speedup,
     speedups_by_seed,
     targets,
-    total_speedup,
 )
 from tests.helpers.records import CLEAN, SPLICED, make
 
@@ -74,8 +73,8 @@ def test_direction_and_total():
     slow = [make("e2e", step_seconds=4.0)]
     assert speedup(slow, fast, 0.1, "seconds") == pytest.approx(4)
     assert speedup(fast, slow, 0.1, "seconds") == pytest.approx(0.25)
-    assert total_speedup(slow, fast, 0.1, "seconds") == pytest.approx(104 / 101)
-    assert total_speedup(slow, fast, 0.1, "tokens") == pytest.approx(1)
+    assert speedup(slow, fast, 0.1, "seconds", total=True) == pytest.approx(104 / 101)
+    assert speedup(slow, fast, 0.1, "tokens", total=True) == pytest.approx(1)
     assert cost(fast[0], 0.1, "tokens", total=True) == pytest.approx(5120 + 512)
 
 

@@ -18,7 +18,7 @@ from bench.io.clock import read
 def draw_nothing(replace):
     """Leave figures out of what a command does: they take half of its time."""
     replace(report, "draw", lambda comparison: None)
-    replace(report.paper, "draw", lambda experiment: None)
+    replace(report.figures, "draw", lambda experiment: None)
     replace(report, "save", lambda figure, stem: [])
 
 
