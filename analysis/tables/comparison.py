@@ -94,12 +94,14 @@ def costs_to_targets(comparison: Comparison) -> str:
     if len(trained) > 1:
         heads[0] += ["speedup:", "seconds", ""]
         heads[1] += ["seconds", "with SAE", "backwards"]
-    rows = []
+    counted = [c for c in COSTS if comparison.one_clock or c[0] != "seconds"]
+    rows, theirs = [], trained[rival]
     for share in shares:
         first = percent(share)
         for label, runs in trained.items():
-            costs = [_cost(comparison, runs, share, *column) for column in COSTS]
-            ratios = [_ratio(comparison, runs, share, *column) for column in SPEEDUPS]
+            costs = [median_cost(runs, share, *c) if c in counted else None for c in COSTS]
+            ratios = [speedup(theirs, runs, share, *c) if c in counted else None for c in SPEEDUPS]
+            costs, ratios = list(map(number, costs)), list(map(times, ratios))
             ratios = ["rival", "", ""] if label == rival else ratios
             rows.append([first, label, *costs, *(ratios if len(trained) > 1 else [])])
             first = ""
@@ -110,18 +112,6 @@ COSTS = (("seconds", False), ("seconds", True), ("backwards", False), ("tokens",
 """Columns of costs: axis, and whether the cost of the SAE is added."""
 
 SPEEDUPS = COSTS[:3]
-
-
-def _cost(comparison: Comparison, runs: list[Run], share: float, axis: str, total: bool) -> str:
-    if axis == "seconds" and not comparison.one_clock:
-        return BLANK
-    return number(median_cost(runs, share, axis, total))
-
-
-def _ratio(comparison: Comparison, runs: list[Run], share: float, axis: str, total: bool) -> str:
-    if axis == "seconds" and not comparison.one_clock:
-        return BLANK
-    return times(speedup(comparison.trained[comparison.rival], runs, share, axis, total))
 
 
 def _aligned(rows: list[list[str]], left: tuple[int, ...]) -> str:
