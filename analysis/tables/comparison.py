@@ -31,7 +31,7 @@ def results(comparison: Comparison) -> str:
         found = [run.status for run in runs]
         counts = [f"{found.count(status)} {status}" for status in dict.fromkeys(found)]
         rows.append([label, *reached, *spent, ", ".join(counts)])
-    return _aligned(rows, left=(0, 7))
+    return aligned(rows, left=(0, 7))
 
 
 def _reached(runs: list[Run]) -> list[str]:
@@ -105,7 +105,7 @@ def costs_to_targets(comparison: Comparison) -> str:
             ratios = ["rival", "", ""] if label == rival else ratios
             rows.append([first, label, *costs, *(ratios if len(trained) > 1 else [])])
             first = ""
-    return _aligned([*heads, *rows], left=(1,))
+    return aligned([*heads, *rows], left=(1,))
 
 
 COSTS = (("seconds", False), ("seconds", True), ("backwards", False), ("tokens", False))
@@ -114,7 +114,7 @@ COSTS = (("seconds", False), ("seconds", True), ("backwards", False), ("tokens",
 SPEEDUPS = COSTS[:3]
 
 
-def _aligned(rows: list[list[str]], left: tuple[int, ...]) -> str:
+def aligned(rows: list[list[str]], left: tuple[int, ...]) -> str:
     """Rows of cells -> text; columns in `left` are set flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
