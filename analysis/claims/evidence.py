@@ -45,10 +45,7 @@ class Evidence:
     """The experiments of one folder; a fresh `used` for each claim (`case`)."""
 
     folder: Path
-    made: dict[str, Experiment]
-    """Name -> `Experiment`, with the entries that are there."""
-    planned: dict[str, Experiment]
-    """Name -> `Experiment`, with all entries that were planned, bare."""
+    experiments: dict[str, Experiment]
     used: dict = field(default_factory=dict)
     """Name of a record or measurement -> (its seed in the experiment, its run)."""
 
@@ -63,7 +60,7 @@ class Evidence:
 
     def values(self, experiment: str, variable: str, role: str | None = None) -> list:
         """All values that an experiment plans for what it varies."""
-        return self._plan(experiment).values(variable, role)
+        return self.plan(experiment).values(variable, role)
 
     def runs(self, experiment: str, role: str, **at) -> dict[int, Run]:
         """Seed -> run; raises `Missing` unless all that were planned are there and sound."""
@@ -87,14 +84,16 @@ class Evidence:
             found[entry.seed] = entry.measure.get("values") or {}, run
         return found
 
-    def _plan(self, experiment: str) -> Experiment:
-        if experiment not in self.planned:
+    def plan(self, experiment: str) -> Experiment:
+        """An experiment with all its entries, bare; raises `Missing` where it was not planned."""
+        if experiment not in self.experiments:
             raise Missing(f"experiment {experiment}")
-        return self.planned[experiment]
+        some = self.experiments[experiment]
+        return replace(some, entries=some.plan)
 
     def _entries(self, experiment: str, role: str, at: dict) -> list[Entry]:
-        wanted = len(self._plan(experiment).of(role, **at))
-        found = self.made[experiment].of(role, **at)
+        wanted = len(self.plan(experiment).of(role, **at))
+        found = self.experiments[experiment].of(role, **at)
         what = " ".join([f"{role} of {experiment}", *(f"at {k} {v}" for k, v in at.items())])
         if not wanted:
             raise Missing(f"{what}, which was not planned")
@@ -113,12 +112,8 @@ class Evidence:
 
 def read(folder: Path) -> Evidence | None:
     """The `Evidence` in `folder`, or None where no manifest lies there."""
-    try:
-        made = load(folder)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise Rejected(f"{folder}: a manifest here does not read ({error!r})") from None
-    planned = {name: replace(some, entries=some.plan) for name, some in made.items()}
-    return Evidence(Path(folder), made, planned) if made else None
+    experiments = load(folder)
+    return Evidence(Path(folder), experiments) if experiments else None
 
 
 def paired(*groups: dict[int, Run]) -> list[tuple[Run, ...]]:

@@ -47,9 +47,9 @@ def closes_a_third(case: Evidence) -> Finding:
 
 def _all(case: Evidence, experiment: str) -> list[Run]:
     """The runs of LoRA of a whole sweep; none where it did not run."""
-    if experiment not in case.planned:
+    if experiment not in case.experiments:
         return []
-    places = [entry.at for entry in case.planned[experiment].of("lora")]
+    places = [entry.at for entry in case.plan(experiment).of("lora")]
     return [run for at in places for run in case.runs(experiment, "lora", **at).values()]
 
 

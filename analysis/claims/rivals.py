@@ -64,7 +64,7 @@ def finetuned_sae_beats_lora(case: Evidence) -> Finding:
     after the SAE: the finetuned SAE (e2e) ends lower by two standard errors over documents or
     more, in every seed. Where it adapts all layers: the two differ by less than two standard
     errors, or by 0.002 nats or less."""
-    place = ("rivals", "e2e") if "rivals" in case.planned else ("timing", "e2e-finetune")
+    place = ("rivals", "e2e") if "rivals" in case.experiments else ("timing", "e2e-finetune")
     e2e, lora = case.runs(*place, share=1.0), case.runs(place[0], "lora", share=1.0)
     paired(e2e, lora)
     found = difference(ends(e2e), ends(lora))

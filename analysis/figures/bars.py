@@ -9,7 +9,6 @@ from analysis.figures.panels import (
     legend,
     line_across,
     look,
-    mean_gap,
     paper_handle,
     percent_axis,
     say,
@@ -18,6 +17,7 @@ from analysis.figures.panels import (
     spread,
 )
 from analysis.figures.style import PAPER, REFERENCE, method_look
+from analysis.records.comparison import Comparison
 from analysis.records.manifest import Experiment
 from analysis.records.paper import find, one
 from analysis.stats.gap import closed_at_end
@@ -29,11 +29,10 @@ def rivals(experiment: Experiment) -> Figure:
     """Gap closed by method from each checkpoint of the SAE; CE against seconds from the last."""
     sizes = {"width_ratios": (1.6, 1)}
     figure, (bars, losses) = sheet(experiment, 1, 2, (13, 5.8), **sizes)
-    roles = list(dict.fromkeys(entry.role for entry in experiment.entries))
     shares = sorted(experiment.values("share"))
-    width = 0.84 / len(roles)
+    width = 0.84 / len(experiment.roles)
     for group, share in enumerate(shares):
-        for n, role in enumerate(roles):
+        for n, role in enumerate(experiment.roles):
             _closed_bar(bars, group - 0.42 + (n + 0.5) * width, experiment, role, share, width)
     names = [f"SAE at {share:.0%}" for share in shares] + ["Karvonen,\nGemma-2-2B"]
     _karvonen(bars, len(shares))
@@ -43,8 +42,8 @@ def rivals(experiment: Experiment) -> Figure:
     bars.set_ylabel("gap closed")
     percent_axis(bars.yaxis)
     bars.set_title(f"{spread(experiment)}; dots: seeds")
-    _losses(losses, experiment, roles, shares[-1])
-    handles = [handle(role, **look(role)) for role in roles]
+    _losses(losses, experiment, shares[-1])
+    handles = [handle(role, **look(role)) for role in experiment.roles]
     handles.append(paper_handle("2503.17272, from its csv files", linewidth=6))
     legend(figure, handles, columns=5)
     return figure
@@ -79,15 +78,16 @@ def _karvonen(axes: Axes, at: float) -> None:
         axes.text(place, share, told, ha="center", va="bottom", fontsize=7.5, color=REFERENCE)
 
 
-def _losses(axes: Axes, experiment: Experiment, roles: list[str], share: float) -> None:
+def _losses(axes: Axes, experiment: Experiment, share: float) -> None:
     """CE against seconds from one checkpoint; with an SAE for each seed, at their mean gap."""
     axes.set_title(f"SAE at {share:.0%}: median over seeds, range shaded")
     kept, why = timed(experiment)
     runs = kept.runs(share=share)
     if why or not runs:
         return say(axes, why or "not measured")
-    clean, spliced = mean_gap(runs)
-    for role in roles:
+    faced = Comparison({"all": runs})
+    clean, spliced = faced.ce_clean, faced.ce_spliced
+    for role in experiment.roles:
         curves = [curve(run, "seconds") for run in kept.runs(role, share=share)]
         if curves:
             costs, shares = zip(*curves, strict=True)

@@ -1,7 +1,7 @@
 """What the figures of the experiments share: the sheet, bars and curves with their seeds."""
 
 from collections.abc import Iterable, Sequence
-from statistics import fmean, median
+from statistics import median
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -13,7 +13,6 @@ from analysis.figures.style import PAPER, REFERENCE, line_look
 from analysis.records.manifest import Experiment
 from analysis.stats.usable import units_of
 from analysis.tables.notes import title
-from bench.io.record import Run
 
 METHOD_OF = {"e2e-finetune": "e2e"}
 """Role -> method, where the role has another name; of `lora+e2e` the second one."""
@@ -120,9 +119,3 @@ def say(axes: Axes, text: str) -> None:
     """A panel that has nothing to draw says why."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=REFERENCE)
     axes.set(xticks=[], yticks=[])
-
-
-def mean_gap(runs: list[Run]) -> tuple[float, float]:
-    """(clean, spliced) CE on the curve set, the spliced as a mean over the seeds' SAEs."""
-    by_sae = {run.header["sae"].get("sha256"): run.header["ce_spliced"] for run in runs}
-    return runs[0].header["ce_clean"], fmean(by_sae.values())

@@ -84,7 +84,7 @@ STATES = {
 def no_sae(experiment: Experiment) -> Figure:
     """CE above that of the clean model: spliced, adapted, and adapted without the SAE."""
     figure, (axes,) = sheet(experiment, 1, 1, (8.4, 5.2))
-    roles = list(dict.fromkeys(entry.role for entry in experiment.entries))
+    roles = experiment.roles
     width = 0.8 / len(roles)
     for n, role in enumerate(roles):
         values = {entry.seed: entry.measure["values"] for entry in experiment.of(role)}

@@ -17,7 +17,7 @@ NINETY = 1.645
 
 def token_loss(experiment: Experiment) -> Figure:
     """Histograms of how the loss of each token changes, improvements and degradations."""
-    roles = list(dict.fromkeys(entry.role for entry in experiment.entries))
+    roles = experiment.roles
     size = (1 + 5.2 * len(roles), 5)
     figure, panels = sheet(experiment, 1, len(roles), size, sharey=True)
     for axes, role in zip(panels, roles, strict=True):
@@ -32,7 +32,7 @@ def token_loss(experiment: Experiment) -> Figure:
     panels[0].set_ylabel("tokens in a bin, median over seeds")
     handles = [handle("loss improved", color=IMPROVED, linewidth=6, alpha=0.6)]
     handles.append(handle("loss degraded", color=DEGRADED, linewidth=6, alpha=0.6))
-    if len({entry.seed for entry in experiment.entries}) > 1:
+    if len(experiment.seeds) > 1:
         handles.append(handle("range over seeds", color=REFERENCE, linewidth=6, alpha=0.25))
     legend(figure, handles)
     return figure
@@ -65,7 +65,7 @@ def _told(role: str, values: list[dict]) -> str:
 def distance(experiment: Experiment) -> Figure:
     """How much nearer the adapted model's residuals are than the spliced one's, by block."""
     figure, panels = sheet(experiment, 1, 2, (11.5, 5))
-    roles = list(dict.fromkeys(entry.role for entry in experiment.entries))
+    roles = experiment.roles
     for axes, kind in zip(panels, ("l2", "cosine"), strict=True):
         for role in roles:
             _differences(axes, experiment.of(role), kind, look(role))
@@ -78,7 +78,7 @@ def distance(experiment: Experiment) -> Figure:
     handles = [handle(role, **look(role)) for role in roles]
     shade = f"90% interval over {units_of(experiment)}, mean over seeds"
     handles.append(handle(shade, color=REFERENCE, linewidth=6, alpha=0.25))
-    if len({entry.seed for entry in experiment.entries}) > 1:
+    if len(experiment.seeds) > 1:
         handles.append(handle("single seed", color=REFERENCE, linewidth=0.7))
     legend(figure, handles)
     return figure

@@ -52,6 +52,16 @@ class Experiment:
         """How many entries the whole experiment has."""
         return len(self.plan)
 
+    @property
+    def roles(self) -> list[str]:
+        """Its roles, in the order they were planned."""
+        return list(dict.fromkeys(entry.role for entry in self.entries))
+
+    @property
+    def seeds(self) -> set[int]:
+        """The seeds of what is there."""
+        return {entry.seed for entry in self.entries}
+
     def of(self, role: str | None = None, **at) -> list[Entry]:
         """The entries of a role at these values, in order of seeds."""
         found = [e for e in self.entries if role in (None, e.role) and at.items() <= e.at.items()]
@@ -75,16 +85,20 @@ def load(folder: Path) -> dict[str, Experiment]:
     An entry whose file is not there yet is left out. Raises `Rejected` for a file that is no
     manifest, record or measurement.
     """
-    folder, found = Path(folder), {}
-    for path in sorted(folder.glob("*.json")):
-        told = _json(path)
-        if "experiment" in told:
-            plan = [Entry(one["role"], one["seed"], one["at"]) for one in told["runs"]]
-            names = [one["record"] for one in told["runs"]]
-            made = [_made(folder, *planned) for planned in zip(plan, names, strict=True)]
-            name = told["experiment"]
-            found[name] = Experiment(name, plan, [entry for entry in made if entry])
-    return found
+    folder = Path(folder)
+    try:
+        told = [_json(path) for path in sorted(folder.glob("*.json"))]
+        found = [_experiment(folder, some) for some in told if "experiment" in some]
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise Rejected(f"{folder}: a file here is no manifest ({error!r})") from None
+    return {experiment.name: experiment for experiment in found}
+
+
+def _experiment(folder: Path, told: dict) -> Experiment:
+    plan = [Entry(entry["role"], entry["seed"], dict(entry["at"])) for entry in told["runs"]]
+    names = [entry["record"] for entry in told["runs"]]
+    made = [_made(folder, *planned) for planned in zip(plan, names, strict=True)]
+    return Experiment(told["experiment"], plan, [entry for entry in made if entry])
 
 
 def _made(folder: Path, entry: Entry, name: str) -> Entry | None:

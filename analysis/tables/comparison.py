@@ -31,7 +31,7 @@ def results(comparison: Comparison) -> str:
         found = [run.status for run in runs]
         counts = [f"{found.count(status)} {status}" for status in dict.fromkeys(found)]
         rows.append([label, *reached, *spent, ", ".join(counts)])
-    return _aligned(rows, left=(0, 7))
+    return aligned(rows, left=(0, 7))
 
 
 def _reached(runs: list[Run]) -> list[str]:
@@ -94,16 +94,18 @@ def costs_to_targets(comparison: Comparison) -> str:
     if len(trained) > 1:
         heads[0] += ["speedup:", "seconds", ""]
         heads[1] += ["seconds", "with SAE", "backwards"]
-    rows = []
+    counted = [c for c in COSTS if comparison.one_clock or c[0] != "seconds"]
+    rows, theirs = [], trained[rival]
     for share in shares:
         first = percent(share)
         for label, runs in trained.items():
-            costs = [_cost(comparison, runs, share, *column) for column in COSTS]
-            ratios = [_ratio(comparison, runs, share, *column) for column in SPEEDUPS]
+            costs = [median_cost(runs, share, *c) if c in counted else None for c in COSTS]
+            ratios = [speedup(theirs, runs, share, *c) if c in counted else None for c in SPEEDUPS]
+            costs, ratios = list(map(number, costs)), list(map(times, ratios))
             ratios = ["rival", "", ""] if label == rival else ratios
             rows.append([first, label, *costs, *(ratios if len(trained) > 1 else [])])
             first = ""
-    return _aligned([*heads, *rows], left=(1,))
+    return aligned([*heads, *rows], left=(1,))
 
 
 COSTS = (("seconds", False), ("seconds", True), ("backwards", False), ("tokens", False))
@@ -112,19 +114,7 @@ COSTS = (("seconds", False), ("seconds", True), ("backwards", False), ("tokens",
 SPEEDUPS = COSTS[:3]
 
 
-def _cost(comparison: Comparison, runs: list[Run], share: float, axis: str, total: bool) -> str:
-    if axis == "seconds" and not comparison.one_clock:
-        return BLANK
-    return number(median_cost(runs, share, axis, total))
-
-
-def _ratio(comparison: Comparison, runs: list[Run], share: float, axis: str, total: bool) -> str:
-    if axis == "seconds" and not comparison.one_clock:
-        return BLANK
-    return times(speedup(comparison.trained[comparison.rival], runs, share, axis, total))
-
-
-def _aligned(rows: list[list[str]], left: tuple[int, ...]) -> str:
+def aligned(rows: list[list[str]], left: tuple[int, ...]) -> str:
     """Rows of cells -> text; columns in `left` are set flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

@@ -6,7 +6,7 @@ from statistics import fmean, median
 from analysis.records.manifest import Entry, Experiment
 from analysis.stats.gap import closed_at_end, end_losses, units
 from analysis.stats.usable import after_both, finished, timed
-from analysis.tables.comparison import WIDTH, _aligned
+from analysis.tables.comparison import WIDTH, aligned
 from analysis.tables.notes import BLANK, number, percent, seeds, title
 
 HEADS = ["role", "at", "gap closed", "CE", "seconds", "backwards", "seeds"]
@@ -40,7 +40,7 @@ def table(experiment: Experiment) -> str:
             [role, _at(at), *_reached(whole, entries), *_spent(entries, in_one_go)]
             for (role, at), entries in groups.items()
         ]
-        told = _aligned([HEADS, *rows], left=(0, 1))
+        told = aligned([HEADS, *rows], left=(0, 1))
         told += f"\nNo seconds: {' '.join(why.split())}." if why else ""
     else:
         lines = [f"{r}: {MEASURED[experiment.name](e)}" for (r, _), e in groups.items()]

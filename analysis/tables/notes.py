@@ -51,7 +51,7 @@ def title(experiment: Experiment) -> str:
     first = f"{experiment.name}: {_some([model_name(s.get('model')) for s in specs], 'models')}"
     if any("site" in spec for spec in specs):
         first += f", SAE at {_some([str(s.get('site')) for s in specs], 'sites')}"
-    parts = [seeds(len({entry.seed for entry in experiment.entries}))]
+    parts = [seeds(len(experiment.seeds))]
     tokens = [e.run.rows[-1]["tokens"] for e in experiment.entries if e.run]
     if tokens:
         parts.insert(0, f"{_range(tokens, '{:,}')} tokens")

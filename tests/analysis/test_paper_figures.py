@@ -16,19 +16,6 @@ from tests.helpers.records import experiment, make
 SITE = {**make().header["spec"], "site": "blocks.15.hook_resid_post"}
 
 
-def sweep(folder, name, variable, values, ranks=(1, 16, 64)):
-    """One run for each value and rank; L0 as the value where that is what is varied."""
-    entries = []
-    for n, value in enumerate(values):
-        for rank in ranks:
-            gain = (0.05 + 0.02 * math.log(rank)) * (1 - 0.1 * n)
-            header = {"label": f"lora:{name}-{n}-{rank}", "config": {"rank": rank, "alpha": 16}}
-            header |= {"spec": SITE, "l0_full": value if variable == "k" else 32.0}
-            run = make("lora", gains=[gain, 1.2 * gain, 0.9 * gain, gain], **header)
-            entries.append(("lora", 0, {variable: value, "rank": rank}, run))
-    return experiment(folder, name, entries)
-
-
 def rank(folder):
     entries = []
     for number in (1, 4, 16, 64, 256):
@@ -140,10 +127,10 @@ WORLDS = {
     "timing": lambda folder: worlds.timing(folder, spec=SITE),
     "rivals": all_rivals,
     "rank": rank,
-    "sparsity": lambda folder: sweep(folder, "sparsity", "k", (8, 16, 32, 64, 128)),
-    "width": lambda folder: sweep(folder, "width", "width", (1152, 2304, 4608, 9216)),
-    "layer": lambda folder: sweep(folder, "layer", "layer", (5, 10, 15, 20, 25)),
-    "size": lambda folder: sweep(folder, "size", "model", ("SmolLM2-135M", "Gemma-3-270M")),
+    "sparsity": worlds.on("sparsity", "k", (8, 32, 128), (0.2, 0.1, 0.05)),
+    "width": worlds.on("width", "width", (1152, 2304, 4608), (0.2, 0.15, 0.1)),
+    "layer": worlds.on("layer", "layer", (5, 15, 25), (0.1, 0.12, 0.11)),
+    "size": worlds.size,
     "one-layer": worlds.one_layer,
     "multi-sae": several,
     "additivity": worlds.additivity,

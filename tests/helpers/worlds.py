@@ -60,7 +60,8 @@ def sweep(folder, name, gains, **fixed):
     entries = []
     for number, (at, gain) in enumerate(gains):
         drop = None if gain is None else [gain * part for part in (0.9, 1.1, 1.0, 1.0)]
-        run = make("lora", label=f"lora:{name}-{number}", gains=drop, **fixed)
+        l0 = at.get("k", 32.0)
+        run = make("lora", label=f"lora:{name}-{number}", gains=drop, l0_full=l0, **fixed)
         entries.append(("lora", 0, at, None if gain is None else run))
     return experiment(folder, name, entries)
 
