@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from bench.errors import require_positive
-from bench.loading import adapters
+from bench.loading import peft_format
 from bench.problem import LOSSES, Adapted, clamp_thresholds, copy_of, descend, falling
 from methods import lora
 
@@ -38,7 +38,7 @@ class Config:
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay must be in [0, 1], got {self.decay}")
         if self.adapter:
-            object.__setattr__(self, "adapter_sha256", adapters.sha256(self.adapter))
+            object.__setattr__(self, "adapter_sha256", peft_format.sha256(self.adapter))
 
 
 def train(problem, batches, config):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from bench.errors import require_positive, unknown
-from bench.loading import adapters as peft_format
+from bench.loading import peft_format
 from bench.problem import Adapted, block_after, descend
 
 LINEARS = {

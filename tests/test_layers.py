@@ -26,7 +26,7 @@ errors
 """The packages of `bench`: each imports only from lines below its own."""
 FLOOR = {name: n for n, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 
-FOR_METHODS = {"bench.problem", "bench.errors", "bench.loading.adapters"}
+FOR_METHODS = {"bench.problem", "bench.errors", "bench.loading.peft_format"}
 FOR_ANALYSIS = {"bench.errors", "bench.io.record", "bench.io.files", "bench.io.console"}
 
 HEART = ["bench/problem", "bench/harness/drive.py", "bench/harness/meter.py"]

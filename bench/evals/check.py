@@ -3,7 +3,7 @@
 from bench.config import method
 from bench.errors import Rejected
 from bench.io.console import say
-from bench.loading import adapters, sae_sources
+from bench.loading import sae_sources
 from bench.runs import process
 from bench.runs.preflight import asks_the_hub, check_inputs, check_model, set_environment
 
@@ -71,7 +71,7 @@ def expected_points(problem):
     ends = [
         f"blocks.{block}.{linear}.{end}"
         for block in range(problem.n_blocks)
-        for linear in adapters.NAMES
+        for linear in peft_format.NAMES
         for end in ("hook_in", "hook_out")
     ]
     return [*problem.site_names, *(name for name in ends if name in problem.points)]

@@ -14,7 +14,7 @@ from bench.io import cache
 from bench.io.console import say
 from bench.io.files import new_folder, os_errors
 from bench.io.record import read
-from bench.loading import adapters, hub, packages, sae_sources, saes
+from bench.loading import hub, packages, peft_format, sae_sources, saes
 from bench.runs import process
 
 SIDECAR = "splicebench.json"
@@ -84,7 +84,7 @@ def pairs_of(run):
     for name, a in state.items():
         if name.startswith("adapters.") and name.endswith(".a"):
             module = name.removeprefix("adapters.").removesuffix(".a")
-            pairs[adapters.linear_name(module)] = (a, state[f"{name[:-1]}b"])
+            pairs[peft_format.linear_name(module)] = (a, state[f"{name[:-1]}b"])
     return pairs
 
 
@@ -127,7 +127,7 @@ def base_model(spec):
 def write_adapter(run, pairs, folder):
     """The PEFT adapter."""
     config = run.header["config"]
-    adapters.save(
+    peft_format.save(
         folder,
         pairs,
         run.header["model"]["type"],

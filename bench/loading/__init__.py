@@ -4,7 +4,7 @@ Knows nothing of passes, losses or runs.
 """
 
 __all__ = [
-    "adapters",
+    "peft_format",
     "cpu_kernels",
     "documents",
     "hub",

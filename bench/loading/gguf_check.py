@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.errors import Rejected, Unavailable
 from bench.loading import gguf_keys
-from bench.loading.adapters import FAMILIES
+from bench.loading.peft_format import FAMILIES
 from bench.loading.weights import as_rejected, shown
 
 ARCHITECTURES = tuple(family.removesuffix("_text") for family in FAMILIES)

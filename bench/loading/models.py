@@ -10,7 +10,7 @@ from bench.errors import Rejected, Usage
 from bench.io import cache, hashes
 from bench.io.files import new_text
 from bench.loading import hub, packages
-from bench.loading.adapters import FAMILIES
+from bench.loading.peft_format import FAMILIES
 from bench.loading.weights import as_rejected, check_no_adapter
 from bench.loading.weights import load as load_whole
 

@@ -4,7 +4,7 @@ import gc
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.loading import adapters as peft_format
+from bench.loading import peft_format
 from bench.speed.probe import measured, probe
 from bench.speed.side import Memory
 

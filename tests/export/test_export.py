@@ -13,7 +13,7 @@ from bench.config.spec import Spec
 from bench.errors import Rejected
 from bench.harness.evaluate import mean
 from bench.io.record import read
-from bench.loading import adapters, models, text
+from bench.loading import models, peft_format, text
 from tests.helpers import tiny
 from tests.test_lora import spliced_logits
 
@@ -157,9 +157,9 @@ def an_adapter(folder, linears=("attn.q", "attn.v"), blocks=(2, 3), seed=0, **ch
     }
     folder.mkdir()
     fields = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "base_model": "model"}
-    adapters.save(folder, pairs, "llama", **fields)
-    config = json.loads((folder / adapters.CONFIG).read_text())
-    (folder / adapters.CONFIG).write_text(json.dumps({**config, **changes}))
+    peft_format.save(folder, pairs, "llama", **fields)
+    config = json.loads((folder / peft_format.CONFIG).read_text())
+    (folder / peft_format.CONFIG).write_text(json.dumps({**config, **changes}))
     return folder
 
 
@@ -177,9 +177,9 @@ def test_an_adapter_that_does_not_fit_is_told_what_would(small, tmp_path):
     code, _, err = small(*arguments, "--set", "lora.targets=q+v", "--init-adapter", odd)
     assert code == 2 and "expected one rank and alpha for all, has rank_pattern" in err
     torn = an_adapter(tmp_path / "torn")
-    weights = load_file(torn / adapters.WEIGHTS)
+    weights = load_file(torn / peft_format.WEIGHTS)
     kept = {name: w for name, w in weights.items() if "3.self_attn.q_proj.lora_B" not in name}
-    save_file(kept, torn / adapters.WEIGHTS)
+    save_file(kept, torn / peft_format.WEIGHTS)
     code, _, err = small(*arguments, "--set", "lora.targets=q+v", "--init-adapter", torn)
     assert code in (2, 3) and "has no lora_B" in err and err.count("\n") == 1
 
@@ -197,7 +197,7 @@ def test_another_adapter_in_the_same_folder_is_another_run(small, tmp_path):
 def test_an_unknown_family_is_refused():
     pairs = {"blocks.0.attn.q": (torch.zeros(1, 2), torch.zeros(2, 1))}
     with pytest.raises(Rejected, match="'mamba' model's linear maps"):
-        adapters.tensors(pairs, "mamba")
+        peft_format.tensors(pairs, "mamba")
     with pytest.raises(Rejected, match="the model is a 'mamba', expected one of gpt2, llama"):
         models.check_family({"model_type": "mamba"})
 

@@ -20,7 +20,7 @@ import methods
 from bench.config import method
 from bench.config.specs import named
 from bench.errors import Rejected, Unavailable, Usage
-from bench.loading import adapters, models, sae_sources, tensors_only, text
+from bench.loading import models, sae_sources, tensors_only, text
 from tests.export.test_export import an_adapter
 from tests.helpers import tiny
 
@@ -194,8 +194,8 @@ def test_a_model_of_pickles(small, marker, model):
 def test_an_adapter_of_pickles(small, marker, tmp_path):
     pytest.importorskip("peft", reason="pip install 'splicebench[speed]'")
     adapter = an_adapter(tmp_path / "adapter")
-    tensors = load_file(adapter / adapters.WEIGHTS)
-    (adapter / adapters.WEIGHTS).unlink()
+    tensors = load_file(adapter / peft_format.WEIGHTS)
+    (adapter / peft_format.WEIGHTS).unlink()
     label = f"lora:rank=2:alpha=4:targets=q+v:init={adapter}"
     torch.save({**tensors, "x": marker}, adapter / "adapter_model.bin")
     arguments = ("speed", "--methods", label, "--out", tmp_path / "out")

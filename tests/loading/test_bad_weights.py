@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from bench.config import method
 from bench.errors import Rejected
-from bench.loading import adapters, saes, weights
+from bench.loading import peft_format, saes, weights
 from tests.export.test_export import an_adapter
 from tests.helpers import tiny
 
@@ -300,10 +300,10 @@ def test_an_adapter_whose_tensors_are_not_its_own(spoil, message, tmp_path):
     adapter = an_adapter(tmp_path / "adapter")
     entry = method.entry(f"lora:rank=2:alpha=4:targets=q+v:init={adapter}")
     method.check_fits(entry, [tiny.SITE], tiny.BLOCKS)
-    edit(adapter / adapters.WEIGHTS, spoil)
+    edit(adapter / peft_format.WEIGHTS, spoil)
     with pytest.raises(Rejected) as caught:
         method.check_fits(entry, [tiny.SITE], tiny.BLOCKS)
     assert message in str(caught.value) and "\n" not in str(caught.value)
-    (adapter / adapters.WEIGHTS).write_bytes(b"{")
+    (adapter / peft_format.WEIGHTS).write_bytes(b"{")
     with pytest.raises(Rejected, match="adapter_model.safetensors: truncated"):
-        adapters.load(adapter)
+        peft_format.load(adapter)

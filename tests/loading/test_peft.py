@@ -9,7 +9,7 @@ import torch
 
 from bench.errors import Rejected, Usage
 from bench.harness.evaluate import measure
-from bench.loading import adapters as peft_format
+from bench.loading import peft_format
 from bench.problem.objectives import flat
 from bench.problem.problem import Adapted
 from methods import lora
