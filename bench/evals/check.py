@@ -3,7 +3,7 @@
 from bench.config import method
 from bench.errors import Rejected
 from bench.io.console import say
-from bench.loading import sae_sources
+from bench.loading import peft_format, sae_sources
 from bench.runs import process
 from bench.runs.preflight import asks_the_hub, check_inputs, check_model, set_environment
 

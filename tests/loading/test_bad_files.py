@@ -20,7 +20,7 @@ import methods
 from bench.config import method
 from bench.config.specs import named
 from bench.errors import Rejected, Unavailable, Usage
-from bench.loading import models, sae_sources, tensors_only, text
+from bench.loading import models, peft_format, sae_sources, tensors_only, text
 from tests.export.test_export import an_adapter
 from tests.helpers import tiny
 
