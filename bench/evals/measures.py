@@ -4,7 +4,7 @@ Each is a function of what the run left (problem, windows, adapted model) that g
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import torch
@@ -14,8 +14,9 @@ from bench.harness.evaluate import HeldOut, by_token, finals_of, parts, per_docu
 from bench.harness.provenance import provenance
 from bench.io import console
 from bench.io.schema import SCHEMA
+from bench.problem.losses import Teacher
 from bench.problem.objectives import flat
-from bench.problem.problem import Adapted
+from bench.problem.problem import Adapted, Problem
 
 EDGES = [10 ** (-5 + tenth / 10) for tenth in range(61)]
 """Bins of a token's change of loss, in nats: 1e-5 to 10, ten a decade."""
@@ -49,6 +50,25 @@ def hold_out(problem, windows):
 def without(problem):
     """In the place of the SAEs: nothing."""
     return [torch.nn.Identity()] * len(problem.site_names)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model to compare: what is adapted, what replaces the SAEs, and at which positions."""
+
+    adapted: Adapted
+    replace_sites: list | None = None
+    """A function for each site in the place of the SAEs; None leaves the SAEs."""
+    positions: str | None = None
+    """A rule of positions in the place of the run's own."""
+
+    def losses(
+        self, problem: Problem, held_out: HeldOut, teacher: Teacher | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(CE, KL to the `teacher` or None) of every predicted token."""
+        return by_token(
+            problem, held_out, self.adapted, self.replace_sites, self.positions, teacher
+        )
 
 
 def token_loss(problem, held_out, adapted):
@@ -136,14 +156,14 @@ def no_sae(problem, held_out, adapted):
     """CE by document: clean, spliced, adapted, and adapted with the SAEs taken out again."""
     bare = Adapted(saes=problem.saes)
     models = {
-        "ce_clean": (bare, without(problem)),
-        "ce_spliced": (bare, None),
-        "ce_adapted": (adapted, None),
-        "ce_without_sae": (adapted, without(problem)),
+        "ce_clean": Variant(bare, without(problem)),
+        "ce_spliced": Variant(bare),
+        "ce_adapted": Variant(adapted),
+        "ce_without_sae": Variant(adapted, without(problem)),
     }
     return {
-        name: per_document(by_token(problem, held_out, *model)[0], problem, held_out)
-        for name, model in models.items()
+        name: per_document(variant.losses(problem, held_out)[0], problem, held_out)
+        for name, variant in models.items()
     }
 
 

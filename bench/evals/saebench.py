@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from bench.errors import Usage
-from bench.evals.measures import hold_out, without
+from bench.evals.measures import Variant, hold_out, without
 from bench.export import export, reload
-from bench.harness.evaluate import by_token, finals_of, parts
+from bench.harness.evaluate import finals_of, parts
 from bench.harness.provenance import provenance
 from bench.io import clock
 from bench.io.console import say
@@ -116,13 +116,13 @@ def measured(problem, adapted, windows):
     clean = finals_of(problem, held_out, bare, without(problem))
     teacher = losses.teacher_of(clean, problem.head)
     models = {
-        "without_sae": (bare, without(problem)),
-        "with_sae": (adapted, [reading]),
-        "with_ablation": (bare, [torch.zeros_like], "all"),
+        "without_sae": Variant(bare, without(problem)),
+        "with_sae": Variant(adapted, [reading]),
+        "with_ablation": Variant(bare, [torch.zeros_like], "all"),
     }
     ce, kl = {}, {}
-    for name, model in models.items():
-        entropies, kls = by_token(problem, held_out, *model, teacher=teacher)
+    for name, variant in models.items():
+        entropies, kls = variant.losses(problem, held_out, teacher)
         ce[name], kl[name] = entropies.double().mean().item(), kls.double().mean().item()
     groups = {
         "model_behavior_preservation": {
