@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from bench.cli.parser import parsed, problem, seeds, setting
-from bench.config.request import Order
+from bench.config.request import Request
 from bench.config.specs import SPECS
 from bench.errors import Fault, Unavailable, Usage, out_of_memory
 from bench.harness.signals import Interrupted, handling, leave
@@ -20,19 +20,18 @@ def compare(arguments):
     a, (spec, labels) = arguments, problem(arguments)
     if a.init_adapter:
         a.sets.append(f"lora.init={a.init_adapter}")
-    order = Order(
-        spec,
-        None,
-        Path(a.out),
-        tuple(a.sets),
-        a.checkpoint_every,
-        a.fresh,
-        a.micro_batch,
-        a.shard_model,
-        a.force,
+    request = Request(
+        spec=spec,
+        out=Path(a.out),
+        sets=tuple(a.sets),
+        every=a.checkpoint_every,
+        fresh=a.fresh,
+        micro_batch=a.micro_batch,
+        shard_model=a.shard_model,
+        force=a.force,
     )
     if ranks.world() == 1:
-        ended = run(order, labels, seeds(a.seeds))
+        ended = run(request, labels, seeds(a.seeds))
     else:
         from bench.runs.preflight import asks_the_hub, quiet_libraries, set_environment
 
@@ -40,11 +39,11 @@ def compare(arguments):
         quiet_libraries()
         from bench.runs import torchrun
 
-        ended = torchrun.compare(order, labels, seeds(a.seeds))
+        ended = torchrun.compare(request, labels, seeds(a.seeds))
     if ended:  # only the first of several processes holds it
         from bench.cli import show
 
-        show.comparison(order.out, ended)
+        show.comparison(request.out, ended)
 
 
 def speed(arguments):

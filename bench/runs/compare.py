@@ -30,8 +30,8 @@ class Ended(NamedTuple):
     """How many runs there were to do."""
 
 
-def compare(order, labels, seeds=(0,), call=None):
-    """Run the methods on the spec of `order`, once per seed; skip what is done -> `Ended`.
+def compare(request, labels, seeds=(0,), call=None):
+    """Run the methods on the spec of `request`, once per seed; skip what is done -> `Ended`.
 
     `call(function, *arguments)` runs what needs the model; by default in a process of
     its own.
@@ -40,8 +40,8 @@ def compare(order, labels, seeds=(0,), call=None):
     `Rejected` for an SAE that does not belong here, unless `force` is set, `Locked` where another
     process is at one of the runs. A run that diverged or raised is in `Ended.failed`.
     """
-    spec, sets, call = order.spec, order.sets, call or process.call
-    check_order(order, labels)
+    spec, sets, call = request.spec, request.sets, call or process.call
+    check_order(request, labels)
     if "none" not in labels:
         labels = ["none", *labels]
     wanted = [
@@ -50,26 +50,26 @@ def compare(order, labels, seeds=(0,), call=None):
         for label in labels
         if label != "none" or seed == seeds[0]  # nothing in it depends on a seed
     ]
-    if not order.fresh and (runs := done.all_of(order, wanted)):
+    if not request.fresh and (runs := done.all_of(request, wanted)):
         diverged = {r.name: ("diverged", RunFailed.code) for r in runs if r.status == "diverged"}
         return Ended({run.name for run in runs}, diverged, todo=0)
     set_environment(online=asks_the_hub(spec))  # before anything imports the libraries
     entries = {label: method.entry(label, sets) for label in labels}
     # All comparisons in a folder share their `none`.
     keys = {(k, n): lock_key(entries[k], spec, n) for k, n in wanted if k != "none"}
-    locks.check_free(order.out, {k: "{} seed {}".format(*pair) for pair, k in keys.items()})
-    with locks.held(order.out, digest(list(keys.values()))[:16], "this comparison"):
-        return run_all(order, wanted, keys, call)
+    locks.check_free(request.out, {k: "{} seed {}".format(*pair) for pair, k in keys.items()})
+    with locks.held(request.out, digest(list(keys.values()))[:16], "this comparison"):
+        return run_all(request, wanted, keys, call)
 
 
-def check_order(order, labels):
+def check_order(request, labels):
     """Raise what is wrong with the methods, the sources of the spec or the folder to write to."""
-    method.check_names(labels, order.sets)
-    if order.micro_batch is not None and order.micro_batch < 1:
-        raise Usage(f"--micro-batch must be at least 1, got {order.micro_batch}")
-    if order.shard_model and ranks.world() == 1:
+    method.check_names(labels, request.sets)
+    if request.micro_batch is not None and request.micro_batch < 1:
+        raise Usage(f"--micro-batch must be at least 1, got {request.micro_batch}")
+    if request.shard_model and ranks.world() == 1:
         raise Usage("--shard-model: one process has nothing to spread; start several by torchrun")
-    check_inputs(order.spec, None if ranks.rank() else order.out)
+    check_inputs(request.spec, None if ranks.rank() else request.out)
 
 
 def lock_key(entry, spec, seed):
@@ -77,21 +77,21 @@ def lock_key(entry, spec, seed):
     return digest([entry.name, entry.settings, asdict(spec), seed])[:16]
 
 
-def run_all(order, wanted, keys, call):
+def run_all(request, wanted, keys, call):
     """Every (label, seed) in turn -> `Ended`."""
     from bench.runs import worker
 
-    folder, runs = call(worker.prepare, order, wanted)
-    order, runs = replace(order, model_folder=folder), dict(zip(wanted, runs, strict=True))
+    folder, runs = call(worker.prepare, request, wanted)
+    request, runs = replace(request, model_folder=folder), dict(zip(wanted, runs, strict=True))
     todo = [pair for pair, (_, status) in runs.items() if not status]
     failed = {name: (status, RunFailed.code) for name, status in runs.values() if status}
     failed = {name: told for name, told in failed.items() if told[0] != "finished"}
     for number, pair in enumerate(todo, start=1):
         label, seed = pair
-        path = order.out / f"{runs[pair][0]}.jsonl"
+        path = request.out / f"{runs[pair][0]}.jsonl"
         key = keys.get(pair, path.stem)
         cut = partial(list, [path])
-        _, outcome = run_one(worker.run, order, label, seed, key, cut, call)
+        _, outcome = run_one(worker.run, request, label, seed, key, cut, call)
         say(f"[{number}/{len(todo)}] {label} seed {seed}: {outcome.end}, {path}")
         if outcome.end != "finished":
             say(f"    {outcome.why}")
@@ -101,15 +101,15 @@ def run_all(order, wanted, keys, call):
     return Ended({name for name, _ in runs.values()}, failed, len(todo))
 
 
-def run_one(run, order, label, seed, key, cut, call=None):
-    """`run(order, label, seed)` in a process of its own -> (record's path or None, `Outcome`).
+def run_one(run, request, label, seed, key, cut, call=None):
+    """`run(request, label, seed)` in a process of its own -> (record's path or None, `Outcome`).
 
     However that process ends; `cut()` are the records that it may have left without an end. Who
     else comes with these settings finds the lock `key`; the record has one of its own.
     """
     try:
-        with locks.held(order.out, f"{key}-run", f"{label} seed {seed}", wait=label == "none"):
-            path, outcome = (call or process.call)(run, order, label, seed)
+        with locks.held(request.out, f"{key}-run", f"{label} seed {seed}", wait=label == "none"):
+            path, outcome = (call or process.call)(run, request, label, seed)
     except process.Died as fault:
         for path in cut():
             close_cut(path, {"end": "error", "reason": str(fault)})

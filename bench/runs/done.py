@@ -50,23 +50,23 @@ def _at(path):
         return None
 
 
-def all_of(order, wanted):
+def all_of(request, wanted):
     """The records of all `wanted` (label, seed) pairs, or None where one is missing or not sure.
 
     Quick: nothing is loaded. Raises `Usage` where what one of them was made of has changed.
     """
     try:
-        there = {_key(run.header): run for run in read_folder(order.out) if "sets" in run.header}
+        there = {_key(run.header): run for run in read_folder(request.out) if "sets" in run.header}
     except Rejected:
         return None
     found = []
     for label, seed in wanted:
         name = label.partition(":")[0]
-        sets = relevant(order.sets, name)
-        run = there.get(digest([label, sets, asdict(order.spec), seed]))
-        if run is None or not _sure(run, order.spec):
+        sets = relevant(request.sets, name)
+        run = there.get(digest([label, sets, asdict(request.spec), seed]))
+        if run is None or not _sure(run, request.spec):
             return None
-        if status(run.path, now(order.spec, name)) is None:
+        if status(run.path, now(request.spec, name)) is None:
             return None
         found.append(run)
     return found

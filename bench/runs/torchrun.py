@@ -31,36 +31,36 @@ GRACE = 5.0
 """Seconds for the main thread to end with a message of its own."""
 
 
-def compare(order, labels, seeds):
+def compare(request, labels, seeds):
     """`compare.compare` in every process of torchrun -> what it gives in the first, else None.
 
     Raises `Lost` where one of the others is gone, `Usage` for what cannot be shared.
     """
-    check(order, labels)
+    check(request, labels)
     signals.only_in_step()
     with handling(signals.ask):
-        parallel.start(order.spec.device)
+        parallel.start(request.spec.device)
         with _watching():
             if parallel.is_first():
-                return _lead(order, labels, seeds)
+                return _lead(request, labels, seeds)
             return _follow()
 
 
-def check(order, labels):
-    """Raise `Usage` for an order that several processes cannot share."""
-    alone.check_order(order, labels)
-    spec, world = order.spec, ranks.world()
+def check(request, labels):
+    """Raise `Usage` for a request that several processes cannot share."""
+    alone.check_order(request, labels)
+    spec, world = request.spec, ranks.world()
     if spec.batch_size < world:
         raise Usage(f"--batch-size {spec.batch_size}: {world} processes need a window each")
     if spec.cache_clean:
         raise Usage("--cache-clean: for one process, which pays for what it fills")
-    if not order.shard_model:
+    if not request.shard_model:
         return
     if spec.sae == "own":
         raise Usage("--shard-model: an own SAE is trained by one process; expected --sae DIR")
     if "not-special" in (spec.spliced, spec.scored):
         raise Usage("--shard-model: not with not-special positions, which a share may lack")
-    size = order.micro_batch or spec.batch_size
+    size = request.micro_batch or spec.batch_size
     if spec.batch_size % world or spec.batch_size // world % min(size, spec.batch_size // world):
         raise Usage(
             f"--shard-model: every process must pass as often: --batch-size {spec.batch_size} is "
@@ -68,14 +68,14 @@ def check(order, labels):
         )
 
 
-def _lead(order, labels, seeds):
+def _lead(request, labels, seeds):
     together = []
 
     def call(function, *arguments):
         """Have every process do it; what is measured once and kept is done here alone."""
         if signals.asked():
             raise Interrupted(signal.SIGTERM)
-        if function is worker.prepare and not order.shard_model:
+        if function is worker.prepare and not request.shard_model:
             with parallel.alone():
                 return _do(function, arguments)
         parallel.from_first((function, arguments))
@@ -85,7 +85,7 @@ def _lead(order, labels, seeds):
         return result
 
     try:
-        return alone.compare(order, labels, seeds, call)
+        return alone.compare(request, labels, seeds, call)
     finally:
         if not together:  # otherwise the others are not listening: they notice that this one left
             parallel.from_first(None)

@@ -22,30 +22,30 @@ from bench.runs.loaded import load
 from bench.runs.preflight import check_model
 
 
-def prepare(order, wanted):
+def prepare(request, wanted):
     """Fetch and load everything once, train the SAE if need be, say what is about to be run.
 
     `wanted` are (label, seed) pairs -> the model's folder, and for each the name of its run and
     its status, if it is done. Raises `Rejected` for an SAE that does not belong, `Usage` where
     what a run was made of has changed since.
     """
-    spec = order.spec
-    folder, _ = check_model(spec, dict.fromkeys(label for label, _ in wanted), order.sets)
-    loaded = load(spec, folder, shard=order.shard_model)
+    spec = request.spec
+    folder, _ = check_model(spec, dict.fromkeys(label for label, _ in wanted), request.sets)
+    loaded = load(spec, folder, shard=request.shard_model)
     mse = method.of_own_saes(spec)
     if trains_sae := has_to_train(loaded, mse):
         say(expectation(loaded, _n_trained(label for label, _ in wanted), trains_sae))
-    bench = setup.bench(loaded, mse, order.every)
+    bench = setup.bench(loaded, mse, request.every)
     if group.is_first():
-        keep_sae_record(bench, order.out)
+        keep_sae_record(bench, request.out)
     say(describe(bench))
-    check_sae(bench, order.force)
+    check_sae(bench, request.force)
     runs = []
     for label, seed in wanted:
-        entry = method.entry(label, order.sets)
+        entry = method.entry(label, request.sets)
         name = bench.name(entry, seed)
-        path = order.out / f"{name}.jsonl"
-        if order.fresh and group.is_first():
+        path = request.out / f"{name}.jsonl"
+        if request.fresh and group.is_first():
             set_aside(path)
         header = bench.header(entry, seed)
         status = done.status(path, header) if group.is_first() else None
@@ -66,29 +66,29 @@ def _n_trained(labels):
     return sum(label.partition(":")[0] != "none" for label in labels)
 
 
-def run(order, label, seed):
+def run(request, label, seed):
     """One run -> (its record's path, its `Outcome`)."""
     # Of several processes each builds the problem by itself, unless it takes all to pass the LM.
-    with nullcontext() if order.shard_model else group.alone():
-        loaded = load(order.spec, order.model_folder, tell=False, shard=order.shard_model)
-        mse = method.of_own_saes(order.spec)
+    with nullcontext() if request.shard_model else group.alone():
+        loaded = load(request.spec, request.model_folder, tell=False, shard=request.shard_model)
+        mse = method.of_own_saes(request.spec)
         if ranks.rank() and has_to_train(loaded, mse):
             raise Rejected("the SAE of the first process is not in this one's cache: share one")
-        bench = setup.bench(loaded, mse, order.every)
-    if order.micro_batch:
-        bench.harness.begin_with(order.micro_batch)
-    return run_on(bench, order, label, seed)
+        bench = setup.bench(loaded, mse, request.every)
+    if request.micro_batch:
+        bench.harness.begin_with(request.micro_batch)
+    return run_on(bench, request, label, seed)
 
 
-def run_on(bench, order, label, seed):
+def run_on(bench, request, label, seed):
     """One run on what is loaded -> (its record's path, its `Outcome`)."""
-    entry = method.entry(label, order.sets)
+    entry = method.entry(label, request.sets)
     name = bench.name(entry, seed)
-    path = order.out / f"{name}.jsonl"
-    header = bench.header(entry, seed, order.sets)
-    steps, every = order.spec.steps, order.every
+    path = request.out / f"{name}.jsonl"
+    header = bench.header(entry, seed, request.sets)
+    steps, every = request.spec.steps, request.every
     # All comparisons in a folder share their `none`, which takes no time: that is waited for.
-    lock = locks.held(order.out, name, f"{label} seed {seed}", wait=entry.name == "none")
+    lock = locks.held(request.out, name, f"{label} seed {seed}", wait=entry.name == "none")
     with lock if group.is_first() else nullcontext():
         group.check_same(name, "run (model, text, SAE)")
         # Another call may have done it meanwhile.
