@@ -78,7 +78,7 @@ class Runner:
 
         (label, spec), seed = self.pool.resolve(job), run_seed(job)
         request, cut = self._request(spec), partial(self.pool.cut, label, spec, seed)
-        path, outcome = run_one(stages.run, request, label, seed, self.pool.key(job)[:16], cut)
+        path, outcome = run_one(stages.run, request, (label, seed), self.pool.key(job)[:16], cut)
         if outcome.end != "finished":
             return Done(None, None, outcome.why or outcome.end, outcome.code)
         return _finished(path)

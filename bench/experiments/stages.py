@@ -5,7 +5,7 @@ import dataclasses
 from bench.config import method
 from bench.export import export
 from bench.io.files import new_folder
-from bench.runs import estimate, setup, worker
+from bench.runs import estimate, own_sae, setup, worker
 from bench.runs.loaded import load
 from bench.runs.preflight import check_inputs, check_model
 
@@ -71,8 +71,8 @@ def downstream(run, tasks, limit, to, include_path):
 
 def _bench(request, label):
     """The `Bench` of a spec, with the record of its SAE's training beside the runs."""
-    mse = method.of_own_saes(request.spec)
-    bench = setup.bench(_load(request.spec, label), mse, request.every)
+    loaded, mse = _load(request.spec, label), method.of_own_saes(request.spec)
+    bench = setup.bench(loaded, own_sae.folders(loaded, mse, request.every))
     worker.keep_sae_record(bench, request.out)
     return bench
 

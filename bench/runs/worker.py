@@ -5,24 +5,30 @@ from one that has imported this finds them.
 """
 
 import shutil
+from collections.abc import Iterable
 from contextlib import nullcontext
+from pathlib import Path
 
 import sae_lens  # noqa: F401
 from transformer_lens.model_bridge import TransformerBridge  # noqa: F401
 
 from bench.config import method
-from bench.config.request import Outcome, RunSettings
+from bench.config.method import Entry
+from bench.config.request import Outcome, Request, RunSettings
 from bench.distributed import group
 from bench.errors import Rejected, RunFailed
 from bench.io import locks, ranks
 from bench.io.console import in_words, say
 from bench.io.files import new_file, set_aside
-from bench.runs import done, estimate, setup
-from bench.runs.loaded import load
+from bench.runs import done, estimate, own_sae, setup
+from bench.runs.loaded import Loaded, load
 from bench.runs.preflight import check_model
+from bench.runs.setup import Bench
 
 
-def prepare(request, wanted):
+def prepare(
+    request: Request, wanted: list[tuple[str, int]]
+) -> tuple[Path, list[tuple[str, str | None]]]:
     """Fetch and load everything once, train the SAE if need be, say what is about to be run.
 
     `wanted` are (label, seed) pairs -> the model's folder, and for each the name of its run and
@@ -35,7 +41,7 @@ def prepare(request, wanted):
     mse = method.of_own_saes(spec)
     if trains_sae := has_to_train(loaded, mse):
         say(expectation(loaded, _n_trained(label for label, _ in wanted), trains_sae))
-    bench = setup.bench(loaded, mse, request.every)
+    bench = setup.bench(loaded, own_sae.folders(loaded, mse, request.every))
     if group.is_first():
         keep_sae_record(bench, request.out)
     say(describe(bench))
@@ -56,17 +62,17 @@ def prepare(request, wanted):
     return folder, runs
 
 
-def has_to_train(loaded, mse):
+def has_to_train(loaded: Loaded, mse: Entry) -> bool:
     """Whether the spec's own SAE is not there yet."""
-    return loaded.spec.sae == "own" and not setup.own_folder(loaded, mse).exists()
+    return loaded.spec.sae == "own" and not own_sae.own_folder(loaded, mse).exists()
 
 
-def _n_trained(labels):
+def _n_trained(labels: Iterable[str]) -> int:
     """How many of these train anything."""
     return sum(label.partition(":")[0] != "none" for label in labels)
 
 
-def run(request, label, seed):
+def run(request: Request, label: str, seed: int) -> tuple[Path, Outcome]:
     """One run -> (its record's path, its `Outcome`)."""
     # Of several processes each builds the problem by itself, unless it takes all to pass the LM.
     with nullcontext() if request.shard_model else group.alone():
@@ -74,13 +80,13 @@ def run(request, label, seed):
         mse = method.of_own_saes(request.spec)
         if ranks.rank() and has_to_train(loaded, mse):
             raise Rejected("the SAE of the first process is not in this one's cache: share one")
-        bench = setup.bench(loaded, mse, request.every)
+        bench = setup.bench(loaded, own_sae.folders(loaded, mse, request.every))
     if request.micro_batch:
         bench.harness.begin_with(request.micro_batch)
     return run_on(bench, request, label, seed)
 
 
-def run_on(bench, request, label, seed):
+def run_on(bench: Bench, request: Request, label: str, seed: int) -> tuple[Path, Outcome]:
     """One run on what is loaded -> (its record's path, its `Outcome`)."""
     entry = method.entry(label, request.sets)
     name = bench.name(entry, seed)
@@ -100,7 +106,7 @@ def run_on(bench, request, label, seed):
         return path, bench.harness.run(settings)
 
 
-def check_sae(bench, force):
+def check_sae(bench: Bench, force: bool) -> None:
     """Raise `Rejected`, unless forced, where the SAE cannot belong at this site."""
     if not bench.doubts:
         return
@@ -109,7 +115,7 @@ def check_sae(bench, force):
     say("forced: " + "; ".join(bench.doubts))
 
 
-def expectation(loaded, n_runs, trains_sae):
+def expectation(loaded: Loaded, n_runs: int, trains_sae: bool) -> str:
     """What is about to be run and how long that takes here, roughly."""
     spec = loaded.spec
     took = estimate.seconds(loaded, n_runs, trains_sae)
@@ -120,7 +126,7 @@ def expectation(loaded, n_runs, trains_sae):
     )
 
 
-def describe(bench):
+def describe(bench: Bench) -> str:
     """What is being measured, in two lines."""
     spec, measured, sae = bench.spec, bench.measured, bench.sae
     gap = measured["ce_spliced"] - measured["ce_clean"]
@@ -138,7 +144,7 @@ def describe(bench):
     )
 
 
-def keep_sae_record(bench, out):
+def keep_sae_record(bench: Bench, out: Path) -> None:
     """Copy the record of the SAE's training beside the runs that use it."""
     source, target = bench.sae_record, out / bench.sae_record.name if bench.sae_record else None
     if not source or not source.exists():
