@@ -28,7 +28,11 @@ class Unavailable(Fault):
 
 
 class Lost(Unavailable):
-    """Another process of the run is gone."""
+    """Another process of the run is gone, or this one leaves it with the exit code of its fault."""
+
+    def __init__(self, message: str, code: int = Unavailable.code) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Locked(Fault):

@@ -2,10 +2,11 @@
 
 import shlex
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 from bench.cli.parser import parsed, problem, seeds, setting
-from bench.config.request import Order
+from bench.config.request import Request
 from bench.config.specs import SPECS
 from bench.errors import Fault, Unavailable, Usage, out_of_memory
 from bench.harness.signals import Interrupted, handling, leave
@@ -13,26 +14,25 @@ from bench.io import ranks
 from bench.io.console import check_output, say, tolerate
 
 
-def compare(arguments):
+def compare(arguments: Namespace) -> None:
     """`python -m bench compare`."""
     from bench.runs.compare import compare as run
 
     a, (spec, labels) = arguments, problem(arguments)
     if a.init_adapter:
         a.sets.append(f"lora.init={a.init_adapter}")
-    order = Order(
-        spec,
-        None,
-        Path(a.out),
-        tuple(a.sets),
-        a.checkpoint_every,
-        a.fresh,
-        a.micro_batch,
-        a.shard_model,
-        a.force,
+    request = Request(
+        spec=spec,
+        out=Path(a.out),
+        sets=tuple(a.sets),
+        every=a.checkpoint_every,
+        fresh=a.fresh,
+        micro_batch=a.micro_batch,
+        shard_model=a.shard_model,
+        force=a.force,
     )
     if ranks.world() == 1:
-        ended = run(order, labels, seeds(a.seeds))
+        ended = run(request, labels, seeds(a.seeds))
     else:
         from bench.runs.preflight import asks_the_hub, quiet_libraries, set_environment
 
@@ -40,14 +40,14 @@ def compare(arguments):
         quiet_libraries()
         from bench.runs import torchrun
 
-        ended = torchrun.compare(order, labels, seeds(a.seeds))
+        ended = torchrun.compare(request, labels, seeds(a.seeds))
     if ended:  # only the first of several processes holds it
         from bench.cli import show
 
-        show.comparison(order.out, ended)
+        show.comparison(request.out, ended)
 
 
-def speed(arguments):
+def speed(arguments: Namespace) -> None:
     """`python -m bench speed`."""
     from bench.speed.speed import speed as run
 
@@ -60,7 +60,7 @@ def speed(arguments):
     run(spec, labels, a.sets, a.pairs, a.out, a.plain_dtype, a.best_batch)
 
 
-def experiment(arguments):
+def experiment(arguments: Namespace) -> None:
     """`python -m bench experiment`."""
     from bench.experiments.experiment import experiment as run
 
@@ -72,14 +72,14 @@ def experiment(arguments):
         show.experiments(ended)
 
 
-def check(arguments):
+def check(arguments: Namespace) -> None:
     """`python -m bench check`."""
     from bench.evals.check import check as run
 
     run(setting(arguments))
 
 
-def export(arguments):
+def export(arguments: Namespace) -> None:
     """`python -m bench export`."""
     from bench.cli import show
     from bench.export.export import export as run
@@ -87,7 +87,7 @@ def export(arguments):
     run(arguments.run, arguments.to, show.closed)
 
 
-def downstream(arguments):
+def downstream(arguments: Namespace) -> None:
     """`python -m bench downstream`; with `--saebench` alone no benchmark is run."""
     from bench.experiments import stages
     from bench.runs import process
@@ -100,20 +100,20 @@ def downstream(arguments):
         process.call(stages.downstream, a.run, tasks, a.limit, a.to, a.include_path)
 
 
-def verify(arguments):
+def verify(arguments: Namespace) -> None:
     """`python -m bench verify`."""
     from bench.io.verify import verify as run
 
     run(arguments.paths)
 
 
-def specs(arguments):
+def specs(arguments: Namespace) -> None:
     """`python -m bench specs`."""
     for spec in SPECS.values():
         say(f"{spec.name}: {spec.model}, SAE {spec.sae} at {spec.site}, text {spec.text}")
 
 
-def methods(arguments):
+def methods(arguments: Namespace) -> None:
     """`python -m bench methods`."""
     from bench.config import method
 
@@ -121,7 +121,7 @@ def methods(arguments):
         say(f"{name}: {method.summary(name)}")
 
 
-def main():
+def main() -> int:
     """Run the command; a `Fault` is one line on stderr and its exit code."""
     known = (compare, experiment, speed, check, export, downstream, verify, specs, methods)
     commands = {run.__name__: run for run in known}
@@ -147,13 +147,13 @@ def main():
     return 0
 
 
-def tell(message):
+def tell(message: object) -> None:
     """The one line on stderr; of several processes each says which it is."""
     who = f" rank {ranks.rank()}:" if ranks.world() > 1 else ""
     print(f"bench:{who} {message}", file=sys.stderr, flush=True)
 
 
-def same_command():
+def same_command() -> str:
     """What was typed, to be typed again; `--fresh` would begin again."""
     given = [argument for argument in sys.argv[1:] if argument != "--fresh"]
     return f"{ranks.start_as_typed()} {shlex.join(given)}"

@@ -4,7 +4,9 @@ import argparse
 import dataclasses
 import math
 import os
-from typing import get_type_hints
+from argparse import Namespace
+from collections.abc import Callable
+from typing import IO, Any, NoReturn, get_type_hints
 
 from bench import __version__
 from bench.config.request import EVERY
@@ -19,16 +21,16 @@ PLAIN_DTYPE = "number format of the plain side's LM (default: that of --dtype)"
 class Parser(argparse.ArgumentParser):
     """argparse that ends a wrong command with one line."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise Usage(f"{message} (see {self.prog} --help)")
 
-    def _print_message(self, message, file=None):
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
         """Help and version; argparse would swallow that stdout is full."""
         if message:
             say(message.rstrip("\n"))
 
 
-def parser():
+def parser() -> Parser:
     """The parser of `python -m bench`."""
     top = Parser(prog="python -m bench", description=__import__("bench").__doc__)
     top.add_argument("--version", action="version", version=__version__)
@@ -82,13 +84,13 @@ def parser():
     return top
 
 
-def add_every(command):
+def add_every(command: Parser) -> None:
     """`--checkpoint-every`."""
     text = f"seconds between checkpoints (default: {EVERY:g}); 0: after every step"
     command.add_argument("--checkpoint-every", type=seconds, default=EVERY, help=text, metavar="X")
 
 
-def add_problem(command, methods):
+def add_problem(command: Parser, methods: str) -> None:
     """What is run on what: `--methods`, `--set`, `--out`, `--spec` and the fields of the spec."""
     command.add_argument("--methods", default=methods, help="comma-separated; lora:rank=64 sets")
     command.add_argument(
@@ -98,7 +100,7 @@ def add_problem(command, methods):
     add_spec(command)
 
 
-def add_spec(command):
+def add_spec(command: Parser) -> None:
     """`--spec` and the fields of the spec."""
     command.add_argument("--spec", default=Spec.name, help="a named setting (see `specs`)")
     fields = command.add_argument_group("fields of the spec (default: as the spec says)")
@@ -108,15 +110,15 @@ def add_spec(command):
             kind = {bool: boolean, float: finite}.get(types[field.name], types[field.name])
             # A switch may be given alone: --cache-clean is --cache-clean true.
             alone = {"nargs": "?", "const": True} if kind is boolean else {}
-            told = {"help": texts[field.name], "metavar": kind_name(kind)}
-            fields.add_argument(flag(field.name), type=kind, dest=field.name, **alone, **told)
+            about = {"help": texts[field.name], "metavar": kind_name(kind)}
+            fields.add_argument(flag(field.name), type=kind, dest=field.name, **alone, **about)
 
 
 PATHS = ("out", "to", "run", "paths", "init_adapter", "include_path", "saebench")
 """Arguments that are paths; those of the spec are expanded by what reads them."""
 
 
-def parsed():
+def parsed() -> Namespace:
     """The arguments of the command line; `~` is expanded also where no shell does, as in
     `--out=~/runs`."""
     try:
@@ -133,33 +135,33 @@ def parsed():
     return arguments
 
 
-def kind_name(kind):
+def kind_name(kind: Callable[[str], Any]) -> str:
     """What stands for a value in the help."""
     return {boolean: "true|false", int: "N", finite: "X"}.get(kind, "NAME")
 
 
-def boolean(text):
+def boolean(text: str) -> bool:
     """`true` or `false`."""
     if text.lower() not in ("true", "false"):
         raise ValueError
     return text.lower() == "true"
 
 
-def finite(text):
+def finite(text: str) -> float:
     """A number that is neither infinite nor NaN."""
     if not math.isfinite(float(text)):
         raise ValueError
     return float(text)
 
 
-def seconds(text):
+def seconds(text: str) -> float:
     """A number that is finite and not negative."""
     if finite(text) < 0:
         raise ValueError
     return float(text)
 
 
-def seeds(text):
+def seeds(text: str) -> tuple[int, ...]:
     """`0,1,2` -> (0, 1, 2)."""
     numbers = text.split(",")
     if not all(number.strip().isdecimal() and len(number) < 10 for number in numbers):
@@ -167,13 +169,13 @@ def seeds(text):
     return tuple(dict.fromkeys(map(int, numbers)))
 
 
-def problem(arguments, **defaults):
+def problem(arguments: Namespace, **defaults: object) -> tuple[Spec, list[str]]:
     """(the spec with what the command line changes, the labels of the methods)."""
     labels = [label for label in arguments.methods.split(",") if label]
     return setting(arguments, **defaults), labels
 
 
-def setting(arguments, **defaults):
+def setting(arguments: Namespace, **defaults: object) -> Spec:
     """The named spec with what the command line changes."""
     names = [field.name for field in dataclasses.fields(Spec)]
     given = {n: v for n, v in vars(arguments).items() if n in names and v is not None}

@@ -1,17 +1,22 @@
 """What the analysis makes of runs that have ended. The only file of `bench` that imports it."""
 
+from collections.abc import Iterable
+from pathlib import Path
+
 from analysis.records import manifest
 from analysis.records.comparison import load
 from analysis.report import report, report_experiments
 from analysis.stats.gap import closed_at_end, units
 from analysis.tables.comparison import table
 from analysis.tables.experiments import tables
+from bench.experiments import experiment
 from bench.io.console import say
 from bench.io.files import os_errors
-from bench.runs.compare import raise_worst
+from bench.io.record import Run
+from bench.runs.compare import Ended, raise_worst
 
 
-def comparison(out, ended):
+def comparison(out: Path, ended: Ended) -> None:
     """Draw and print the runs of a comparison that `ended`; raise for those that failed.
 
     Where there was nothing to do, and the table that lies there says so, it is only printed.
@@ -28,7 +33,7 @@ def comparison(out, ended):
     raise_worst(ended.failed)
 
 
-def experiments(ended):
+def experiments(ended: experiment.Ended) -> None:
     """Draw and print the experiments that `ended`; raise for the jobs that failed."""
     folder = ended.folder
     with os_errors(folder):
@@ -39,7 +44,7 @@ def experiments(ended):
     raise_worst(ended.failed)
 
 
-def closed(run):
+def closed(run: Run) -> str:
     """What a run closed of its gap, as a model card says it."""
     share, over = closed_at_end([run]), units([run.header])
     if not share:
@@ -48,10 +53,10 @@ def closed(run):
     return f"{share.share:.1%}{error} of the gap is closed (one standard error over {over})"
 
 
-def _text(path):
+def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def _written(text, paths):
+def _written(text: str, paths: Iterable[Path]) -> None:
     say(f"\n{text}\n")
     say("written: " + ", ".join(map(str, paths)))

@@ -12,13 +12,14 @@ EVERY = 30.0
 
 
 @dataclass(frozen=True)
-class Order:
+class Request:
     """What all runs of a call have in common."""
 
     spec: Spec
-    model_folder: Path
     out: Path
-    sets: tuple = ()
+    model_folder: Path | None = None
+    """None until the preparation has brought the model there."""
+    sets: tuple[str, ...] = ()
     """The `--set` items, as written."""
     every: float = EVERY
     """Seconds between two checkpoints; 0 writes one after every step."""

@@ -21,12 +21,12 @@ def check(spec):
 def examine(spec):
     """`check` in the process that loads and computes."""
     from bench.evals import diagnose
-    from bench.runs import setup
+    from bench.runs import own_sae, setup
     from bench.runs.loaded import load
 
     folder, _ = check_model(spec)
     loaded = load(spec, folder)
-    bench = setup.bench(loaded, method.of_own_saes(spec))
+    bench = setup.bench(loaded, own_sae.folders(loaded, method.of_own_saes(spec)))
     problem, held_out = bench.harness.problem, bench.harness.validation
     wrong = list(bench.doubts)
     for index, sae in enumerate(problem.saes):

@@ -6,7 +6,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from bench.config.request import EVERY, Order
+from bench.config.request import EVERY, Request
+from bench.config.spec import Spec
 from bench.errors import Fault, RunFailed
 from bench.experiments.pool import ADAPTER, run_seed
 from bench.io import locks
@@ -69,15 +70,15 @@ class Runner:
             if not (folder / ADAPTER).is_dir():
                 process.call(stages.write_adapter, run, folder / ADAPTER)
 
-    def _order(self, spec):
-        return Order(spec, None, self.pool.folder, (), self.every)
+    def _request(self, spec: Spec) -> Request:
+        return Request(spec=spec, out=self.pool.folder, every=self.every)
 
     def _run(self, job):
         from bench.experiments import stages
 
         (label, spec), seed = self.pool.resolve(job), run_seed(job)
-        order, cut = self._order(spec), partial(self.pool.cut, label, spec, seed)
-        path, outcome = run_one(stages.run, order, label, seed, self.pool.key(job)[:16], cut)
+        request, cut = self._request(spec), partial(self.pool.cut, label, spec, seed)
+        path, outcome = run_one(stages.run, request, (label, seed), self.pool.key(job)[:16], cut)
         if outcome.end != "finished":
             return Done(None, None, outcome.why or outcome.end, outcome.code)
         return _finished(path)
@@ -87,7 +88,7 @@ class Runner:
         from bench.experiments import stages
 
         own = dataclasses.replace(job.spec, sae="own")
-        return _finished(process.call(stages.train_own, self._order(own), job.label))
+        return _finished(process.call(stages.train_own, self._request(own), job.label))
 
     def _measure(self, job):
         from bench.experiments import stages

@@ -5,7 +5,7 @@ import dataclasses
 from bench.config import method
 from bench.export import export
 from bench.io.files import new_folder
-from bench.runs import estimate, setup, worker
+from bench.runs import estimate, own_sae, setup, worker
 from bench.runs.loaded import load
 from bench.runs.preflight import check_inputs, check_model
 
@@ -27,16 +27,16 @@ def count_gpus():
     return torch.cuda.device_count()
 
 
-def run(order, label, seed):
+def run(request, label, seed):
     """One run -> (its record's path, its `Outcome`)."""
-    bench = _bench(order, label)
+    bench = _bench(request, label)
     worker.check_sae(bench, force=False)
-    return worker.run_on(bench, order, label, seed)
+    return worker.run_on(bench, request, label, seed)
 
 
-def train_own(order, label):
+def train_own(request, label):
     """The training of an own SAE -> the path of the copy of its record."""
-    return order.out / _bench(order, label).sae_record.name
+    return request.out / _bench(request, label).sae_record.name
 
 
 def measure(name, run):
@@ -69,11 +69,11 @@ def downstream(run, tasks, limit, to, include_path):
     evaluate(run, TASKS if tasks is None else tasks, limit, to, include_path)
 
 
-def _bench(order, label):
+def _bench(request, label):
     """The `Bench` of a spec, with the record of its SAE's training beside the runs."""
-    mse = method.of_own_saes(order.spec)
-    bench = setup.bench(_load(order.spec, label), mse, order.every)
-    worker.keep_sae_record(bench, order.out)
+    loaded, mse = _load(request.spec, label), method.of_own_saes(request.spec)
+    bench = setup.bench(loaded, own_sae.folders(loaded, mse, request.every))
+    worker.keep_sae_record(bench, request.out)
     return bench
 
 

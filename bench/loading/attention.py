@@ -9,9 +9,12 @@ version and at its own output before it is used.
 """
 
 from importlib.metadata import version
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.joint_qkv_attention import (
     JointQKVAttentionBridge,
 )
@@ -28,7 +31,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 """How far the final hidden states may move, relative to their norm: a few roundings a block."""
 
 
-def _plain(attention, cache):
+def _plain(attention: torch.nn.Module, cache: object) -> bool:
     """Whether nothing is asked of this attention but its output."""
     config = attention.config
     watched = (attention.hook_attn_scores, attention.hook_pattern)
@@ -42,7 +45,9 @@ def _plain(attention, cache):
     )
 
 
-def _attend(q, k, v, mask, scale=None):
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None = None
+) -> Tensor:
     """Heads [batch, heads, seq, d_head], fewer of k and v allowed -> [batch, seq, d]."""
     causal = mask is None
     z = scaled_dot_product_attention(
@@ -54,7 +59,7 @@ def _attend(q, k, v, mask, scale=None):
 class FusedRotary(PositionEmbeddingsAttentionBridge):
     """Llama's and Gemma-3's: separate projections, norms of q and k perhaps, rotary positions."""
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
         """As the bridge's own, except that no pattern is returned."""
         if args or not _plain(self, kwargs.get("past_key_values")):
             return super().forward(*args, **kwargs)
@@ -74,7 +79,9 @@ class FusedRotary(PositionEmbeddingsAttentionBridge):
 class FusedJoint(JointQKVAttentionBridge):
     """GPT-2's: one map for q, k and v, which the bridge has split."""
 
-    def _reconstruct_attention(self, q, k, v, **kwargs):
+    def _reconstruct_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, None]:
         if not _plain(self, kwargs.get("past_key_values")):
             return super()._reconstruct_attention(q, k, v, **kwargs)
         q, k, v, *_ = self._reshape_qkv_to_heads(q, k, v, self.config.n_heads)
@@ -90,7 +97,7 @@ FUSED = {
 """The model's own class of attention -> ours."""
 
 
-def fuse(bridge):
+def fuse(bridge: TransformerBridge) -> None:
     """Fuse the attention of every block that allows it, once it is seen to change nothing."""
     swaps = [(block.attn, _fused_class(block.attn)) for block in bridge.blocks]
     swaps = [(attention, fused) for attention, fused in swaps if fused]
@@ -111,7 +118,7 @@ def fuse(bridge):
         say(f"attention is not fused: the output moved by {moved:.0e}, {allowed:.0e} is allowed")
 
 
-def _fused_class(attention):
+def _fused_class(attention: torch.nn.Module) -> type | None:
     """The fused class for this attention, or None where softcap or scale forbid it."""
     inner = attention.original_component
     odd = ("attn_logit_softcapping", "sinks", "scale_attn_by_inverse_layer_idx")
@@ -121,7 +128,7 @@ def _fused_class(attention):
 
 
 @torch.no_grad()
-def _final(bridge):
+def _final(bridge: TransformerBridge) -> Tensor:
     """Final hidden states of a window longer than any tile of the kernel's: [1, seq, d_model]."""
     generator = torch.Generator().manual_seed(0)
     device, vocabulary = bridge.unembed.weight.device, len(bridge.unembed.weight)

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from bench.errors import unknown
 from bench.io.console import say
@@ -45,7 +46,7 @@ def keep_freed() -> None:
 
 
 @cache
-def install():
+def install() -> str:
     """Choose once a process -> `oneDNN` or `blas`. Raises `Usage` for a choice there is none."""
     wanted = os.environ.get("SPLICEBENCH_MATMUL") or ("onednn" if _mkl_is_slow() else "blas")
     if wanted not in ("blas", "onednn"):
@@ -65,7 +66,7 @@ _library = torch.library.Library("aten", "IMPL")
 """What is registered lasts as long as this object."""
 
 
-def _mkl_is_slow():
+def _mkl_is_slow() -> bool:
     """Whether this is an x86 processor with AVX-512 that is not Intel's, and BLAS is MKL."""
     try:
         processor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
@@ -75,7 +76,7 @@ def _mkl_is_slow():
     return able and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 
 
-def _agrees():
+def _agrees() -> bool:
     """Whether oneDNN's kernel is there, with and without a bias, and exact to float32."""
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 96, 96, generator=generator)
@@ -88,12 +89,12 @@ def _agrees():
     return max(errors) < 1e-5 * exact.abs().max()
 
 
-def _onednn(a, b, bias):
+def _onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """a @ b (+ bias): [m, k] x [k, n] (+ [n]) -> [m, n], strides as they come."""
     return torch.ops.mkldnn._linear_pointwise(a, _dense(b).t(), bias, "none", [], "")
 
 
-def _dense(b):
+def _dense(b: Tensor) -> Tensor:
     """`b`, copied where it is cut out of a wider matrix, as GPT-2's q, k and v are.
 
     For such a one oneDNN has no kernel but its reference, a thousand times slower.
@@ -101,20 +102,20 @@ def _dense(b):
     return b if b.is_contiguous() or b.t().is_contiguous() else b.contiguous()
 
 
-def _mm(a, b):
+def _mm(a: Tensor, b: Tensor) -> Tensor:
     if _fits(a, b):
         return _onednn(a, b, None)
     # The form with `out` is another kernel, which stays PyTorch's own.
     return torch.mm(a, b, out=a.new_empty(a.shape[0], b.shape[1]))
 
 
-def _addmm(bias, a, b, *, beta=1, alpha=1):
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     if beta == alpha == 1 and bias.shape == b.shape[1:] and _fits(a, b):
         return _onednn(a, b, bias)
     out = a.new_empty(a.shape[0], b.shape[1])
     return torch.addmm(bias, a, b, beta=beta, alpha=alpha, out=out)
 
 
-def _fits(a, b):
+def _fits(a: Tensor, b: Tensor) -> bool:
     floats = a.dtype == b.dtype == torch.float32
     return floats and a.shape[0] * a.shape[1] * b.shape[1] >= WORTH_IT

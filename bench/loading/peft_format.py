@@ -7,10 +7,15 @@ and v, so there the three pairs go into one of three times the rank, B block-dia
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bench.errors import Rejected, Usage
 from bench.loading import tensors_only, weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAMES = {
     "attn.q": "self_attn.q_proj",
@@ -59,27 +64,32 @@ PLAIN = {
 """Values of other fields with which an adapter is B A and no more; nothing at all is one too."""
 
 
-def module_name(linear):
+Pair, Place = tuple["Tensor", "Tensor"], tuple[int, str]
+"""(A, B); a block and a linear map of it."""
+Pairs = dict[str, Pair]
+
+
+def module_name(linear: str) -> str:
     """The linear map's name as the name of a torch module, which has no dots."""
     return linear.replace(".", "-")
 
 
-def linear_name(module):
+def linear_name(module: str) -> str:
     """`module_name`, undone."""
     return module.replace("-", ".")
 
 
-def tensors(pairs, model_type):
+def tensors(pairs: Pairs, model_type: str) -> dict[str, "Tensor"]:
     """The pairs as PEFT names and stores them."""
     prefix = "base_model.model." + ("transformer.h" if model_type == "gpt2" else "model.layers")
-    found = {}
+    named = {}
     for block, linear, pair in _by_block(pairs, model_type):
         for letter, weight in zip("AB", pair, strict=True):
-            found[f"{prefix}.{block}.{linear}.lora_{letter}.weight"] = weight.contiguous()
-    return found
+            named[f"{prefix}.{block}.{linear}.lora_{letter}.weight"] = weight.contiguous()
+    return named
 
 
-def _by_block(pairs, model_type):
+def _by_block(pairs: Pairs, model_type: str) -> Iterator[tuple[int, str, Pair]]:
     """(block, its linear map as the model calls it, (A, B)), GPT-2's q, k and v put together."""
     if model_type not in FAMILIES:
         raise Rejected(f"the names of a '{model_type}' model's linear maps are not known here")
@@ -96,7 +106,7 @@ def _by_block(pairs, model_type):
         yield block, FUSED, _fuse(parts)
 
 
-def _fuse(parts):
+def _fuse(parts: Pairs) -> Pair:
     import torch
 
     a, b = next(iter(parts.values()))
@@ -105,7 +115,9 @@ def _fuse(parts):
     return torch.cat([a for a, _ in whole]), torch.block_diag(*(b for _, b in whole))
 
 
-def settings(pairs, model_type, *, rank, alpha, dropout, base_model):
+def settings(
+    pairs: Pairs, model_type: str, *, rank: int, alpha: float, dropout: float, base_model: str
+) -> dict[str, Any]:
     """The adapter_config.json that makes PEFT put exactly these pairs where they were trained."""
     placed = [(block, linear) for block, linear, _ in _by_block(pairs, model_type)]
     fused = any(linear == FUSED for _, linear in placed)
@@ -126,7 +138,7 @@ def settings(pairs, model_type, *, rank, alpha, dropout, base_model):
     }
 
 
-def save(folder, pairs, model_type, **fields):
+def save(folder: Path, pairs: Pairs, model_type: str, **fields: Any) -> None:
     """Write a PEFT adapter; `fields` are those of `settings`."""
     from safetensors.torch import save_file
 
@@ -135,7 +147,7 @@ def save(folder, pairs, model_type, **fields):
     save_file(tensors(pairs, model_type), folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def read_config(folder):
+def read_config(folder: str | Path) -> dict[str, Any]:
     """An adapter's config; `Rejected` where it is none, or not plain LoRA on linear maps."""
     path = Path(folder).expanduser() / CONFIG
     if not path.is_file():
@@ -158,38 +170,38 @@ def read_config(folder):
     return config
 
 
-def _check_plain(path, config):
+def _check_plain(path: Path, config: dict[str, Any]) -> None:
     """Raise `Rejected` for a field that may make an adapter more than B A, known here or not."""
     for field, value in config.items():
         plain = [*PLAIN.get(field, ()), None, False, "", [], {}]
         is_plain = any(type(value) is type(one) and value == one for one in plain)
         if field in (*READ, *HARMLESS) or is_plain:
             continue
-        told = f"{path}: {weights.shown(field)} is {_short(value)}, expected plain LoRA"
+        message = f"{path}: {weights.shown(field)} is {_short(value)}, expected plain LoRA"
         if field == "init_lora_weights":
-            told += (
+            message += (
                 ": one that changed the model's weights too; PEFT converts it when saving, with "
                 "path_initial_model_for_weight_conversion, and then writes true"
             )
-        raise Rejected(told)
+        raise Rejected(message)
 
 
-def _short(value):
+def _short(value: object) -> str:
     """A value of a config, as JSON has it, on one line that is not too long."""
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def sha256(folder):
+def sha256(folder: str | Path) -> str:
     """The hash of an adapter's config and weights; `Usage` where it is none."""
     read_config(folder)
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in (Path(folder).expanduser() / CONFIG, _weights(folder)):
-        found.update(path.read_bytes())
-    return found.hexdigest()
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
-def _weights(folder):
+def _weights(folder: str | Path) -> Path:
     """The file of an adapter's weights, in whichever format; `Usage` where there is none."""
     for name in (WEIGHTS, OLDER):
         path = Path(folder).expanduser() / name
@@ -198,7 +210,7 @@ def _weights(folder):
     raise Usage(f"no adapter at '{folder}': no {WEIGHTS}")
 
 
-def load(folder):
+def load(folder: str | Path) -> Pairs:
     """The pairs of a PEFT adapter, as they were before `save`.
 
     Raises `Rejected` where its tensors are not finite, or are not pairs on linear maps known here,
@@ -210,11 +222,11 @@ def load(folder):
     if path.name == OLDER:
         tensors_only.refuse(path, WEIGHTS)
     weights.check_safetensors(path)
-    found = load_file(path)
-    if not found:
+    tensors = load_file(path)
+    if not tensors:
         raise Rejected(f"{path}: no tensors in it")
-    weights.check_finite(found.items(), path)
-    whole = _by_place(path, found)
+    weights.check_finite(tensors.items(), path)
+    whole = _by_place(path, tensors)
     _check_places(path, config, whole)
     linears = {hf: ours for names in (NAMES, GPT2_NAMES) for ours, hf in names.items()}
     pairs = {}
@@ -224,19 +236,19 @@ def load(folder):
     return pairs
 
 
-def _by_place(path, found):
+def _by_place(path: Path, tensors: dict[str, "Tensor"]) -> dict[Place, Pair]:
     """(block, the linear map as the model calls it) -> (A, B) of an adapter's tensors."""
     known, whole = (*NAMES.values(), *GPT2_NAMES.values(), FUSED), {}
-    for name in found:
+    for name in tensors:
         match = re.fullmatch(r"base_model\.model\.\w+\.\w+\.(\d+)\.(.+)\.lora_[AB]\.weight", name)
         if not match or match[2] not in known:
             shown = weights.shown(name)
             raise Rejected(f"{path}: '{shown}' is no low-rank pair on a linear map known here")
         names = [re.sub(r"lora_[AB]\.weight$", f"lora_{letter}.weight", name) for letter in "AB"]
         for letter, other in zip("AB", names, strict=True):
-            if other not in found:
+            if other not in tensors:
                 raise Rejected(f"{path}: '{name}' has no lora_{letter}")
-        a, b = (found[one] for one in names)
+        a, b = (tensors[one] for one in names)
         if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
             shapes = f"{list(a.shape)} and {list(b.shape)}"
             raise Rejected(f"{path}: '{name}' and its other half have the shapes {shapes}")
@@ -244,7 +256,7 @@ def _by_place(path, found):
     return whole
 
 
-def _check_places(path, config, whole):
+def _check_places(path: Path, config: dict[str, Any], whole: dict[Place, Pair]) -> None:
     """Raise `Rejected` where tensors are missing or too many by what an adapter's config lists."""
     layers, targets = config.get("layers_to_transform"), config.get("target_modules")
     layers = [layers] if isinstance(layers, int) else layers
@@ -262,12 +274,12 @@ def _check_places(path, config, whole):
             unexpected.append(f"layer {block} {linear}")
         missing -= places
     missing = [f"layer {block} {target}" for block, target in missing]
-    told = weights.listed({"missing": missing, "unexpected": unexpected})
-    if told:
-        raise Rejected(f"{path}: its tensors are not those of {CONFIG} ({told})")
+    wrong = weights.listed({"missing": missing, "unexpected": unexpected})
+    if wrong:
+        raise Rejected(f"{path}: its tensors are not those of {CONFIG} ({wrong})")
 
 
-def _split(path, a, b):
+def _split(path: Path, a: "Tensor", b: "Tensor") -> Pairs:
     """Undo `_fuse`; a part that is all zero was not adapted."""
     import torch
 

@@ -1,13 +1,15 @@
 """Where an SAE comes from: `--sae` -> a folder that SAELens loads.
 
-`own` and `fresh` are made by `bench.runs.setup`. A folder of SAELens' is taken as it is; what comes
-from the hub, or from sparsify, is converted once and cached.
+`own` and `fresh` are made by `bench.runs.own_sae`. A folder of SAELens' is taken as it is; what
+comes from the hub, or from sparsify, is converted once and cached.
 """
 
 import hashlib
 import importlib.util
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from bench.config.spec import MADE_HERE
 from bench.errors import Rejected, Unavailable, Usage, reason, unknown
@@ -20,7 +22,7 @@ FOLDER = f"a folder with cfg.json and {saes.WEIGHTS}, as SAELens saves it"
 EXPECTED = "expected own, fresh, a folder with cfg.json, saelens:RELEASE:ID or sparsify:REPO:HOOK"
 
 
-def check_source(sae):
+def check_source(sae: str) -> None:
     """Raise what is wrong with `--sae`, without loading anything."""
     if sae in MADE_HERE:
         return
@@ -42,12 +44,12 @@ def check_source(sae):
     saes.check_there(path)
 
 
-def from_hub(sae):
+def from_hub(sae: str) -> bool:
     """Whether this SAE is on the hub."""
     return sae.startswith(("saelens:", "sparsify:"))
 
 
-def locate(sae):
+def locate(sae: str) -> Path:
     """The SAELens folder of a `--sae` that is neither own nor fresh."""
     if from_hub(sae):
         return _from_hub(sae)
@@ -64,7 +66,7 @@ def locate(sae):
     return target
 
 
-def split(sae):
+def split(sae: str) -> tuple[str, str, str]:
     """`saelens:RELEASE:ID` or `sparsify:REPO:HOOK` -> (which, the hub's repository, the id)."""
     which, _, rest = sae.partition(":")
     name, _, part = rest.partition(":")
@@ -82,7 +84,7 @@ def split(sae):
 
 
 @lru_cache
-def _releases():
+def _releases() -> dict[str, dict[str, Any]]:
     """SAELens' list of releases, without importing SAELens, which takes seconds."""
     import yaml
 
@@ -90,7 +92,7 @@ def _releases():
     return yaml.safe_load((Path(folder) / "pretrained_saes.yaml").read_text(encoding="utf-8"))
 
 
-def expected_l0(sae):
+def expected_l0(sae: str) -> float | None:
     """The L0 that a SAELens release states for this SAE, or None."""
     if not sae.startswith("saelens:"):
         return None
@@ -98,20 +100,20 @@ def expected_l0(sae):
     return next((e.get("l0") for e in _releases()[release]["saes"] if e["id"] == part), None)
 
 
-def _near(name, choices):
+def _near(name: str, choices: Collection[str]) -> list[str]:
     """A few of many choices: those that share a beginning with `name`."""
     for length in range(len(name), 0, -1):
-        found = [choice for choice in choices if choice.startswith(name[:length])]
-        if found:
-            return found[:8]
+        near = [choice for choice in choices if choice.startswith(name[:length])]
+        if near:
+            return near[:8]
     return list(choices)[:8]
 
 
-def _cached(sae):
+def _cached(sae: str) -> Path:
     return cache.root() / "saes" / "hub" / sae.replace(":", "--").replace("/", "--")
 
 
-def _from_hub(sae):
+def _from_hub(sae: str) -> Path:
     target = _cached(sae)
     if target.exists():
         return target
@@ -125,7 +127,7 @@ def _from_hub(sae):
     return target
 
 
-def _fetch_part(repository, part):
+def _fetch_part(repository: str, part: str) -> Path:
     fetched = hub.fetch(repository, [f"{part}/*"]) / part
     if sparsify.is_folder(fetched):
         return fetched
@@ -137,7 +139,7 @@ def _fetch_part(repository, part):
     raise unknown(f"hook point of {repository}", part, _near(part, known))
 
 
-def _save_release(sae, folder):
+def _save_release(sae: str, folder: Path) -> None:
     from sae_lens import SAE
 
     _, release, part = sae.split(":", 2)

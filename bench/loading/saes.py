@@ -7,11 +7,18 @@ is saved as: one threshold for all latents), standard, gated.
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from bench.config.spec import Spec
 from bench.errors import Rejected, reason
 from bench.io.record import digest
 from bench.loading import weights
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+    from torch.nn import Module, ModuleList
 
 WEIGHTS = "sae_weights.safetensors"
 KINDS = ("topk", "jumprelu", "standard", "gated")
@@ -20,7 +27,7 @@ COST = "cost.json"
 """Beside a saved SAE: what its training had cost by then, and the record that tells it."""
 
 
-def save_fresh(spec, index, d_in, folder):
+def save_fresh(spec: Spec, index: int, d_in: int, folder: Path) -> None:
     """Write a random TopK SAE for site number `index`, started as SAELens does, to `folder`."""
     import torch
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
@@ -45,7 +52,7 @@ def save_fresh(spec, index, d_in, folder):
         save(TopKTrainingSAE(config), folder)
 
 
-def save(sae, folder, **cost):
+def save(sae: "Module", folder: Path, **cost: object) -> None:
     """Write an SAE as a SAELens folder (in its inference form); `cost` goes beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(sae, "folded"):  # a correction of its output
@@ -63,7 +70,7 @@ DROPPED = ("finetuning_scaling_factor", "hook_head_index", "hook_point_head_inde
 EXPECTED = {"activation": "relu or topk"}
 
 
-def load_all(folders, widths, device="cpu"):
+def load_all(folders: list[Path], widths: Sequence[int], device: str = "cpu") -> "ModuleList":
     """The SAEs in these folders, for sites of these widths, as a ModuleList."""
     import torch
 
@@ -71,7 +78,7 @@ def load_all(folders, widths, device="cpu"):
     return torch.nn.ModuleList(load(folder, width, device) for folder, width in pairs)
 
 
-def load(folder, d_in, device="cpu"):
+def load(folder: Path, d_in: int, device: str = "cpu") -> "SAE":
     """The SAE in `folder`, float32, frozen by whoever lends it out.
 
     Raises `Rejected` where the folder is not a SAELens SAE, its tensors are not those that its
@@ -125,27 +132,27 @@ def check_function(config: dict, folder: Path) -> None:
         raise Rejected(f"SAE {folder}: activation 'topk' without a k")
 
 
-def check_there(folder):
+def check_there(folder: Path) -> None:
     """Raise `Rejected` for a folder without weights that SAELens would read."""
     if not (folder / WEIGHTS).is_file():
         raise Rejected(f"SAE {folder}: no {WEIGHTS}")
 
 
-def _unfit(error):
+def _unfit(error: RuntimeError) -> str:
     """What torch says of tensors that are not the SAE's, on one line: all the names."""
-    told = " ".join(str(error).split())
-    match = re.fullmatch(r"Error\(s\) in loading state_dict for \w+: (.*)", told)
+    said = " ".join(str(error).split())
+    match = re.fullmatch(r"Error\(s\) in loading state_dict for \w+: (.*)", said)
     if not match:
         return f"SAELens cannot load it ({reason(error)})"
     return f"its tensors are not those of its cfg.json ({match[1].rstrip('.')})"
 
 
-def checkpoint_name(share, index, n_saes):
+def checkpoint_name(share: float, index: int, n_saes: int) -> str:
     """The folder that SAE number `index` of a run is kept in at `share` of it."""
     return f"sae-{round(100 * share):03d}" + (f"-{index}" if n_saes > 1 else "")
 
 
-def checkpoint(run, share):
+def checkpoint(run: Path, share: float) -> list[Path]:
     """The folders of the SAEs that a run, at the folder `run`, kept at `share` of it; or []."""
     one = run / checkpoint_name(share, 0, 1)
     if one.is_dir():
@@ -154,7 +161,7 @@ def checkpoint(run, share):
     return sorted(several, key=lambda folder: int(folder.name.rpartition("-")[2]))
 
 
-def cost_of(folder):
+def cost_of(folder: Path) -> dict[str, Any] | None:
     """What the SAE's training had cost when it was saved, or None where nothing says so."""
     path = folder / COST
     try:
@@ -163,7 +170,7 @@ def cost_of(folder):
         raise Rejected(f"{path}: not JSON ({error})") from None
 
 
-def sha256(folder):
+def sha256(folder: Path) -> str:
     """The hash of the SAE's weights and config: what makes it the same SAE.
 
     The config counts by content: SAELens writes its keys in an order of the moment. Where the
@@ -175,13 +182,13 @@ def sha256(folder):
     return hashlib.sha256(content + digest(config).encode()).hexdigest()
 
 
-def sha256_of(folders):
+def sha256_of(folders: list[Path]) -> str:
     """`sha256` of one SAE, or one hash for the SAEs of several sites."""
     hashes = [sha256(folder) for folder in folders]
     return hashes[0] if len(hashes) == 1 else digest(hashes)
 
 
-def read_config(folder):
+def read_config(folder: Path) -> dict[str, Any]:
     """The SAE's cfg.json; `Rejected` where it is none of SAELens'."""
     try:
         config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
@@ -191,9 +198,9 @@ def read_config(folder):
     return config
 
 
-def metadata(folder):
+def metadata(folder: Path) -> dict[str, Any]:
     """What the SAE says of where it was trained, as its cfg.json has it, and no more."""
     config = read_config(folder)
-    told = config.get("metadata", config)  # at the top, before SAELens 6
+    about = config.get("metadata", config)  # at the top, before SAELens 6
     scaled = {"normalize_activations": config.get("normalize_activations")}
-    return {**told, **scaled} if isinstance(told, dict) else scaled
+    return {**about, **scaled} if isinstance(about, dict) else scaled

@@ -6,18 +6,20 @@ the decoder bias from the input only sometimes; sparsify always does.
 
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 from bench.errors import Rejected
 
 WEIGHTS = "sae.safetensors"
 
 
-def is_folder(folder):
+def is_folder(folder: Path) -> bool:
     """Whether a folder looks like one of sparsify's."""
     return (folder / WEIGHTS).is_file() and (folder / "cfg.json").is_file()
 
 
-def convert(source, target, hookpoint=None):
+def convert(source: Path, target: Path, hookpoint: str | None = None) -> None:
     """Write the sparsify checkpoint in folder `source` as a SAELens TopK SAE to folder `target`.
 
     `hookpoint` is sparsify's name of the site (`layers.12`, `layers.12.mlp`), by default the
@@ -55,7 +57,7 @@ def convert(source, target, hookpoint=None):
         sae.save_model(target)
 
 
-def read_config(source):
+def read_config(source: Path) -> dict[str, Any]:
     """sparsify's cfg.json; `Rejected` where it names something other than a TopK autoencoder."""
     path = source / "cfg.json"
     try:
@@ -71,7 +73,7 @@ def read_config(source):
     return config
 
 
-def site(hookpoint):
+def site(hookpoint: str) -> str:
     """sparsify's name of a site -> TransformerLens': `layers.12` is the residual after block 12."""
     match = re.fullmatch(r"(?:.*\.)?(?:layers|h)[._](\d+)(\.mlp|\.self_attn|\.attn)?", hookpoint)
     if not match:

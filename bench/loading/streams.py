@@ -1,7 +1,9 @@
 """Texts that are streamed from the network: their beginning, kept as a .jsonl file in the cache."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from bench.errors import Unavailable, reason
 from bench.io import cache
@@ -47,13 +49,13 @@ STREAMS = {
 }
 
 
-def check_source(name, tokens):
+def check_source(name: str, tokens: int) -> None:
     """Raise `Unavailable` where the text is neither in the cache nor in reach."""
     if not path_of(name, tokens).exists():
         hub.reach(STREAMS[name].repository, kind="dataset")
 
 
-def file(name, tokens):
+def file(name: str, tokens: int) -> Path:
     """The .jsonl file with the first documents of a stream, about `tokens` long together."""
     path = path_of(name, tokens)
     if not path.exists():
@@ -62,12 +64,12 @@ def file(name, tokens):
     return path
 
 
-def path_of(name, tokens):
+def path_of(name: str, tokens: int) -> Path:
     """Where the beginning of a stream is kept."""
     return cache.root() / "streams" / f"{name}-{tokens}.jsonl"
 
 
-def _write(stream, tokens, path):
+def _write(stream: Stream, tokens: int, path: Path) -> None:
     asked = left = CHARACTERS * tokens
     with path.open("w", encoding="utf-8") as out, bar(total=asked, unit="char") as shown:
         for text in _texts(stream):
@@ -79,7 +81,7 @@ def _write(stream, tokens, path):
     say(f"{stream.repository} ended after {asked - left:,} characters, {asked:,} were asked for")
 
 
-def _texts(stream):
+def _texts(stream: Stream) -> Iterator[str]:
     """The documents as they come; what goes wrong on the way is `Unavailable`."""
     from datasets import load_dataset
 

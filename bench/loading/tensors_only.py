@@ -42,8 +42,8 @@ def load(path: Path) -> Any:
         if out_of_memory(error):
             raise Unavailable(f"{path}: not enough memory for it") from None
         torn = isinstance(error, EOFError) or "unexpected EOF" in str(error) or zipped > whole
-        told = f": truncated (has {path.stat().st_size:,} bytes)" if torn else _needs(path, error)
-        raise Rejected(f"{path}{told}") from None
+        wrong = f": truncated (has {path.stat().st_size:,} bytes)" if torn else _needs(path, error)
+        raise Rejected(f"{path}{wrong}") from None
 
 
 def _needs(path: Path, error: Exception) -> str:
@@ -71,8 +71,8 @@ def refuse(path: Path, expected: str) -> NoReturn:
 
 def first_in(folder: Path) -> Path | None:
     """The first file of a folder that is called like one of torch's or numpy's, or None."""
-    found = (path for path in sorted(folder.glob("*")) if path.suffix in SUFFIXES)
-    return next(filter(Path.is_file, found), None)
+    paths = (path for path in sorted(folder.glob("*")) if path.suffix in SUFFIXES)
+    return next(filter(Path.is_file, paths), None)
 
 
 @contextmanager

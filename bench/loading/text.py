@@ -9,19 +9,27 @@ curve set from the back, and training is what lies between.
 """
 
 import hashlib
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
+import torch
+
+from bench.config.spec import Spec
 from bench.errors import Rejected
 from bench.loading import documents, tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class Windows:
     """Windows of one part of the text."""
 
-    tokens: object  # torch.Tensor [windows, seq], int64; of training `tokens.Packed`
-    documents: list
+    tokens: torch.Tensor | tokens.Packed  # [windows, seq], int64; packed where it is training
+    documents: list[str]
     """The error unit of each held-out window, by name; windows of one unit are not independent."""
 
 
@@ -43,7 +51,13 @@ class Text:
     """The record's `text_read`: what was read and what was left out."""
 
 
-def load(spec, tokenizer, vocabulary):
+Split = tuple[str, tokens.Packed, Windows, Windows]
+"""What was split by, training, curve set, validation set."""
+Units = list[tuple[str, tokens.Packed]]
+"""Error units by name."""
+
+
+def load(spec: Spec, tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> Text:
     """Tokenize (once; cached) and split the text of `spec` -> `Text`.
 
     Raises `Rejected`, with the numbers, for a text too short for one batch and the held-out
@@ -72,10 +86,8 @@ def load(spec, tokenizer, vocabulary):
     return Text(Windows(train, []), curve, validation, split, sha256, largest, read)
 
 
-def _random(spec, vocabulary, bos):
+def _random(spec: Spec, vocabulary: int, bos: int | None) -> Text:
     """Tokens drawn evenly from the vocabulary: a document a window, as many as one run reads."""
-    import torch
-
     needed = [tokens // spec.seq_len for tokens in (spec.curve_tokens, spec.val_tokens)]
     counts = [spec.steps * spec.batch_size, *(max(1, n) for n in needed)]
     generator = torch.Generator().manual_seed(0)
@@ -89,7 +101,7 @@ def _random(spec, vocabulary, bos):
     return Text(*parts, "random", sha256, max(int(part.tokens.max()) for part in parts))
 
 
-def _by_document(stream, spec, bos):
+def _by_document(stream: tokens.Stream, spec: Spec, bos: int | None) -> Split | None:
     """(split, training, curve set, validation set) by document; None where there are too few.
 
     At most a quarter of the documents is for validation, an eighth for the curve set. The one
@@ -112,7 +124,9 @@ def _by_document(stream, spec, bos):
     return split, train, *_held_out(*named, spec)
 
 
-def _units(numbers, cut, wanted, tokens, spec):
+def _units(
+    numbers: range, cut: Callable[..., Sized], wanted: int, tokens: int, spec: Spec
+) -> list[tuple[int, int]]:
     """The first and last document of each error unit, at most `wanted`.
 
     A unit is the smallest run of consecutive documents that holds its share of `tokens`.
@@ -130,13 +144,13 @@ def _units(numbers, cut, wanted, tokens, spec):
     return units
 
 
-def _name(stream, first, last):
+def _name(stream: tokens.Stream, first: int, last: int) -> str:
     """The name of the documents `first` to `last`."""
     name = stream.name(first)
     return name if first == last else f"{name} and {last - first} more"
 
 
-def _last_tenth(stream, spec, bos):
+def _last_tenth(stream: tokens.Stream, spec: Spec, bos: int | None) -> Split:
     """Too few documents to split by: the last tenth of all windows is held out, in groups of
     consecutive ones, since neighbours are not independent."""
     windows = stream.windows(0, len(stream) - 1, spec.seq_len, bos)
@@ -155,7 +169,7 @@ def _last_tenth(stream, spec, bos):
     return split, windows.part(0, first), *_held_out(curve, validation, spec)
 
 
-def _groups(windows, first, end, wanted):
+def _groups(windows: tokens.Packed, first: int, end: int, wanted: int) -> Units:
     """The windows from `first` to before `end` in (name, windows) groups of four or more where
     that leaves two, at most `wanted`."""
     n = end - first
@@ -165,24 +179,22 @@ def _groups(windows, first, end, wanted):
     return [(f"windows {a} to {b - 1}", windows.part(a, b)) for a, b in pairs]
 
 
-def _held_out(curve, validation, spec):
+def _held_out(curve: Units, validation: Units, spec: Spec) -> tuple[Windows, Windows]:
     """(name, windows) of the units of two sets -> the `Windows` of each."""
     return _spread(curve, spec.curve_tokens, spec), _spread(validation, spec.val_tokens, spec)
 
 
-def _spread(units, tokens, spec):
+def _spread(units: Units, tokens: int, spec: Spec) -> Windows:
     """`tokens` in windows of these units: of each equally many, evenly spread, none twice."""
-    import torch
-
     least = min(len(windows) for _, windows in units)
     each = max(1, min(least, -(-tokens // (spec.seq_len * len(units)))))
     rows = [[(2 * i + 1) * len(w) // (2 * each) for i in range(each)] for _, w in units]
-    taken = [windows[chosen] for (_, windows), chosen in zip(units, rows, strict=True)]
+    spread = [windows[chosen] for (_, windows), chosen in zip(units, rows, strict=True)]
     names = [name for name in _unique([name for name, _ in units]) for _ in range(each)]
-    return Windows(torch.cat(taken), names)
+    return Windows(torch.cat(spread), names)
 
 
-def _unique(names):
+def _unique(names: list[str]) -> list[str]:
     """The names, numbered where two files differ in their suffix alone."""
     return [
         f"{name} ({names[:place].count(name) + 1})" if name in names[:place] else name
@@ -190,7 +202,7 @@ def _unique(names):
     ]
 
 
-def in_words(text) -> str:
+def in_words(text: Text) -> str:
     """One line on what was read, what was left out, and what is held out."""
     read, held = text.read, [len(set(part.documents)) for part in (text.validation, text.curve)]
     aside = [f"{n:,} {suffix}" for suffix, n in read["files_left_out"].items()]
@@ -205,7 +217,7 @@ def in_words(text) -> str:
     )
 
 
-def moved(text, device):
+def moved(text: Text, device: str) -> Text:
     """The same text with its tokens on a device; training windows go there when they are read."""
     parts = {
         name: Windows(getattr(text, name).tokens.to(device), getattr(text, name).documents)
@@ -214,9 +226,9 @@ def moved(text, device):
     return replace(text, **parts)
 
 
-def fingerprint(text):
+def fingerprint(text: Text) -> str:
     """sha256 of the three parts."""
-    found = hashlib.sha256(text.train_sha256.encode())
+    digest = hashlib.sha256(text.train_sha256.encode())
     for part in (text.curve, text.validation):
-        found.update(part.tokens.numpy().tobytes())
-    return found.hexdigest()
+        digest.update(part.tokens.numpy().tobytes())
+    return digest.hexdigest()

@@ -7,7 +7,10 @@ tokenizer's EOS between any two. Neither text nor tokens are ever in memory as a
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,50 +20,58 @@ from bench.io import cache
 from bench.io.files import new_folder
 from bench.loading import documents
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Document, Place = tuple[bytes, int, int, str], tuple[bytes, int, int, int]
+"""What `documents.documents` gives; the same with the number of ids for the string."""
 AT_ONCE = 4_000_000
 """Characters that are tokenized at once: ids as Python's own numbers take ten times the room."""
 
 
+@dataclass(frozen=True, eq=False)
 class Packed:
     """Windows of consecutive ids on disk; indexed like the tensor [windows, seq] that they are.
 
     What an index takes is an int64 tensor of its own, on `device`.
     """
 
+    content: torch.Tensor  # [windows, tokens in a window, without the BOS] int32
+    bos: int | None = None
+    device: torch.device = torch.device("cpu")
+    begin: int = 0
+    """Where in the stream the first one begins."""
+    left_out: int = 0
+    """How many ids at the end fill no window."""
     dtype = torch.long
 
-    def __init__(self, content, bos=None, device="cpu", begin=0, left_out=0):
-        self._content, self._bos, self.device = content, bos, torch.device(device)
-        self.begin, self.left_out = begin, left_out
-        """Where in the stream the first one begins, and how many ids at the end fill no window."""
-
     @property
-    def shape(self):
+    def shape(self) -> torch.Size:
         """(windows, tokens in a window), the BOS included."""
-        windows, content = self._content.shape
-        return torch.Size([windows, content + (self._bos is not None)])
+        windows, content = self.content.shape
+        return torch.Size([windows, content + (self.bos is not None)])
 
-    def __len__(self):
-        return len(self._content)
+    def __len__(self) -> int:
+        return len(self.content)
 
-    def __getitem__(self, rows):
-        windows = self._content[rows].long()
-        if self._bos is not None:
-            windows = torch.nn.functional.pad(windows, (1, 0), value=self._bos)
+    def __getitem__(self, rows: int | slice | torch.Tensor) -> torch.Tensor:
+        windows = self.content[rows].long()
+        if self.bos is not None:
+            windows = torch.nn.functional.pad(windows, (1, 0), value=self.bos)
         return windows.to(self.device)
 
     def numel(self) -> int:
         """The number of tokens, every BOS included."""
         return self.shape.numel()
 
-    def part(self, first, end):
+    def part(self, first: int, end: int) -> "Packed":
         """The windows from number `first` to before `end`."""
-        begin = self.begin + first * self._content.shape[1]
-        return Packed(self._content[first:end], self._bos, self.device, begin, self.left_out)
+        begin = self.begin + first * self.content.shape[1]
+        return replace(self, content=self.content[first:end], begin=begin)
 
-    def to(self, device):
+    def to(self, device: str | torch.device) -> "Packed":
         """The same windows for another device; they stay on disk."""
-        return Packed(self._content, self._bos, device, self.begin, self.left_out)
+        return replace(self, device=torch.device(device))
 
 
 @dataclass(frozen=True)
@@ -74,26 +85,26 @@ class Stream:
     """The number of each document's file, and its line or 0."""
     joint: int
     """Ids between two documents: 1, or 0 where the tokenizer has no EOS."""
-    told: dict
+    told: dict[str, Any]
     """`files`: their names; `largest`: the largest id; `sha256` of the ids; the numbers of
     `documents` and of `tokens`, and of the documents that were `duplicate` or `empty`."""
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.ends)
 
-    def name(self, number) -> str:
+    def name(self, number: int) -> str:
         """The name of a document."""
         file, line = self.places[number].tolist()
         return documents.name_of(self.told["files"][file], line)
 
-    def bounds(self, first, last) -> tuple:
+    def bounds(self, first: int, last: int) -> tuple[int, int]:
         """Where the documents `first` to `last` begin and end in `ids`, joints included."""
         if first > last:
             return 0, 0
         begin = int(self.ends[first - 1]) + self.joint if first else 0
         return begin, int(self.ends[last])
 
-    def windows(self, first, last, seq_len, bos=None) -> Packed:
+    def windows(self, first: int, last: int, seq_len: int, bos: int | None = None) -> Packed:
         """The documents `first` to `last`, cut into windows of `seq_len`; the remainder is dropped.
 
         With a `bos` each window begins with it.
@@ -105,7 +116,7 @@ class Stream:
         return Packed(windows, bos, begin=begin, left_out=left_out)
 
 
-def stream(source, tokenizer) -> Stream:
+def stream(source: documents.Source, tokenizer: "PreTrainedTokenizerBase") -> Stream:
     """The tokens of a text's files, from the cache; tokenized on first use.
 
     Raises what `documents.documents` does, and `Unavailable` for files that change meanwhile.
@@ -120,43 +131,47 @@ def stream(source, tokenizer) -> Stream:
             _write(source, tokenizer, temporary)
             if documents.sha256(source) != text:
                 raise Unavailable("the files of the text changed while they were read; start again")
-    told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
+    about = json.loads((folder / "told.json").read_text(encoding="utf-8"))
     index, path = load_file(folder / "index.safetensors"), folder / "ids.int32"
-    if path.stat().st_size != 4 * told["length"]:
+    if path.stat().st_size != 4 * about["length"]:
         raise Unavailable(f"{path}: damaged; remove {folder} and start again")
     ids = torch.empty(0, dtype=torch.int32)
-    if told["length"]:
-        ids = torch.from_file(str(path), shared=False, size=told["length"], dtype=torch.int32)
-    return Stream(ids, index["ends"], index["places"], int(eos is not None), told)
+    if about["length"]:
+        ids = torch.from_file(str(path), shared=False, size=about["length"], dtype=torch.int32)
+    return Stream(ids, index["ends"], index["places"], int(eos is not None), about)
 
 
-def _write(source, tokenizer, folder):
+def _write(source: documents.Source, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
     """Tokenize the documents as they come, then bring them in order."""
     from safetensors.torch import save_file
 
     left_out, raw = Counter(duplicate=0, empty=0), folder / "raw.int32"
-    found = _encode(documents.documents(source, left_out), tokenizer, raw)
-    lengths = np.array([length for *_, length in found], dtype=np.int64)
-    places = np.array([place for _, *place, _ in found], dtype=np.int64).reshape(-1, 2)
-    order = sorted((n for n in range(len(found)) if lengths[n]), key=lambda n: found[n][0])
+    placed = _encode(documents.documents(source, left_out), tokenizer, raw)
+    lengths = np.array([length for *_, length in placed], dtype=np.int64)
+    places = np.array([place for _, *place, _ in placed], dtype=np.int64).reshape(-1, 2)
+    order = sorted((n for n in range(len(placed)) if lengths[n]), key=lambda n: placed[n][0])
     order = np.array(order, dtype=np.int64)
-    told = _in_order(raw, np.cumsum(lengths), lengths, order, tokenizer.eos_token_id, folder)
+    ends = np.cumsum(lengths)
+    bounds = np.stack([ends - lengths, ends], axis=1)[order]
+    about = _in_order(raw, bounds.tolist(), tokenizer.eos_token_id, folder)
     raw.unlink()
     joint = int(tokenizer.eos_token_id is not None)
     ends = np.cumsum(lengths[order] + joint) - joint
     index = {"ends": torch.from_numpy(ends), "places": torch.from_numpy(places[order])}
     save_file(index, folder / "index.safetensors")
-    left_out["empty"] += len(found) - len(order)
-    told |= {"documents": len(order), "tokens": int(lengths.sum()), **left_out}
-    told["files"] = list(source.files)
-    (folder / "told.json").write_text(json.dumps(told), encoding="utf-8")
+    left_out["empty"] += len(placed) - len(order)
+    about |= {"documents": len(order), "tokens": int(lengths.sum()), **left_out}
+    about["files"] = list(source.files)
+    (folder / "told.json").write_text(json.dumps(about), encoding="utf-8")
 
 
-def _encode(found, tokenizer, path):
+def _encode(
+    texts: Iterable[Document], tokenizer: "PreTrainedTokenizerBase", path: Path
+) -> list[Place]:
     """Write the ids of the documents as they come -> (hash, file, line, number of ids) of each."""
     places = []
     with path.open("wb") as out:
-        for batch in _batches(found):
+        for batch in _batches(texts):
             strings = [string for *_, string in batch]
             encoded = tokenizer(strings, add_special_tokens=False)["input_ids"]
             for (*place, _), ids in zip(batch, encoded, strict=True):
@@ -165,10 +180,10 @@ def _encode(found, tokenizer, path):
     return places
 
 
-def _batches(found):
+def _batches(texts: Iterable[Document]) -> Iterator[list[Document]]:
     """Lists of documents, of about `AT_ONCE` characters each."""
     batch, size = [], 0
-    for document in found:
+    for document in texts:
         batch.append(document)
         size += len(document[-1])
         if size >= AT_ONCE:
@@ -178,15 +193,15 @@ def _batches(found):
         yield batch
 
 
-def _in_order(raw, ends, lengths, order, eos, folder):
+def _in_order(raw: Path, bounds: list[list[int]], eos: int | None, folder: Path) -> dict[str, Any]:
     """Write the ids of the documents in this order, an EOS between any two -> what is told of
     the ids."""
     joint = np.array([] if eos is None else [eos], dtype=np.int32)
     digest, largest, length = hashlib.sha256(), 0, 0
     ids = np.memmap(raw, dtype=np.int32, mode="r") if raw.stat().st_size else joint[:0]
     with (folder / "ids.int32").open("wb") as out:
-        for place, number in enumerate(order):
-            document = ids[ends[number] - lengths[number] : ends[number]]
+        for place, (begin, end) in enumerate(bounds):
+            document = ids[begin:end]
             for part in (joint, document) if place else (document,):
                 out.write(part.tobytes())
                 digest.update(part.tobytes())

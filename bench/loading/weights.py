@@ -2,11 +2,17 @@
 
 import json
 import re
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bench.errors import Fault, Rejected, Unavailable, out_of_memory, reason
 from bench.loading import tensors_only
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
@@ -17,7 +23,7 @@ NAMED, LONGEST = 5, 120
 """So many tensors are named in a message, by so many letters."""
 
 
-def load(folder, settings):
+def load(folder: Path, settings: dict[str, Any]) -> "PreTrainedModel":
     """The Hugging Face model in `folder`, loaded by transformers with these `settings`.
 
     Raises `Rejected` where an adapter lies beside it, where a file is torn or holds more than
@@ -28,7 +34,7 @@ def load(folder, settings):
 
     check_no_adapter(folder)
     check_files(folder)
-    model, told = AutoModelForCausalLM.from_pretrained(
+    model, report = AutoModelForCausalLM.from_pretrained(
         folder,
         local_files_only=True,
         trust_remote_code=False,
@@ -36,12 +42,12 @@ def load(folder, settings):
         output_loading_info=True,
         **settings,
     )
-    check_complete(told, folder)
+    check_complete(report, folder)
     check_finite(model.named_parameters(), folder)
     return model
 
 
-def check_no_adapter(folder):
+def check_no_adapter(folder: Path) -> None:
     """Raise `Rejected` for a model's folder with an adapter in it.
 
     Where PEFT is installed transformers would make it part of the model, elsewhere not.
@@ -53,7 +59,7 @@ def check_no_adapter(folder):
         )
 
 
-def check_files(folder):
+def check_files(folder: Path) -> None:
     """Raise `Rejected` for files of weights that are torn, that hold more than tensors, or that
     are not what the index beside them says.
 
@@ -74,7 +80,7 @@ def check_files(folder):
             _check_index(folder / TORCH_INDEX, "pytorch_model*.bin", tensors_only.load)
 
 
-def _check_index(index, pattern, names):
+def _check_index(index: Path, pattern: str, names: Callable[[Path], Iterable[str]]) -> None:
     """Raise `Rejected` where the files of a folder do not hold what its index says they do.
 
     `names(path)` gives the names in a file. transformers takes a tensor from whatever file has it.
@@ -86,18 +92,18 @@ def _check_index(index, pattern, names):
     for name in sorted(named):
         if not (folder / name).is_file():
             raise Rejected(f"{folder}: {shown(name)} is not there, the index names it")
-    found = {}
+    holders = {}
     for file in sorted(named):
         for name in names(folder / file):
-            found.setdefault(name, []).append(file)
-    for name in sorted(found.keys() | places.keys()):
-        has, says = found.get(name, []), places.get(name)
+            holders.setdefault(name, []).append(file)
+    for name in sorted(holders.keys() | places.keys()):
+        has, says = holders.get(name, []), places.get(name)
         if has != [says]:
             there, said = " and ".join(has) or "no file", says or "nothing of it"
             raise Rejected(f"{folder}: {shown(name)} is in {there}, the index says {said}")
 
 
-def _places(index):
+def _places(index: Path) -> dict[str, str]:
     """An index's `weight_map`: the file of each tensor."""
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -113,7 +119,7 @@ def _places(index):
     return places
 
 
-def _names(path):
+def _names(path: Path) -> list[str]:
     """The names of the tensors in a .safetensors file."""
     from safetensors import safe_open
 
@@ -129,58 +135,58 @@ def check_safetensors(path: Path) -> None:
         with safe_open(path, framework="pt"):
             pass
     except Exception as error:  # whatever safetensors raises
-        told = f"truncated, or not a safetensors file: {reason(error)}"
-        raise Rejected(f"{path}: {told} (has {path.stat().st_size:,} bytes)") from None
+        wrong = f"truncated, or not a safetensors file: {reason(error)}"
+        raise Rejected(f"{path}: {wrong} (has {path.stat().st_size:,} bytes)") from None
 
 
-def check_complete(told, source):
+def check_complete(report: dict[str, Any], source: Path) -> None:
     """Raise `Rejected` where transformers' loading info says that the weights are not the model's.
 
     It would leave what is missing at random values. Tied weights do not count as missing.
     """
-    reshaped = [f"{name} {list(a)} for {list(b)}" for name, a, b in told["mismatched_keys"]]
-    unexpected = [name for name in told["unexpected_keys"] if not re.search(CONSTANTS, name)]
+    reshaped = [f"{name} {list(a)} for {list(b)}" for name, a, b in report["mismatched_keys"]]
+    unexpected = [name for name in report["unexpected_keys"] if not re.search(CONSTANTS, name)]
     wrong = {
-        "missing": told["missing_keys"],
+        "missing": report["missing_keys"],
         "unexpected": unexpected,
         "of another shape": reshaped,
     }
-    found = listed(wrong)
-    if found:
-        raise Rejected(f"{source}: its tensors are not those of its config ({found})")
+    summary = listed(wrong)
+    if summary:
+        raise Rejected(f"{source}: its tensors are not those of its config ({summary})")
 
 
-def listed(wrong):
+def listed(wrong: dict[str, Collection[str]]) -> str:
     """`missing: a, b; unexpected: c` of a dict of names; what has none is left out."""
     return "; ".join(f"{what}: {some(names)}" for what, names in wrong.items() if names)
 
 
-def some(names):
+def some(names: Iterable[str]) -> str:
     """The first few names, and how many there are more."""
     names = sorted(names)
     more = len(names) - NAMED
     return ", ".join(map(shown, names[:NAMED])) + (f" and {more:,} more" if more > 0 else "")
 
 
-def shown(name):
+def shown(name: str) -> str:
     """A name that comes out of a file, for a message: on one line and not too long."""
     name = name if name.isprintable() else repr(name)
     return name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
 
 
-def check_finite(named, source):
+def check_finite(named: Iterable[tuple[str, "Tensor"]], source: object) -> None:
     """Raise `Rejected` for the first of the (name, tensor) pairs that has a value not finite."""
     for name, tensor in named:
         # A sum is finite only if all are; one that overflows is looked at again.
         if tensor.is_floating_point() and not tensor.detach().sum().isfinite():
             n_odd = int((~tensor.detach().isfinite()).sum())
             if n_odd:
-                told = f"{shown(name)} has {n_odd:,} of {tensor.numel():,} NaN or infinite"
-                raise Rejected(f"{source}: its weights are not all finite: {told}")
+                wrong = f"{shown(name)} has {n_odd:,} of {tensor.numel():,} NaN or infinite"
+                raise Rejected(f"{source}: its weights are not all finite: {wrong}")
 
 
 @contextmanager
-def as_rejected(source, what, done="loaded"):
+def as_rejected(source: object, what: str, done: str = "loaded") -> Iterator[None]:
     """Whatever the libraries raise on an input that does not fit, as one line of `Rejected`."""
     try:
         yield

@@ -8,6 +8,7 @@ __all__ = [
     "done",
     "estimate",
     "loaded",
+    "own_sae",
     "preflight",
     "process",
     "setup",

@@ -13,7 +13,7 @@ anew too often, a list of files by hand would once make it too seldom."""
 
 
 @cache
-def code(method="mse") -> str:
+def code(method: str = "mse") -> str:
     """sha256 of what decides the numbers of a method; by default of the one that trains SAEs."""
     files = [path for name in PACKAGES for path in sorted((BENCH / name).glob("*.py"))]
     return digest([source(method), *(path.read_text(encoding="utf-8") for path in files)])

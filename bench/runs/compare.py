@@ -4,12 +4,16 @@ Every run has a process of its own; this one loads nothing and computes nothing.
 """
 
 import signal
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from bench.config import method
-from bench.config.request import Outcome
+from bench.config.method import Entry
+from bench.config.request import Outcome, Request
+from bench.config.spec import Spec
 from bench.errors import Fault, Locked, Lost, Rejected, RunFailed, Unavailable, Usage
 from bench.harness.signals import Interrupted
 from bench.io import locks, ranks
@@ -18,30 +22,42 @@ from bench.io.record import close_cut, digest
 from bench.runs import done, process
 from bench.runs.preflight import asks_the_hub, check_inputs, set_environment
 
+Pair = tuple[str, int]
+"""A run: its label and its seed."""
+Call = Callable[..., Any]
+"""`call(function, *arguments)` -> what the function gives, wherever it is run."""
+Cut = Callable[[], list[Path]]
+
 
 class Ended(NamedTuple):
     """What a comparison came to."""
 
-    names: set
+    names: set[str]
     """Of its runs."""
-    failed: dict
+    failed: dict[str, tuple[str, int]]
     """Of those that did not finish: name -> (how, exit code); for `raise_worst`."""
     todo: int
     """How many runs there were to do."""
 
 
-def compare(order, labels, seeds=(0,), call=None):
-    """Run the methods on the spec of `order`, once per seed; skip what is done -> `Ended`.
+def compare(
+    request: Request,
+    labels: list[str],
+    seeds: Sequence[int] = (0,),
+    call: Call | None = None,
+    prepare: Call | None = None,
+) -> Ended:
+    """Run the methods on the spec of `request`, once per seed; skip what is done -> `Ended`.
 
-    `call(function, *arguments)` runs what needs the model; by default in a process of
-    its own.
+    `call(function, *arguments)` runs what needs the model; by default in a process of its own.
+    `prepare` does so for the preparation, where that is run otherwise.
 
     Everything that can be wrong with the command is found before anything is loaded. Raises
     `Rejected` for an SAE that does not belong here, unless `force` is set, `Locked` where another
     process is at one of the runs. A run that diverged or raised is in `Ended.failed`.
     """
-    spec, sets, call = order.spec, order.sets, call or process.call
-    check_order(order, labels)
+    spec, sets, call = request.spec, request.sets, call or process.call
+    check_request(request, labels)
     if "none" not in labels:
         labels = ["none", *labels]
     wanted = [
@@ -50,48 +66,50 @@ def compare(order, labels, seeds=(0,), call=None):
         for label in labels
         if label != "none" or seed == seeds[0]  # nothing in it depends on a seed
     ]
-    if not order.fresh and (runs := done.all_of(order, wanted)):
+    if not request.fresh and (runs := done.all_of(request, wanted)):
         diverged = {r.name: ("diverged", RunFailed.code) for r in runs if r.status == "diverged"}
         return Ended({run.name for run in runs}, diverged, todo=0)
     set_environment(online=asks_the_hub(spec))  # before anything imports the libraries
     entries = {label: method.entry(label, sets) for label in labels}
     # All comparisons in a folder share their `none`.
     keys = {(k, n): lock_key(entries[k], spec, n) for k, n in wanted if k != "none"}
-    locks.check_free(order.out, {k: "{} seed {}".format(*pair) for pair, k in keys.items()})
-    with locks.held(order.out, digest(list(keys.values()))[:16], "this comparison"):
-        return run_all(order, wanted, keys, call)
+    locks.check_free(request.out, {k: "{} seed {}".format(*pair) for pair, k in keys.items()})
+    with locks.held(request.out, digest(list(keys.values()))[:16], "this comparison"):
+        return run_all(request, wanted, keys, call, prepare or call)
 
 
-def check_order(order, labels):
+def check_request(request: Request, labels: list[str]) -> None:
     """Raise what is wrong with the methods, the sources of the spec or the folder to write to."""
-    method.check_names(labels, order.sets)
-    if order.micro_batch is not None and order.micro_batch < 1:
-        raise Usage(f"--micro-batch must be at least 1, got {order.micro_batch}")
-    if order.shard_model and ranks.world() == 1:
+    method.check_names(labels, request.sets)
+    if request.micro_batch is not None and request.micro_batch < 1:
+        raise Usage(f"--micro-batch must be at least 1, got {request.micro_batch}")
+    if request.shard_model and ranks.world() == 1:
         raise Usage("--shard-model: one process has nothing to spread; start several by torchrun")
-    check_inputs(order.spec, None if ranks.rank() else order.out)
+    check_inputs(request.spec, None if ranks.rank() else request.out)
 
 
-def lock_key(entry, spec, seed):
+def lock_key(entry: Entry, spec: Spec, seed: int) -> str:
     """What the run of this method and seed is locked by: all that it is, its SAE aside."""
     return digest([entry.name, entry.settings, asdict(spec), seed])[:16]
 
 
-def run_all(order, wanted, keys, call):
+def run_all(
+    request: Request, wanted: list[Pair], keys: dict[Pair, str], call: Call, prepare: Call
+) -> Ended:
     """Every (label, seed) in turn -> `Ended`."""
     from bench.runs import worker
 
-    folder, runs = call(worker.prepare, order, wanted)
-    order, runs = replace(order, model_folder=folder), dict(zip(wanted, runs, strict=True))
+    folder, runs = prepare(worker.prepare, request, wanted)
+    request, runs = replace(request, model_folder=folder), dict(zip(wanted, runs, strict=True))
     todo = [pair for pair, (_, status) in runs.items() if not status]
-    failed = {name: (status, RunFailed.code) for name, status in runs.values() if status}
-    failed = {name: told for name, told in failed.items() if told[0] != "finished"}
+    ended = {name: status for name, status in runs.values() if status}
+    failed = {k: (end, RunFailed.code) for k, end in ended.items() if end != "finished"}
     for number, pair in enumerate(todo, start=1):
         label, seed = pair
-        path = order.out / f"{runs[pair][0]}.jsonl"
+        path = request.out / f"{runs[pair][0]}.jsonl"
         key = keys.get(pair, path.stem)
         cut = partial(list, [path])
-        _, outcome = run_one(worker.run, order, label, seed, key, cut, call)
+        _, outcome = run_one(worker.run, request, pair, key, cut, call)
         say(f"[{number}/{len(todo)}] {label} seed {seed}: {outcome.end}, {path}")
         if outcome.end != "finished":
             say(f"    {outcome.why}")
@@ -101,15 +119,18 @@ def run_all(order, wanted, keys, call):
     return Ended({name for name, _ in runs.values()}, failed, len(todo))
 
 
-def run_one(run, order, label, seed, key, cut, call=None):
-    """`run(order, label, seed)` in a process of its own -> (record's path or None, `Outcome`).
+def run_one(
+    run: Call, request: Request, pair: Pair, key: str, cut: Cut, call: Call | None = None
+) -> tuple[Path | None, Outcome]:
+    """`run(request, *pair)` in a process of its own -> (record's path or None, `Outcome`).
 
     However that process ends; `cut()` are the records that it may have left without an end. Who
     else comes with these settings finds the lock `key`; the record has one of its own.
     """
+    who = "{} seed {}".format(*pair)
     try:
-        with locks.held(order.out, f"{key}-run", f"{label} seed {seed}", wait=label == "none"):
-            path, outcome = (call or process.call)(run, order, label, seed)
+        with locks.held(request.out, f"{key}-run", who, wait=pair[0] == "none"):
+            path, outcome = (call or process.call)(run, request, *pair)
     except process.Died as fault:
         for path in cut():
             close_cut(path, {"end": "error", "reason": str(fault)})
@@ -127,11 +148,11 @@ WORST = (Locked, Unavailable, Rejected, Usage, RunFailed)
 """Of several faults the first of these kinds gives the exit code."""
 
 
-def raise_worst(failed):
+def raise_worst(failed: dict[str, tuple[str, int]]) -> None:
     """Raise for the runs that failed: name -> (how, exit code)."""
     if not failed:
         return
     codes = {code for _, code in failed.values()}
     kind = next((kind for kind in WORST if kind.code in codes), RunFailed)
-    told = ", ".join(f"{name} ({how})" for name, (how, _) in failed.items())
-    raise kind(f"{len(failed)} of the runs did not finish: {told}")
+    listed = ", ".join(f"{name} ({how})" for name, (how, _) in failed.items())
+    raise kind(f"{len(failed)} of the runs did not finish: {listed}")

@@ -1,22 +1,25 @@
 """Which runs are there already; nothing here imports torch."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from bench.config.method import source
-from bench.config.spec import MADE_HERE, as_recorded
+from bench.config.request import Request
+from bench.config.spec import MADE_HERE, Spec, as_recorded
 from bench.errors import Fault, Rejected
 from bench.harness import checkpoint
 from bench.harness.checkpoint import check_unchanged
-from bench.io.record import digest, read, read_folder
+from bench.io.record import Run, digest, read, read_folder
 from bench.loading import documents, hub, models, packages, sae_sources, saes, sparsify
 
 ENDED = ("finished", "diverged")
 """Ends that are results: such a run is not run again unless `--fresh` asks for it."""
 
 
-def status(path, header):
+def status(path: Path, header: dict[str, Any]) -> str | None:
     """How the run at `path` ended, where that is a result; None where there is more to do.
 
     `header` is the one that the run would have now; `Usage` where what it was made of has
@@ -33,13 +36,13 @@ def status(path, header):
     return run.status if run.status in ENDED else None
 
 
-def ended(path):
+def ended(path: Path) -> str | None:
     """How the run with its record at `path` ended, where that is a result; else None."""
     run = _at(path)
     return run.status if run and run.status in ENDED else None
 
 
-def _at(path):
+def _at(path: Path) -> Run | None:
     """The record at `path`; None where there is none, or it cannot be read.
 
     What can be made of such a one is seen when it is run.
@@ -50,38 +53,38 @@ def _at(path):
         return None
 
 
-def all_of(order, wanted):
+def all_of(request: Request, wanted: list[tuple[str, int]]) -> list[Run] | None:
     """The records of all `wanted` (label, seed) pairs, or None where one is missing or not sure.
 
     Quick: nothing is loaded. Raises `Usage` where what one of them was made of has changed.
     """
     try:
-        there = {_key(run.header): run for run in read_folder(order.out) if "sets" in run.header}
+        there = {_key(run.header): run for run in read_folder(request.out) if "sets" in run.header}
     except Rejected:
         return None
-    found = []
+    runs = []
     for label, seed in wanted:
         name = label.partition(":")[0]
-        sets = relevant(order.sets, name)
-        run = there.get(digest([label, sets, asdict(order.spec), seed]))
-        if run is None or not _sure(run, order.spec):
+        sets = relevant(request.sets, name)
+        run = there.get(digest([label, sets, asdict(request.spec), seed]))
+        if run is None or not _sure(run, request.spec):
             return None
-        if status(run.path, now(order.spec, name)) is None:
+        if status(run.path, now(request.spec, name)) is None:
             return None
-        found.append(run)
-    return found
+        runs.append(run)
+    return runs
 
 
-def relevant(sets, name):
+def relevant(sets: Sequence[str], name: str) -> list[str]:
     """Those of the `--set` items that are of the method of this name."""
     return [item for item in sets if item.startswith(f"{name}.")]
 
 
-def _key(header):
+def _key(header: dict[str, Any]) -> str:
     return digest([header.get("label"), header["sets"], as_recorded(header), header["seed"]])
 
 
-def _sure(run, spec):
+def _sure(run: Run, spec: Spec) -> bool:
     """Whether a run is known to be the one that is wanted, without anything being loaded."""
     header = run.header
     if any(value for field, value in header["config"].items() if field.endswith("_sha256")):
@@ -102,7 +105,7 @@ def _sure(run, spec):
         return False
 
 
-def now(spec, name):
+def now(spec: Spec, name: str) -> dict[str, Any]:
     """The fields of a header that can be told without loading; None where one cannot."""
     return {
         "method": name,
@@ -113,7 +116,7 @@ def now(spec, name):
     }
 
 
-def _model(model):
+def _model(model: str) -> str | None:
     """The model's hash, where it is a folder of the user's: packages and the hub's do not move."""
     folder = Path(model).expanduser()
     if model.startswith("package:") or hub.is_id(model) or not folder.is_dir():

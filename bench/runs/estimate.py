@@ -4,10 +4,11 @@ import torch
 
 from bench.harness.meter import timed
 from bench.harness.run import doubling
-from bench.problem.problem import Adapted
+from bench.problem.problem import Adapted, Problem
+from bench.runs.loaded import Loaded
 
 
-def seconds(loaded, n_runs, trains_sae):
+def seconds(loaded: Loaded, n_runs: int, trains_sae: bool) -> float:
     """Rough seconds for `n_runs` runs on what was loaded and, if need be, the SAE's training.
 
     Operations are counted in clean passes of a training batch: a student pass and its backward
@@ -29,7 +30,7 @@ def seconds(loaded, n_runs, trains_sae):
     return total
 
 
-def _seconds_of_clean_pass(problem):
+def _seconds_of_clean_pass(problem: Problem) -> float:
     tokens, bare = problem.train[: problem.batch_size], Adapted(saes=problem.saes)
     problem.clean(tokens, bare)
     return timed(problem.clean, tokens, bare)[1]

@@ -1,7 +1,12 @@
 """Spec -> model and text, before any SAE, with the keys that name what is cached of them."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
+
+from bench.config.spec import Spec
 from bench.errors import Rejected
 from bench.harness.provenance import clock, versions
 from bench.io import cache
@@ -14,32 +19,35 @@ from bench.problem.problem import Problem
 from bench.runs.code_hash import code
 from bench.runs.preflight import quiet_libraries
 
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
 
 @dataclass(frozen=True)
 class Loaded:
     """The model and the text of a spec, before any SAE."""
 
-    spec: object
-    bridge: object
+    spec: Spec
+    bridge: "TransformerBridge"
     text: text.Text
-    widths: tuple
+    widths: tuple[int, ...]
     """Width of each site."""
     key: str
     """What model and text depend on, hashed: names the caches."""
     model_key: str
     """What the model alone depends on, hashed."""
-    special: tuple
+    special: tuple[int, ...]
     """Ids of BOS, EOS, PAD and their like."""
-    model: dict
+    model: dict[str, str]
     """The record's `model`: family and hash."""
 
     @property
-    def recipe(self):
+    def recipe(self) -> dict[str, Any]:
         """The fields of the spec that make an own or fresh SAE what it is, at any share."""
         fields = asdict(self.spec).items()
         return {k: v for k, v in fields if k.startswith("sae_") and k != "sae_share"}
 
-    def problem(self, saes):
+    def problem(self, saes: torch.nn.ModuleList) -> Problem:
         """A `Problem` with these SAEs."""
         spec = self.spec
         return Problem(
@@ -55,14 +63,14 @@ class Loaded:
         )
 
     @property
-    def clean_folder(self):
+    def clean_folder(self) -> Path:
         """Where `cache_clean` keeps the clean side of training windows."""
         return (
             cache.root() / "clean" / digest([self.model_key, self.spec.site, self.spec.scored])[:16]
         )
 
 
-def load(spec, folder, tell=True, shard=False):
+def load(spec: Spec, folder: Path, tell: bool = True, shard: bool = False) -> Loaded:
     """Model and text of a spec -> `Loaded`; `folder` is the model's. With `shard` its blocks are
     spread over the processes."""
     quiet_libraries()
@@ -93,13 +101,13 @@ def load(spec, folder, tell=True, shard=False):
     return Loaded(spec, bridge, parts, widths, key, digest(model), special, about)
 
 
-def fields_of(spec):
+def fields_of(spec: Spec) -> dict[str, Any]:
     """The fields of a spec that model and text depend on."""
     others = ("name", "sae", "steps", "cache_clean")
     return {k: v for k, v in asdict(spec).items() if not k.startswith(others)}
 
 
-def check_vocabulary(parts, bridge):
+def check_vocabulary(parts: text.Text, bridge: "TransformerBridge") -> None:
     """Raise `Rejected` if the tokenizer has ids that the model has no embedding for."""
     rows = len(bridge.unembed.weight)
     if parts.largest >= rows:

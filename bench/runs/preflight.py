@@ -1,14 +1,17 @@
 """What can be found wrong with a command before anything is loaded."""
 
 import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 from bench.config import method
-from bench.config.spec import check_site
+from bench.config.spec import Spec, check_site
 from bench.errors import Unavailable
 from bench.loading import documents, hub, models, sae_sources, streams
 
 
-def check_inputs(spec, out=None):
+def check_inputs(spec: Spec, out: Path | None = None) -> None:
     """Raise what is wrong with the sources of the spec or the folder to write to."""
     models.check_source(spec.model, spec.weights)
     for sae in spec.saes:
@@ -18,7 +21,9 @@ def check_inputs(spec, out=None):
         check_writable(out)
 
 
-def check_model(spec, labels=(), sets=()):
+def check_model(
+    spec: Spec, labels: Iterable[str] = (), sets: Sequence[str] = ()
+) -> tuple[Path, dict[str, Any]]:
     """(folder, config) of the model, once spec and methods are seen to fit it.
 
     Fetches and converts what is not in the cache: only for a process that nothing is forked from.
@@ -41,7 +46,7 @@ def check_model(spec, labels=(), sets=()):
     return folder, config
 
 
-def fetch(spec):
+def fetch(spec: Spec) -> Path:
     """Bring what only the network has into the caches -> the model's folder."""
     folder = models.locate(spec.model, spec.weights)
     for sae in filter(sae_sources.from_hub, spec.saes):
@@ -51,14 +56,14 @@ def fetch(spec):
     return folder
 
 
-def asks_the_hub(spec):
+def asks_the_hub(spec: Spec) -> bool:
     """Whether a source of the spec is one that only the network has."""
     model = hub.is_id(spec.model) and spec.weights == "pretrained"
     saes = any(map(sae_sources.from_hub, spec.saes))
     return model or saes or spec.text in streams.STREAMS
 
 
-def check_writable(out):
+def check_writable(out: Path) -> None:
     """Make the folder and write to it, or raise `Unavailable`: before anything is loaded."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -69,7 +74,7 @@ def check_writable(out):
         raise Unavailable(f"cannot write --out {out}: {error.strerror or error}") from None
 
 
-def set_environment(online=False):
+def set_environment(online: bool = False) -> None:
     """What libraries read when they are imported: unless `online`, none may ask the hub."""
     if not online:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -77,7 +82,7 @@ def set_environment(online=False):
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 
-def quiet_libraries():
+def quiet_libraries() -> None:
     """No warnings or progress bars from the libraries under this: ours are the ones to read."""
     import logging
     import warnings

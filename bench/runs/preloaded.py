@@ -7,7 +7,7 @@ loaded or fetched: a process whose threads have worked must not be forked.
 from bench.runs.process import die_with_parent
 
 
-def preload():
+def preload() -> None:
     """Import what runs need, with the libraries' own warnings and bars off."""
     die_with_parent()  # first: a command may be ended while this imports
     from bench.runs.preflight import quiet_libraries

@@ -15,10 +15,13 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
 
 from bench.errors import Fault, RunFailed, Unavailable, out_of_memory
 from bench.harness import signals
@@ -27,6 +30,7 @@ from bench.io import clock
 from bench.io.console import flush, say, tolerate
 
 CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+Result = TypeVar("Result")
 GRACE = 30.0
 """Seconds that a process which was asked to stop may go on without an answer."""
 QUIET = 5.0
@@ -39,7 +43,7 @@ class Died(RunFailed):
     """The process ended without an answer."""
 
 
-def call(function, *arguments):
+def call(function: Callable[..., Result], *arguments: object) -> Result:
     """What the function gives in a process of its own; its fault is raised here.
 
     Function and arguments are pickled. Raises `Died` where the process was killed or left,
@@ -52,7 +56,7 @@ def call(function, *arguments):
 
 
 @contextmanager
-def together():
+def together() -> Iterator["Tasks"]:
     """A `Tasks`, all of which have ended when the block has; signals ask them all to stop."""
     tasks = Tasks()
     with handling(tasks.ask):
@@ -66,7 +70,7 @@ def together():
 class Task:
     """A function in a process of its own, from when this is made."""
 
-    def __init__(self, function, arguments):
+    def __init__(self, function: Callable[..., Any], arguments: tuple) -> None:
         self.answers, answer = CONTEXT.Pipe(duplex=False)
         flush()
         settings = (answer, dict(os.environ), function, arguments)
@@ -77,14 +81,14 @@ class Task:
         self._asked = self._active = None
         self._cpu = 0.0
 
-    def ask(self):
+    def ask(self) -> None:
         """Ask it to stop; from now on `end_if_silent` counts."""
         if self._asked is None:
             self._asked = self._active = clock.read()
         if self.process.is_alive():
             os.kill(self.process.pid, signal.SIGTERM)
 
-    def end_if_silent(self):
+    def end_if_silent(self) -> None:
         """Kill it where it was asked to stop, its grace is over, and it computes nothing."""
         if self._asked is None:
             return
@@ -96,7 +100,7 @@ class Task:
             say(f"a process did not answer for {silent:.0f} s and was killed")
             self.process.kill()
 
-    def end(self):
+    def end(self) -> None:
         """Take its answer, or that there is none, and wait until it has ended."""
         try:
             self.kind, self._value = self.answers.recv()
@@ -107,7 +111,7 @@ class Task:
         self.process.join()
         self.answers.close()
 
-    def result(self):
+    def result(self) -> Any:
         """What the function gave; its fault, or `Died`, is raised."""
         if self.kind == "died":
             raise Died(_how(self.process.exitcode))
@@ -119,10 +123,10 @@ class Task:
 class Tasks:
     """Several tasks at a time; what ends them all is a signal, and `Interrupted` is raised."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._running, self._came, self._waits_for_server = [], [], False
 
-    def start(self, function, *arguments):
+    def start(self, function: Callable[..., Any], *arguments: object) -> Task:
         """Begin a task -> the `Task`."""
         self._waits_for_server = True  # for seconds: a signal ends that wait at once
         self.check()
@@ -133,7 +137,7 @@ class Tasks:
             self._running.append(Task(function, arguments))
             return self._running[-1]
 
-    def first(self):
+    def first(self) -> Task:
         """Wait for the first of them that ends -> that `Task`."""
         task = self._next()
         if task.kind == "stopped" and not self._came:  # by a signal to that process alone
@@ -143,18 +147,18 @@ class Tasks:
         self.check()
         return task
 
-    def check(self):
+    def check(self) -> None:
         """Raise `Interrupted` where a signal has come."""
         if self._came:
             raise Interrupted(self._came[0])
 
-    def end_all(self):
+    def end_all(self) -> None:
         """Ask all that still run to stop, and wait for them."""
         self._ask_all()
         while self._running:
             self._next()
 
-    def ask(self, number, frame):
+    def ask(self, number: int, frame: FrameType | None) -> None:
         """The handler of signals: ask all to stop; the second Ctrl-C kills them."""
         self._came.append(number)
         if self._waits_for_server:
@@ -167,7 +171,7 @@ class Tasks:
             raise Interrupted(number)
         self._ask_all()
 
-    def _next(self):
+    def _next(self) -> Task:
         """The first task that ends; on the way those are killed that do not answer."""
         while not (ready := connection.wait([task.answers for task in self._running], TICK)):
             for task in self._running:
@@ -177,13 +181,13 @@ class Tasks:
         self._running.remove(task)
         return task
 
-    def _ask_all(self):
+    def _ask_all(self) -> None:
         for task in self._running:
             task.ask()
 
 
 @cache
-def server():
+def server() -> None:
     """Start the server that processes are forked from; back when it has imported everything.
 
     Signals wait in it and in what it forks, until a process listens. Raises `Unavailable` where it
@@ -203,14 +207,14 @@ def server():
         raise Unavailable(f"no process of its own can be started: {error}") from None
 
 
-def die_with_parent():
+def die_with_parent() -> None:
     """Have the kernel kill this process when the one that started it is gone (Linux)."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
-def cpu_seconds(pid):
+def cpu_seconds(pid: int) -> float:
     """Seconds of CPU that all threads of a process have taken; 0 where that is not known."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -220,7 +224,7 @@ def cpu_seconds(pid):
     return (int(fields[user]) + int(fields[system])) / os.sysconf("SC_CLK_TCK")
 
 
-def _how(code):
+def _how(code: int) -> str:
     """How a process without an answer ended, in words."""
     if code >= 0:
         return f"its process left with exit code {code}"
@@ -229,7 +233,9 @@ def _how(code):
     return f"its process was ended by {name}{memory}"
 
 
-def _work(answer, environment, function, arguments):
+def _work(
+    answer: connection.Connection, environment: dict[str, str], function: Callable, arguments: tuple
+) -> None:
     """What the new process does: the function, and the answer."""
     signals.forget()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both
@@ -241,23 +247,23 @@ def _work(answer, environment, function, arguments):
     try:
         signals.unblock()
         with signals.at_once():
-            told = ("value", function(*arguments))
+            answered = ("value", function(*arguments))
     except (signals.Stopped, Interrupted):
-        told = ("stopped", None)
+        answered = ("stopped", None)
     except Fault as fault:
-        told = ("fault", fault)
+        answered = ("fault", fault)
     except Exception as error:
-        told = ("fault", unexpected(error))
-    answer.send(told)
+        answered = ("fault", unexpected(error))
+    answer.send(answered)
 
 
-def _watch_parent():
+def _watch_parent() -> None:
     """End this process when the one that it works for is gone, which is not who forked it."""
     multiprocessing.parent_process().join()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def unexpected(error):
+def unexpected(error: Exception) -> Fault:
     """The fault that stands for an exception which nobody foresaw; its traceback is printed."""
     if out_of_memory(error):
         return Unavailable("out of memory; lower --batch-size or --seq-len")

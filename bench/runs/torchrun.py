@@ -9,11 +9,14 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
+from bench.config.request import Request
 from bench.distributed import group as parallel
 from bench.distributed.group import GO_ON, GONE
 from bench.errors import Fault, Lost, Unavailable, Usage
@@ -21,7 +24,7 @@ from bench.harness import signals
 from bench.harness.signals import Interrupted, Stopped, handling
 from bench.io import ranks
 from bench.runs import compare as alone
-from bench.runs import worker
+from bench.runs import worker  # noqa: F401  here, as it takes seconds, and later others wait
 
 PATIENCE = timedelta(seconds=30)
 """What a process may be silent for before the others take it for dead."""
@@ -31,36 +34,36 @@ GRACE = 5.0
 """Seconds for the main thread to end with a message of its own."""
 
 
-def compare(order, labels, seeds):
+def compare(request: Request, labels: list[str], seeds: Sequence[int]) -> alone.Ended | None:
     """`compare.compare` in every process of torchrun -> what it gives in the first, else None.
 
     Raises `Lost` where one of the others is gone, `Usage` for what cannot be shared.
     """
-    check(order, labels)
+    check(request, labels)
     signals.only_in_step()
     with handling(signals.ask):
-        parallel.start(order.spec.device)
+        parallel.start(request.spec.device)
         with _watching():
             if parallel.is_first():
-                return _lead(order, labels, seeds)
+                return _lead(request, labels, seeds)
             return _follow()
 
 
-def check(order, labels):
-    """Raise `Usage` for an order that several processes cannot share."""
-    alone.check_order(order, labels)
-    spec, world = order.spec, ranks.world()
+def check(request: Request, labels: list[str]) -> None:
+    """Raise `Usage` for a request that several processes cannot share."""
+    alone.check_request(request, labels)
+    spec, world = request.spec, ranks.world()
     if spec.batch_size < world:
         raise Usage(f"--batch-size {spec.batch_size}: {world} processes need a window each")
     if spec.cache_clean:
         raise Usage("--cache-clean: for one process, which pays for what it fills")
-    if not order.shard_model:
+    if not request.shard_model:
         return
     if spec.sae == "own":
         raise Usage("--shard-model: an own SAE is trained by one process; expected --sae DIR")
     if "not-special" in (spec.spliced, spec.scored):
         raise Usage("--shard-model: not with not-special positions, which a share may lack")
-    size = order.micro_batch or spec.batch_size
+    size = request.micro_batch or spec.batch_size
     if spec.batch_size % world or spec.batch_size // world % min(size, spec.batch_size // world):
         raise Usage(
             f"--shard-model: every process must pass as often: --batch-size {spec.batch_size} is "
@@ -68,35 +71,50 @@ def check(order, labels):
         )
 
 
-def _lead(order, labels, seeds):
-    together = []
+class Leader:
+    """The first process: what it does alone, and what it has every process do."""
 
-    def call(function, *arguments):
-        """Have every process do it; what is measured once and kept is done here alone."""
-        if signals.asked():
-            raise Interrupted(signal.SIGTERM)
-        if function is worker.prepare and not order.shard_model:
-            with parallel.alone():
-                return _do(function, arguments)
+    def __init__(self) -> None:
+        self.others_wait = True
+        """Whether the others are waiting for what to do next."""
+
+    def run_alone(self, function: Callable[..., Any], *arguments: object) -> Any:
+        """What the function gives here, for what is measured once and kept."""
+        _check_asked()
+        with parallel.alone():
+            return _do(function, arguments)
+
+    def run_together(self, function: Callable[..., Any], *arguments: object) -> Any:
+        """What the function gives here, while every other process runs it too."""
+        _check_asked()
         parallel.from_first((function, arguments))
-        together.append(function)
+        self.others_wait = False
         result = _do(function, arguments)
-        together.pop()
+        self.others_wait = True
         return result
 
+
+def _lead(request: Request, labels: list[str], seeds: Sequence[int]) -> alone.Ended:
+    leader = Leader()
+    prepare = leader.run_together if request.shard_model else leader.run_alone
     try:
-        return alone.compare(order, labels, seeds, call)
+        return alone.compare(request, labels, seeds, leader.run_together, prepare)
     finally:
-        if not together:  # otherwise the others are not listening: they notice that this one left
+        if leader.others_wait:  # if they do not, they notice that this one left
             parallel.from_first(None)
 
 
-def _follow():
-    while told := parallel.from_first(None):
-        _do(*told)
+def _follow() -> None:
+    while task := parallel.from_first(None):
+        _do(*task)
 
 
-def _do(function, arguments):
+def _check_asked() -> None:
+    if signals.asked():
+        raise Interrupted(signal.SIGTERM)
+
+
+def _do(function: Callable[..., Any], arguments: tuple) -> Any:
     """What the function gives. A fault of its own ends this process."""
     try:
         return function(*arguments)
@@ -105,13 +123,11 @@ def _do(function, arguments):
     except Lost:
         raise
     except Fault as fault:
-        lost = Lost(str(fault))
-        lost.code = fault.code
-        raise lost from None
+        raise Lost(str(fault), fault.code) from None
 
 
 @contextmanager
-def _watching():
+def _watching() -> Iterator[None]:
     """A thread that notices a process which is gone while this one waits for an accelerator."""
     group, over = dist.new_group(backend="gloo", timeout=PATIENCE), threading.Event()
     threading.Thread(target=_watch, args=(group, over), daemon=True).start()
@@ -121,7 +137,7 @@ def _watching():
         over.set()
 
 
-def _watch(group, over):
+def _watch(group: dist.ProcessGroup, over: threading.Event) -> None:
     while not over.wait(BEAT):
         try:
             dist.barrier(group)

@@ -5,47 +5,53 @@ from one that has imported this finds them.
 """
 
 import shutil
+from collections.abc import Iterable
 from contextlib import nullcontext
+from pathlib import Path
 
 import sae_lens  # noqa: F401
 from transformer_lens.model_bridge import TransformerBridge  # noqa: F401
 
 from bench.config import method
-from bench.config.request import Outcome, RunSettings
+from bench.config.method import Entry
+from bench.config.request import Outcome, Request, RunSettings
 from bench.distributed import group
 from bench.errors import Rejected, RunFailed
 from bench.io import locks, ranks
 from bench.io.console import in_words, say
 from bench.io.files import new_file, set_aside
-from bench.runs import done, estimate, setup
-from bench.runs.loaded import load
+from bench.runs import done, estimate, own_sae, setup
+from bench.runs.loaded import Loaded, load
 from bench.runs.preflight import check_model
+from bench.runs.setup import Bench
 
 
-def prepare(order, wanted):
+def prepare(
+    request: Request, wanted: list[tuple[str, int]]
+) -> tuple[Path, list[tuple[str, str | None]]]:
     """Fetch and load everything once, train the SAE if need be, say what is about to be run.
 
     `wanted` are (label, seed) pairs -> the model's folder, and for each the name of its run and
     its status, if it is done. Raises `Rejected` for an SAE that does not belong, `Usage` where
     what a run was made of has changed since.
     """
-    spec = order.spec
-    folder, _ = check_model(spec, dict.fromkeys(label for label, _ in wanted), order.sets)
-    loaded = load(spec, folder, shard=order.shard_model)
+    spec = request.spec
+    folder, _ = check_model(spec, dict.fromkeys(label for label, _ in wanted), request.sets)
+    loaded = load(spec, folder, shard=request.shard_model)
     mse = method.of_own_saes(spec)
     if trains_sae := has_to_train(loaded, mse):
         say(expectation(loaded, _n_trained(label for label, _ in wanted), trains_sae))
-    bench = setup.bench(loaded, mse, order.every)
+    bench = setup.bench(loaded, own_sae.folders(loaded, mse, request.every))
     if group.is_first():
-        keep_sae_record(bench, order.out)
+        keep_sae_record(bench, request.out)
     say(describe(bench))
-    check_sae(bench, order.force)
+    check_sae(bench, request.force)
     runs = []
     for label, seed in wanted:
-        entry = method.entry(label, order.sets)
+        entry = method.entry(label, request.sets)
         name = bench.name(entry, seed)
-        path = order.out / f"{name}.jsonl"
-        if order.fresh and group.is_first():
+        path = request.out / f"{name}.jsonl"
+        if request.fresh and group.is_first():
             set_aside(path)
         header = bench.header(entry, seed)
         status = done.status(path, header) if group.is_first() else None
@@ -56,39 +62,39 @@ def prepare(order, wanted):
     return folder, runs
 
 
-def has_to_train(loaded, mse):
+def has_to_train(loaded: Loaded, mse: Entry) -> bool:
     """Whether the spec's own SAE is not there yet."""
-    return loaded.spec.sae == "own" and not setup.own_folder(loaded, mse).exists()
+    return loaded.spec.sae == "own" and not own_sae.own_folder(loaded, mse).exists()
 
 
-def _n_trained(labels):
+def _n_trained(labels: Iterable[str]) -> int:
     """How many of these train anything."""
     return sum(label.partition(":")[0] != "none" for label in labels)
 
 
-def run(order, label, seed):
+def run(request: Request, label: str, seed: int) -> tuple[Path, Outcome]:
     """One run -> (its record's path, its `Outcome`)."""
     # Of several processes each builds the problem by itself, unless it takes all to pass the LM.
-    with nullcontext() if order.shard_model else group.alone():
-        loaded = load(order.spec, order.model_folder, tell=False, shard=order.shard_model)
-        mse = method.of_own_saes(order.spec)
+    with nullcontext() if request.shard_model else group.alone():
+        loaded = load(request.spec, request.model_folder, tell=False, shard=request.shard_model)
+        mse = method.of_own_saes(request.spec)
         if ranks.rank() and has_to_train(loaded, mse):
             raise Rejected("the SAE of the first process is not in this one's cache: share one")
-        bench = setup.bench(loaded, mse, order.every)
-    if order.micro_batch:
-        bench.harness.begin_with(order.micro_batch)
-    return run_on(bench, order, label, seed)
+        bench = setup.bench(loaded, own_sae.folders(loaded, mse, request.every))
+    if request.micro_batch:
+        bench.harness.begin_with(request.micro_batch)
+    return run_on(bench, request, label, seed)
 
 
-def run_on(bench, order, label, seed):
+def run_on(bench: Bench, request: Request, label: str, seed: int) -> tuple[Path, Outcome]:
     """One run on what is loaded -> (its record's path, its `Outcome`)."""
-    entry = method.entry(label, order.sets)
+    entry = method.entry(label, request.sets)
     name = bench.name(entry, seed)
-    path = order.out / f"{name}.jsonl"
-    header = bench.header(entry, seed, order.sets)
-    steps, every = order.spec.steps, order.every
+    path = request.out / f"{name}.jsonl"
+    header = bench.header(entry, seed, request.sets)
+    steps, every = request.spec.steps, request.every
     # All comparisons in a folder share their `none`, which takes no time: that is waited for.
-    lock = locks.held(order.out, name, f"{label} seed {seed}", wait=entry.name == "none")
+    lock = locks.held(request.out, name, f"{label} seed {seed}", wait=entry.name == "none")
     with lock if group.is_first() else nullcontext():
         group.check_same(name, "run (model, text, SAE)")
         # Another call may have done it meanwhile.
@@ -100,7 +106,7 @@ def run_on(bench, order, label, seed):
         return path, bench.harness.run(settings)
 
 
-def check_sae(bench, force):
+def check_sae(bench: Bench, force: bool) -> None:
     """Raise `Rejected`, unless forced, where the SAE cannot belong at this site."""
     if not bench.doubts:
         return
@@ -109,7 +115,7 @@ def check_sae(bench, force):
     say("forced: " + "; ".join(bench.doubts))
 
 
-def expectation(loaded, n_runs, trains_sae):
+def expectation(loaded: Loaded, n_runs: int, trains_sae: bool) -> str:
     """What is about to be run and how long that takes here, roughly."""
     spec = loaded.spec
     took = estimate.seconds(loaded, n_runs, trains_sae)
@@ -120,7 +126,7 @@ def expectation(loaded, n_runs, trains_sae):
     )
 
 
-def describe(bench):
+def describe(bench: Bench) -> str:
     """What is being measured, in two lines."""
     spec, measured, sae = bench.spec, bench.measured, bench.sae
     gap = measured["ce_spliced"] - measured["ce_clean"]
@@ -138,7 +144,7 @@ def describe(bench):
     )
 
 
-def keep_sae_record(bench, out):
+def keep_sae_record(bench: Bench, out: Path) -> None:
     """Copy the record of the SAE's training beside the runs that use it."""
     source, target = bench.sae_record, out / bench.sae_record.name if bench.sae_record else None
     if not source or not source.exists():

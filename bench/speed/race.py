@@ -22,14 +22,14 @@ class Ours:
         from bench.harness.meter import Meter
         from bench.loading import saes
         from bench.problem.batches import Batches
-        from bench.runs import setup
+        from bench.runs import own_sae
         from bench.runs.loaded import load
 
         loaded = load(spec, Path(folder))
         self.spec, self.device = spec, loaded.bridge.unembed.weight.device
         self.model_type = loaded.model["type"]
         self.entry = method.entry(label, sets)
-        folders = setup.sae_folders(loaded, method.of_own_saes(spec))
+        folders = own_sae.folders(loaded, method.of_own_saes(spec))
         (self.sae_folder,) = folders
         self.problem = loaded.problem(saes.load_all(folders, loaded.widths, spec.device))
         self.meter, self.memory, self.steps = Meter(self.problem.bridge), Memory(), steps
