@@ -155,7 +155,7 @@ PLANTED = [
     (of_others, "bench/harness/drive.py", "from methods import lora"),
     (behind_a_face, "bench/runs/setup.py", "from bench.loading.tokens import Packed"),
     (behind_a_face, "bench/runs/setup.py", "from bench.loading import tokens"),
-    (behind_a_face, "methods/lora.py", "from bench.problem.products import forward"),
+    (behind_a_face, "methods/lora.py", "from bench.loading.tokens import Packed"),
     (methods_reach, "methods/lora.py", "from bench.harness.meter import Meter"),
     (methods_reach, "methods/lora.py", "import bench.io.clock"),
     (analysis_reaches, "analysis/report.py", "from bench.problem import Adapted"),

@@ -16,7 +16,7 @@ from bench.errors import Rejected, Unavailable
 from bench.harness.evaluate import predictions
 from bench.io.record import read
 from bench.loading import hub, models, sae_metadata, sae_sources, sparsify, streams, weights
-from bench.problem.losses import cross_entropy
+from bench.problem.losses import evaluate
 from bench.problem.objectives import flat
 from bench.problem.problem import Adapted, Problem
 from tests.helpers import tiny
@@ -166,7 +166,7 @@ def test_centring_changes_the_residual_and_nothing_else():
     clean = problem.clean(tokens, Adapted(saes=problem.saes))
     assert clean.sites[0].mean(-1).abs().max() < 1e-5
     rows, targets = predictions(problem, tokens)
-    ours = cross_entropy(flat(clean.final)[rows], targets, problem.head)
+    ours, _ = evaluate(flat(clean.final)[rows], targets, problem.head)
     theirs = -flat(expected)[rows].gather(-1, targets[:, None]).squeeze(-1)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
