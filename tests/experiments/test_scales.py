@@ -80,7 +80,8 @@ def test_no_file_of_results_is_read_on_import():
     watch = (
         "import sys\nopened = []\n"
         "sys.addaudithook(lambda event, given: event == 'open' and opened.append(str(given[0])))\n"
-        "import bench.cli.commands, bench.experiments.plans, bench.runs.setup, results.gpu.run\n"
+        "import bench.cli.commands, bench.experiments.plans, bench.runs.setup\n"
+        "import bench.experiments.sweep\n"
         "print(*opened, sep='\\n')"
     )
     python = [sys.executable, "-c", watch]
