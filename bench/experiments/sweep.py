@@ -53,10 +53,11 @@ class Sweep:
             self.changes["steps"] //= 80
 
     def words(self) -> list[str]:
-        """What follows `bench compare` on the command line."""
+        """What follows `bench compare` on the command line, in the checkout."""
         flags = flags_of(SCALES[self.scale]().spec, self.changes)
         labels = [label for tried in self.grid.values() for label in tried]
-        return [*flags, "--methods", ",".join(labels), "--out", str(self.out)]
+        out = self.out.relative_to(self.file.parents[2])  # a record may say so
+        return [*flags, "--methods", ",".join(labels), "--out", str(out)]
 
     def choose(self) -> None:
         """Write down the best setting of each role that has none yet.

@@ -180,9 +180,9 @@ def test_the_list_is_complete(listed):
 def test_the_words_of_a_sweep_can_be_typed(scale, kind, capsys):
     assert sweep.main(["words", scale, kind]) == 0
     given = parser().parse_args(["compare", *shlex.split(capsys.readouterr().out)])
-    assert (
-        given.out.endswith(f"sweep-{kind}-{scale}") and given.sae == ("fresh", None)[kind != "sae"]
-    )
+    here = "runs/rehearsal" if scale.startswith("rehearsal") else "results/gpu"
+    assert given.out == f"{here}/sweep-{kind}-{scale}"
+    assert given.sae == ("fresh" if kind == "sae" else None)
     assert len(given.methods.split(",")) == sum(map(len, sweep.Sweep(scale, kind).grid.values()))
     assert scale.startswith("rehearsal") == (given.steps < 10)
 
