@@ -85,10 +85,3 @@ def experiments(folder: Path) -> list[Path]:
             found.append(Path(here))
         folders[:] = sorted(name for name in folders if name not in states and name[0] != ".")
     return found
-
-
-def is_drawn(folder: Path) -> bool:
-    """Whether the table in a folder of records is as young as they are."""
-    tables = [folder / "table.txt", folder / "experiments.txt"]
-    changed = max(path.stat().st_mtime_ns for path in folder.glob("*.jsonl"))
-    return any(path.exists() and path.stat().st_mtime_ns >= changed for path in tables)
