@@ -7,6 +7,7 @@ and `splicebench.json`, which says what belongs together: SAE, site, positions, 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from bench.config.spec import sources
 from bench.errors import Rejected, Usage
@@ -111,10 +112,15 @@ def copy_sae(source, target, model_name):
     """A SAELens folder without what the suite keeps beside it, the model by its public name."""
     target.mkdir(exist_ok=True)
     shutil.copy(source / saes.WEIGHTS, target / saes.WEIGHTS)
-    config = saes.read_config(source)
+    config = renamed(saes.read_config(source), model_name)
+    (target / "cfg.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def renamed(config: dict[str, Any], model_name: str) -> dict[str, Any]:
+    """An SAE's config in which the model, where one is named, has this name."""
     if (config.get("metadata") or {}).get("model_name"):
         config["metadata"]["model_name"] = model_name
-    (target / "cfg.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    return config
 
 
 def base_model(spec):
