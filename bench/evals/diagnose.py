@@ -36,9 +36,9 @@ def statistics(problem: Problem, index: int, held_out: HeldOut) -> dict[str, flo
     for part in parts(held_out.tokens):
         tokens = held_out.tokens[part]
         clean = problem.sites(tokens, known=held_out.entry[part])
-        given = flat(clean.sites[index])[problem.rows(tokens, problem.spliced)].float()
-        cosines.append(torch.cosine_similarity(given, gauge(given), dim=-1))
-        alive = alive + sae.encode(given).count_nonzero(0)
+        values = flat(clean.sites[index])[problem.rows(tokens, problem.spliced)].float()
+        cosines.append(torch.cosine_similarity(values, gauge(values), dim=-1))
+        alive = alive + sae.encode(values).count_nonzero(0)
     return {
         "fvu": gauge.fvu,
         "cosine": torch.cat(cosines).mean().item(),

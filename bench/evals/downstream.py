@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bench.config.spec import Spec
 from bench.errors import Rejected, Unavailable, Usage, out_of_memory, reason
 from bench.evals.measures import about
-from bench.export import export, reload
+from bench.export import artefacts, reload
 from bench.io import console
 from bench.io.console import say
 from bench.io.files import new_text
@@ -58,15 +58,15 @@ def downstream(
         raise Usage(f"--limit must be at least 1, got {limit}")
     if include_path and not Path(include_path).is_dir():
         raise Usage(f"--include-path {include_path}: expected a folder of lm-eval tasks")
-    run, tasks = export.finished(run), list(dict.fromkeys(tasks))
+    run, tasks = artefacts.finished(run), list(dict.fromkeys(tasks))
     spec = reload.spec_of(run)
     if spec.weights == "random":
         raise Usage(f"{run.path}: the model's weights are random, no score means anything")
     # The name has eight hex digits of what makes it the same evaluation.
-    asked = {"lm_eval": version("lm_eval"), "tasks": tasks, "limit": limit}
-    name = f"downstream-{digest({'of': run.name, **asked})[:8]}.json"
+    request = {"lm_eval": version("lm_eval"), "tasks": tasks, "limit": limit}
+    name = f"downstream-{digest({'of': run.name, **request})[:8]}.json"
     path = Path(to) if to else run.path.with_name(name)
-    record = {**about("downstream", run), **asked}
+    record = {**about("downstream", run), **request}
     manager = task_manager(str(include_path) if include_path else None)
     record |= evaluate(run, spec, load(tasks, manager), limit, manager)
     new_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")

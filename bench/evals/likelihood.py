@@ -83,14 +83,14 @@ class WindowLM(TemplateLM):
         answers = [(0.0, True)] * len(requests)  # as it stays for an empty continuation
         for batch in console.bar(batches(windows, self._device), desc="windows"):
             finals = self._finals(torch.tensor(batch, device=self._device))
-            asked = [
+            pieces = [
                 (number, ids, final[len(final) - len(ids) :])
                 for window, final in zip(batch, finals, strict=True)
                 for number, ids in windows[window]
             ]
-            numbers, continuations, states = zip(*asked, strict=True)
-            found = self._answers(continuations, states)
-            for number, answer in zip(numbers, found, strict=True):
+            numbers, continuations, states = zip(*pieces, strict=True)
+            scores = self._answers(continuations, states)
+            for number, answer in zip(numbers, scores, strict=True):
                 answers[number] = answer
         return answers
 

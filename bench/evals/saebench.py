@@ -22,7 +22,7 @@ from torch import Tensor
 from bench.config.spec import Spec
 from bench.errors import Usage
 from bench.evals.measures import Variant, hold_out, without
-from bench.export import export, reload
+from bench.export import artefacts, export, reload
 from bench.harness.evaluate import finals_of, parts
 from bench.harness.provenance import provenance
 from bench.io import clock
@@ -46,7 +46,7 @@ def core(run: str | Path, to: str | Path) -> dict[str, Any]:
 
     Raises `Usage` where the run has several SAEs or a model of random weights.
     """
-    run = export.finished(run)
+    run = artefacts.finished(run)
     spec = reload.spec_of(run)
     if len(spec.sites) > 1:
         raise Usage(f"{run.path}: SAEBench evaluates one SAE, the run has {len(spec.sites)}")
@@ -56,7 +56,7 @@ def core(run: str | Path, to: str | Path) -> dict[str, Any]:
     problem, adapted = reload.restore(run.path)
     windows = reload.validation(run, problem)
     source = spec.sae.split(":")
-    released = source[0] == "saelens" and len(source) == 3 and not export.trained_saes(run)
+    released = source[0] == "saelens" and len(source) == 3 and not artefacts.trained_saes(run)
     model = export.base_model({"model": spec.model})
     evaluation = {
         "eval_type_id": "core",
@@ -155,8 +155,8 @@ class Reading:
 
     def __call__(self, activations: Float[Tensor, "tokens d_site"]) -> Tensor:
         latents = self.sae.encode(activations)
-        made = self.sae.decode(latents)
-        x, y = activations.double(), made.double()
+        output = self.sae.decode(latents)
+        x, y = activations.double(), output.double()
         size, errors = x.norm(dim=-1), (x - y).square().sum(-1)
         by_token = {
             "norm_in": size,
@@ -175,7 +175,7 @@ class Reading:
         self.n += len(x)
         self.sum = self.sum + x.sum(0)
         self.fired = self.fired + latents.count_nonzero(0)
-        return made
+        return output
 
     def groups(self) -> Groups:
         """The groups of metrics that are the SAE's own."""
