@@ -81,17 +81,27 @@ class Variant:
         )
 
 
+def variants(problem: Problem, adapted: Adapted) -> dict[str, Variant]:
+    """The models that are compared: clean, spliced, adapted, and adapted without the SAEs."""
+    bare, nothing = Adapted(saes=problem.saes), without(problem)
+    return {
+        "clean": Variant(bare, nothing),
+        "spliced": Variant(bare),
+        "adapted": Variant(adapted),
+        "without_sae": Variant(adapted, nothing),
+    }
+
+
 def token_loss(problem: Problem, held_out: HeldOut, adapted: Adapted) -> dict[str, Any]:
     """How the loss of each token changes from the spliced to the adapted model.
 
     Counts of tokens by the size of the change, in bins between `edges` (nats): those that
     get better and those that get worse; `below` and `above` lie outside the bins.
     """
-    bare = Adapted(saes=problem.saes)
-    clean, _ = by_token(problem, held_out, bare, without(problem))
-    spliced, _ = by_token(problem, held_out, bare)
-    trained, _ = by_token(problem, held_out, adapted)
-    change = (trained - spliced).double().cpu()
+    models = variants(problem, adapted)
+    names = ("clean", "spliced", "adapted")
+    losses = {name: models[name].losses(problem, held_out)[0] for name in names}
+    change = (losses["adapted"] - losses["spliced"]).double().cpu()
     return {
         "edges": EDGES,
         "improved": _counts(-change),
@@ -101,9 +111,7 @@ def token_loss(problem: Problem, held_out: HeldOut, adapted: Adapted) -> dict[st
         "n_degraded": int((change > 0).sum()),
         "below": int((change.abs() < EDGES[0]).sum()),
         "above": int((change.abs() > EDGES[-1]).sum()),
-        "ce_clean": clean.double().mean().item(),
-        "ce_spliced": spliced.double().mean().item(),
-        "ce_adapted": trained.double().mean().item(),
+        **{f"ce_{name}": values.double().mean().item() for name, values in losses.items()},
     }
 
 
@@ -120,16 +128,15 @@ def distance(problem: Problem, held_out: HeldOut, adapted: Adapted) -> dict[str,
     `difference` is adapted minus spliced, with its standard error over documents.
     """
     layers = list(range(max(problem.site_start - 1, 0), problem.n_blocks))
-    bare = Adapted(saes=problem.saes)
-    models = {"spliced": bare, "adapted": adapted}
-    apart = {name: [] for name in models}  # [document][layer, (l2, cosine)]
+    models = variants(problem, adapted)
+    apart = {"spliced": [], "adapted": []}  # [document][layer, (l2, cosine)]
     for document in console.bar(dict.fromkeys(held_out.documents), desc="distances"):
         rows = [n for n, name in enumerate(held_out.documents) if name == document]
         part = replace(held_out, tokens=held_out.tokens[rows], entry=held_out.entry[rows])
-        clean = residuals(problem, part, bare, layers, without(problem))
-        for name, model in models.items():
-            pairs = zip(residuals(problem, part, model, layers), clean, strict=True)
-            apart[name].append([_apart(*pair) for pair in pairs])
+        clean = residuals(problem, part, models["clean"], layers)
+        for name, documents in apart.items():
+            pairs = zip(residuals(problem, part, models[name], layers), clean, strict=True)
+            documents.append([_apart(*pair) for pair in pairs])
     by_name = {name: torch.tensor(values).double() for name, values in apart.items()}
     change = by_name["adapted"] - by_name["spliced"]
     error = change.std(0) / math.sqrt(len(change))
@@ -146,11 +153,7 @@ def _columns(values, suffix=""):
 
 @torch.no_grad()
 def residuals(
-    problem: Problem,
-    held_out: HeldOut,
-    adapted: Adapted,
-    layers: list[int],
-    replace_sites: list[Callable[[Tensor], Tensor]] | None = None,
+    problem: Problem, held_out: HeldOut, variant: Variant, layers: list[int]
 ) -> list[Float[Tensor, "tokens d_model"]]:
     """The output of each of these blocks at the scored positions."""
     kept = {layer: [] for layer in layers}
@@ -158,8 +161,8 @@ def residuals(
     def keep(layer):
         return f"blocks.{layer}.hook_out", lambda value, hook: kept[layer].append(value)
 
-    watched = replace(adapted, hooks=[*adapted.hooks, *map(keep, layers)])
-    finals_of(problem, held_out, watched, replace_sites)
+    watched = replace(variant.adapted, hooks=[*variant.adapted.hooks, *map(keep, layers)])
+    finals_of(problem, held_out, watched, variant.replace_sites)
     rows = problem.rows(held_out.tokens, problem.scored)
     return [flat(torch.cat(kept[layer]))[rows] for layer in layers]
 
@@ -171,17 +174,10 @@ def _apart(values, clean):
 
 
 def no_sae(problem: Problem, held_out: HeldOut, adapted: Adapted) -> dict[str, list[float]]:
-    """CE by document: clean, spliced, adapted, and adapted with the SAEs taken out again."""
-    bare = Adapted(saes=problem.saes)
-    models = {
-        "ce_clean": Variant(bare, without(problem)),
-        "ce_spliced": Variant(bare),
-        "ce_adapted": Variant(adapted),
-        "ce_without_sae": Variant(adapted, without(problem)),
-    }
+    """CE by document: clean, spliced, adapted, and adapted without the SAEs."""
     return {
-        name: per_document(variant.losses(problem, held_out)[0], problem, held_out)
-        for name, variant in models.items()
+        f"ce_{name}": per_document(variant.losses(problem, held_out)[0], problem, held_out)
+        for name, variant in variants(problem, adapted).items()
     }
 
 

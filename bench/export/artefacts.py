@@ -30,14 +30,14 @@ def trained_saes(run: Run) -> list[Path]:
 def lent_saes(run: Run) -> list[Path]:
     """The folders of a run's frozen SAEs, or [] where one is on the hub or not as it was."""
     sae, n_sites = run.header["sae"], len(run.header["spec"]["site"].split("+"))
-    given = sources(sae["source"], n_sites)
-    if any(map(sae_sources.from_hub, given)):
+    origins = sources(sae["source"], n_sites)
+    if any(map(sae_sources.from_hub, origins)):
         return []
     cached = sae.get("cached") or []
     cached = [cached] if isinstance(cached, str) else cached  # in older records
     if cached and all(cached):
         places = [cache.root() / path for path in cached]
     else:
-        places = [Path(source) for source in given]
+        places = [Path(source) for source in origins]
     whole = all((place / saes.WEIGHTS).is_file() for place in places)
     return places if whole and saes.sha256_of(places) == sae["sha256"] else []

@@ -49,7 +49,7 @@ def export_to(run: Run, folder: Path, closed: str) -> None:
 def write(
     run: Run, pairs: peft_format.Pairs, own_saes: list[Path], folder: Path, closed: str
 ) -> None:
-    """Everything that is exported, into a new folder: adapters and the SAEs that are not hub's."""
+    """The adapter, copies of `own_saes` (those that are not the hub's), the sidecar, the card."""
     if pairs:
         write_adapter(run, pairs, folder)
     places = [f"sae-{index}" for index in range(len(own_saes))]

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,10 +144,11 @@ def _adapted(run, problem, spec):
     """What the run's method yields first, with what it had trained at the end."""
     from safetensors.torch import load_file
 
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in run.header["config"].items()}
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in run.header["config"].items()}
+    if "init" in config:
+        config["init"] = ""  # what it ended with is in its own folder
     module = method.entry(run.header["method"]).module
-    start = {"init": ""} if "init" in given else {}  # what it ended with is in its own folder
-    adapted = next(module.train(problem, [], module.Config(**{**given, **start})))
+    adapted = next(module.train(problem, [], module.Config(**config)))
     path = run.path.with_suffix("") / "state.safetensors"
     state = load_file(path) if path.is_file() else {}
     for name, part in adapted.state.items():
@@ -173,18 +175,15 @@ def _attach(problem, own, adapters):
     """Put SAEs and adapters onto the hook points for good."""
     seen = {}
 
-    def remember(value, hook):
-        seen["tokens"] = value
-
-    def spliced(sae):
+    def splicing(sae):
         def replace(value, hook):
             rows = problem.rows(seen["tokens"], problem.spliced)
-            return splice(lambda tokens: reconstruction(sae, tokens), rows)(value, hook)
+            return splice(partial(reconstruction, sae), rows)(value, hook)
 
         return replace
 
-    problem.points["embed.hook_in"].add_hook(remember)
+    remember = ("embed.hook_in", lambda value, hook: seen.update(tokens=value))
     sites = problem.site_names[: len(own)]
-    splices = [(name, spliced(sae)) for name, sae in zip(sites, own, strict=True)]
-    for name, function in [*splices, *adapters]:
+    splices = zip(sites, map(splicing, own), strict=True)
+    for name, function in [remember, *splices, *adapters]:
         problem.points[name].add_hook(function)
