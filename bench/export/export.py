@@ -42,25 +42,19 @@ def export_to(run: Run, folder: Path, closed: str) -> None:
     pairs, trained = pairs_of(run), trained_saes(run)
     if not pairs and not trained:
         raise Usage(f"{run.path}: the run trained neither adapters nor an SAE, nothing to export")
-    with os_errors(folder), new_folder(folder, replace_empty=True) as temporary:
-        write(run, pairs, trained or lent_saes(run), temporary, closed)
-
-
-def write(
-    run: Run, pairs: peft_format.Pairs, own_saes: list[Path], folder: Path, closed: str
-) -> None:
-    """The adapter, copies of `own_saes` (those that are not the hub's), the sidecar, the card."""
-    if pairs:
-        write_adapter(run, pairs, folder)
+    own_saes = trained or lent_saes(run)
     places = [f"sae-{index}" for index in range(len(own_saes))]
     if len(own_saes) == 1:
         places = ["sae" if pairs else "."]
-    for sae, place in zip(own_saes, places, strict=True):
-        copy_sae(sae, folder / place, base_model(run.header["spec"]))
+    with os_errors(folder), new_folder(folder, replace_empty=True) as temporary:
+        if pairs:
+            write_adapter(run, pairs, temporary)
+        for sae, place in zip(own_saes, places, strict=True):
+            copy_sae(sae, temporary / place, base_model(run.header["spec"]))
+        write_sidecar(run, temporary, places)
+        (temporary / "README.md").write_text(card(run, bool(pairs), closed), encoding="utf-8")
     if not own_saes:
         say(f"the SAE '{run.header['sae']['source']}' is not copied: {SIDECAR} names it")
-    write_sidecar(run, folder, places)
-    (folder / "README.md").write_text(card(run, bool(pairs), closed), encoding="utf-8")
 
 
 def pairs_of(run: Run) -> peft_format.Pairs:
