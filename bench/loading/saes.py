@@ -95,7 +95,7 @@ def load(folder: Path, d_in: int, device: str = "cpu") -> "SAE":
     if width != d_in:
         raise Rejected(f"SAE {folder.name}: d_in {width}, the model's site has width {d_in}")
     check_there(folder)
-    weights.check_safetensors(folder / WEIGHTS)
+    weights.names_in(folder / WEIGHTS)
     try:
         sae = SAE.load_from_disk(folder, device=devices.own(device), dtype="float32")
     except RuntimeError as error:

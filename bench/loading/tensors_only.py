@@ -13,8 +13,6 @@ from bench.errors import Rejected, Unavailable, out_of_memory
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".npy", ".npz")
 """What files of torch, pickle and numpy are called."""
 CONVERT = "only tensors are accepted: convert it to safetensors where you trust it"
-NAMED = 5
-"""So many names of a file are told."""
 FORCE, FORCE_NO = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
@@ -34,8 +32,7 @@ def load(path: Path) -> Any:
         raise Unavailable(f"{path}: cannot be read ({error.strerror or error})") from None
     whole = zipped and zipfile.is_zipfile(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             # Mapped: no more is read of it than is used.
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=whole)
     except Exception as error:  # of any kind: it is a stranger's file that is refused
@@ -56,13 +53,12 @@ def _needs(path: Path, error: Exception) -> str:
         names = re.findall(r"GLOBAL ([\w.]+)", str(error))
     names = sorted(name for name in set(names) if re.fullmatch(r"[\w.]+", name))
     if names:
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        return f" needs {', '.join(names[:NAMED])}{more}; {CONVERT}"
+        return f" needs {', '.join(names[:5])}; {CONVERT}"
     return f" is no torch file, or holds code, or is corrupt; {CONVERT}"
 
 
 def refuse(path: Path, expected: str) -> NoReturn:
-    """Raise `Rejected` for a file that was given where `expected` should be, saying what it is."""
+    """Raise `Rejected` for a file that stands where `expected` should be, saying what it is."""
     if path.suffix not in SUFFIXES:
         raise Rejected(f"{path} is a file, expected {expected}")
     load(path)

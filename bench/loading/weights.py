@@ -38,7 +38,7 @@ def load(folder: Path, settings: dict[str, Any]) -> "PreTrainedModel":
         folder,
         local_files_only=True,
         trust_remote_code=False,
-        ignore_mismatched_sizes=True,  # they are told below
+        ignore_mismatched_sizes=True,  # they are named below
         output_loading_info=True,
         **settings,
     )
@@ -65,11 +65,10 @@ def check_files(folder: Path) -> None:
 
     Torch's files are looked at only where transformers would read them.
     """
-    paths = sorted(folder.glob("model*.safetensors"))
-    for path in paths:
-        check_safetensors(path)
+    for path in sorted(folder.glob("model*.safetensors")):
+        names_in(path)
     if (folder / INDEX).is_file():
-        _check_index(folder / INDEX, "model*.safetensors", _names)
+        _check_index(folder / INDEX, "model*.safetensors", names_in)
     elif (folder / WHOLE).is_file():
         for path in folder.glob("model-*-of-*.safetensors"):
             raise Rejected(f"{folder}: {path.name} is there beside {WHOLE}, and no index names it")
@@ -85,22 +84,17 @@ def _check_index(index: Path, pattern: str, names: Callable[[Path], Iterable[str
 
     `names(path)` gives the names in a file. transformers takes a tensor from whatever file has it.
     """
-    folder, places = index.parent, _places(index)
-    files, named = {path.name for path in folder.glob(pattern)}, set(places.values())
-    for name in sorted(files - named):
-        raise Rejected(f"{folder}: {shown(name)} is there, the index does not name it")
-    for name in sorted(named):
-        if not (folder / name).is_file():
-            raise Rejected(f"{folder}: {shown(name)} is not there, the index names it")
-    holders = {}
-    for file in sorted(named):
-        for name in names(folder / file):
+    folder, places, holders = index.parent, _places(index), {}
+    for file in {path.name for path in folder.glob(pattern)} | set(places.values()):
+        for name in names(folder / file) if (folder / file).is_file() else ():
             holders.setdefault(name, []).append(file)
     for name in sorted(holders.keys() | places.keys()):
-        has, says = holders.get(name, []), places.get(name)
+        has, says = sorted(holders.get(name, [])), places.get(name)
         if has != [says]:
             there, said = " and ".join(has) or "no file", says or "nothing of it"
-            raise Rejected(f"{folder}: {shown(name)} is in {there}, the index says {said}")
+            raise Rejected(
+                f"{folder}: {shown(name)} is in {shown(there)}, the index says {shown(said)}"
+            )
 
 
 def _places(index: Path) -> dict[str, str]:
@@ -119,21 +113,13 @@ def _places(index: Path) -> dict[str, str]:
     return places
 
 
-def _names(path: Path) -> list[str]:
-    """The names of the tensors in a .safetensors file."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return list(file.keys())
-
-
-def check_safetensors(path: Path) -> None:
-    """Raise `Rejected` for a .safetensors file that is torn or is none."""
+def names_in(path: Path) -> list[str]:
+    """The names of the tensors in a .safetensors file; `Rejected` where it is torn or is none."""
     from safetensors import safe_open
 
     try:
-        with safe_open(path, framework="pt"):
-            pass
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
     except Exception as error:  # whatever safetensors raises
         wrong = f"truncated, or not a safetensors file: {reason(error)}"
         raise Rejected(f"{path}: {wrong} (has {path.stat().st_size:,} bytes)") from None
@@ -151,9 +137,8 @@ def check_complete(report: dict[str, Any], source: Path) -> None:
         "unexpected": unexpected,
         "of another shape": reshaped,
     }
-    summary = listed(wrong)
-    if summary:
-        raise Rejected(f"{source}: its tensors are not those of its config ({summary})")
+    if any(wrong.values()):
+        raise Rejected(f"{source}: its tensors are not those of its config ({listed(wrong)})")
 
 
 def listed(wrong: dict[str, Collection[str]]) -> str:

@@ -256,8 +256,8 @@ def test_a_field_that_is_not_understood_is_refused_by_name(field, value, tmp_pat
     ("changes", "line"),
     [
         ({"peft_type": "ADALORA"}, "peft_type is 'ADALORA', expected 'LORA'"),
-        ({"rank_pattern": {"attn.c_attn": 12}}, "rank_pattern and alpha_pattern, expected both"),
-        ({"alpha_pattern": {"attn.c_attn": 18.0}}, "rank_pattern and alpha_pattern, expected both"),
+        ({"rank_pattern": {"attn.c_attn": 12}}, "for all, has rank_pattern and alpha_pattern"),
+        ({"alpha_pattern": {"attn.c_attn": 18.0}}, "for all, has rank_pattern and alpha_pattern"),
         ({"target_modules": None}, "no target_modules"),
         ({"r": "many"}, "not the config of a LoRA adapter"),
     ],
