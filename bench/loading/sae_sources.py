@@ -4,18 +4,19 @@
 comes from the hub, or from sparsify, is converted once and cached.
 """
 
-import hashlib
 import importlib.util
 from collections.abc import Collection
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from bench.config.spec import MADE_HERE
 from bench.errors import Rejected, Unavailable, Usage, reason, unknown
-from bench.io import cache
+from bench.io import cache, hashes
 from bench.io.console import say
 from bench.io.files import new_folder
+from bench.io.record import digest
 from bench.loading import hub, saes, sparsify, tensors_only
 
 FOLDER = f"a folder with cfg.json and {saes.WEIGHTS}, as SAELens saves it"
@@ -32,14 +33,13 @@ def check_source(sae: str) -> None:
             hub.reach(repository)
         return
     path = Path(sae).expanduser()
-    if path.is_file():
-        tensors_only.refuse(path, FOLDER)
-    there, foreign = (path / "cfg.json").is_file(), tensors_only.first_in(path)
-    if there and any((path / name).is_file() for name in (saes.WEIGHTS, sparsify.WEIGHTS)):
+    has_config = (path / "cfg.json").is_file()
+    if has_config and any((path / name).is_file() for name in (saes.WEIGHTS, sparsify.WEIGHTS)):
         return
+    foreign = path if path.is_file() else tensors_only.first_in(path)
     if foreign:
         tensors_only.refuse(foreign, FOLDER)
-    if not there:
+    if not has_config:
         raise Usage(f"no SAE at '{sae}': {EXPECTED}")
     saes.check_there(path)
 
@@ -56,10 +56,8 @@ def locate(sae: str) -> Path:
     folder = Path(sae).expanduser()
     if not sparsify.is_folder(folder):
         return folder
-    read = hashlib.sha256((folder / "cfg.json").read_bytes())
-    with (folder / sparsify.WEIGHTS).open("rb") as file:
-        read.update(hashlib.file_digest(file, "sha256").digest())
-    target = cache.root() / "saes" / f"sparsify-{read.hexdigest()[:16]}" / folder.name
+    content = [hashes.of_file(folder / name) for name in ("cfg.json", sparsify.WEIGHTS)]
+    target = cache.root() / "saes" / f"sparsify-{digest(content)[:16]}" / folder.name
     if not target.exists():
         with new_folder(target) as temporary:
             sparsify.convert(folder, temporary, folder.name)
@@ -76,10 +74,10 @@ def split(sae: str) -> tuple[str, str, str]:
         return which, name, part
     releases = _releases()
     if name not in releases:
-        raise unknown("SAELens release", name, _near(name, releases))
+        raise _unknown("SAELens release", name, releases)
     known = [entry["id"] for entry in releases[name]["saes"]]
     if part not in known:
-        raise unknown(f"SAE of {name}", part, _near(part, known))
+        raise _unknown(f"SAE of {name}", part, known)
     return which, releases[name]["repo_id"], part
 
 
@@ -100,13 +98,9 @@ def expected_l0(sae: str) -> float | None:
     return next((e.get("l0") for e in _releases()[release]["saes"] if e["id"] == part), None)
 
 
-def _near(name: str, choices: Collection[str]) -> list[str]:
-    """A few of many choices: those that share a beginning with `name`."""
-    for length in range(len(name), 0, -1):
-        near = [choice for choice in choices if choice.startswith(name[:length])]
-        if near:
-            return near[:8]
-    return list(choices)[:8]
+def _unknown(kind: str, name: str, choices: Collection[str]) -> Usage:
+    """`unknown` where there are many choices: it names the nearest."""
+    return unknown(kind, name, get_close_matches(name, choices, n=8, cutoff=0))
 
 
 def _cached(sae: str) -> Path:
@@ -136,7 +130,7 @@ def _fetch_part(repository: str, part: str) -> Path:
     known = hub.folders(repository, sparsify.WEIGHTS)
     if not known:
         raise Usage(f"'{repository}' on the hub shows no sparsify hook point, '{part}' or other")
-    raise unknown(f"hook point of {repository}", part, _near(part, known))
+    raise _unknown(f"hook point of {repository}", part, known)
 
 
 def _save_release(sae: str, folder: Path) -> None:

@@ -9,9 +9,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bench.errors import Rejected
+from bench.errors import Rejected, reason
 
 WEIGHTS = "sae.safetensors"
+PLAIN = {"signed": False, "transcode": False, "skip_connection": False, "activation": "topk"}
+"""Fields of a plain TopK autoencoder's config."""
 
 
 def is_folder(folder: Path) -> bool:
@@ -32,6 +34,10 @@ def convert(source: Path, target: Path, hookpoint: str | None = None) -> None:
     from safetensors.torch import load_file
 
     config = read_config(source)
+    metadata = SAEMetadata(
+        hook_name=site(hookpoint or source.name),
+        prepend_bos=True,  # its chunks start as the tokenizer starts a text
+    )
     try:
         tensors = {name: value.float() for name, value in load_file(source / WEIGHTS).items()}
         weights = {
@@ -40,19 +46,12 @@ def convert(source: Path, target: Path, hookpoint: str | None = None) -> None:
             "W_dec": tensors["W_dec"],
             "b_dec": tensors["b_dec"],
         }
-    except Exception as error:  # whatever safetensors raises, or a name that is not there
-        raise Rejected(f"{source / WEIGHTS}: not a sparsify autoencoder ({error!r})") from None
-    d_sae, d_in = weights["W_dec"].shape
-    metadata = SAEMetadata(
-        hook_name=site(hookpoint or source.name),
-        prepend_bos=True,  # its chunks start as the tokenizer starts a text
-    )
-    sae = TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=config["k"], metadata=metadata))
-    try:
+        d_sae, d_in = weights["W_dec"].shape
+        sae = TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=config["k"], metadata=metadata))
         sae.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise Rejected(f"{source / WEIGHTS}: shapes that do not fit ({reason})") from None
+    except Exception as error:  # of any kind: a torn file, a tensor's name or shape
+        wrong = reason(" ".join(str(error).split()))
+        raise Rejected(f"{source / WEIGHTS}: not a sparsify autoencoder ({wrong})") from None
     with torch.no_grad():
         sae.save_model(target)
 
@@ -65,11 +64,9 @@ def read_config(source: Path) -> dict[str, Any]:
         config["k"] = int(config["k"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Rejected(f"{path}: not a sparsify config ({error!r})") from None
-    for field, meaning in {"signed": "a signed TopK", "transcode": "a transcoder"}.items():
-        if config.get(field):
-            raise Rejected(f"{path}: {meaning}, expected a plain TopK autoencoder")
-    if config.get("activation", "topk") != "topk" or config.get("skip_connection"):
-        raise Rejected(f"{path}: expected a TopK autoencoder without a skip connection")
+    for field, plain in PLAIN.items():
+        if config.get(field, plain) not in (plain, None):
+            raise Rejected(f"{path}: {field} is {config[field]!r}, expected a plain TopK SAE")
     return config
 
 

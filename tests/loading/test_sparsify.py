@@ -82,10 +82,10 @@ def test_names_of_sites():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"signed": True}, "a signed TopK"),
-        ({"transcode": True}, "a transcoder"),
-        ({"activation": "groupmax"}, "expected a TopK autoencoder"),
-        ({"skip_connection": True}, "without a skip connection"),
+        ({"signed": True}, "signed is True, expected a plain TopK SAE"),
+        ({"transcode": True}, "transcode is True, expected a plain TopK SAE"),
+        ({"activation": "groupmax"}, "activation is 'groupmax', expected a plain TopK SAE"),
+        ({"skip_connection": True}, "skip_connection is True, expected a plain TopK SAE"),
         ({"k": None}, "not a sparsify config"),
     ],
 )
