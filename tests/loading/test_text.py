@@ -197,9 +197,9 @@ def test_texts_that_look_alike_when_joined_have_tokens_of_their_own(tmp_path, ot
             (tmp_path / "text" / f"{number}.txt").write_text(string)
         source = text.documents.source(spec_for(tmp_path / "text"))
         stream = text.tokens.stream(source, tiny.tokenizer())
-        assert stream.told["documents"] == len(content)
+        assert stream.about["documents"] == len(content)
         ids = [tiny.tokenizer()(string)["input_ids"] for string in content]
-        assert stream.told["tokens"] == sum(map(len, ids))
+        assert stream.about["tokens"] == sum(map(len, ids))
 
 
 def test_files_that_change_while_they_are_read_are_not_cached(tmp_path, monkeypatch):
