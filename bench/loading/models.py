@@ -13,7 +13,7 @@ from bench.io import cache, hashes
 from bench.io.files import new_text
 from bench.loading import hub, packages
 from bench.loading.peft_format import FAMILIES
-from bench.loading.weights import as_rejected, check_no_adapter
+from bench.loading.weights import as_rejected, check_no_adapter, read_json
 from bench.loading.weights import load as load_whole
 
 if TYPE_CHECKING:
@@ -74,13 +74,7 @@ def _local_folder(model: str) -> Path:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The model's config.json as a dict."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(config, dict) or "model_type" not in config:
-            raise ValueError("no model_type")
-    except (OSError, ValueError) as error:
-        raise Rejected(f"{folder / 'config.json'}: not a model's config ({error})") from None
-    return config
+    return read_json(folder / "config.json", "a model's config", model_type=str)
 
 
 def n_blocks(config: dict[str, Any]) -> int:

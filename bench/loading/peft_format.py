@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import Rejected, Usage
-from bench.loading import tensors_only, weights
+from bench.loading import weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,11 +132,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder).expanduser() / CONFIG
     if not path.is_file():
         raise Usage(f"no adapter at '{folder}': expected a folder with {CONFIG}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["r"], config["lora_alpha"] = int(config["r"]), float(config["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Rejected(f"{path}: not the config of a LoRA adapter ({error!r})") from None
+    config = weights.read_json(path, "the config of a LoRA adapter", r=int, lora_alpha=float)
     if config.get("peft_type") != "LORA":
         raise Rejected(f"{path}: peft_type is {config.get('peft_type')!r}, expected 'LORA'")
     _check_plain(path, config)
@@ -195,7 +191,7 @@ def load(folder: str | Path) -> Pairs:
 
     config, path = read_config(folder), _weights(folder)
     if path.name == OLDER:
-        tensors_only.refuse(path, WEIGHTS)
+        weights.refuse(path, WEIGHTS)
     weights.names_in(path)
     tensors = load_file(path)
     if not tensors:
@@ -243,9 +239,7 @@ def _check_places(path: Path, config: dict[str, Any], places: Collection[Place])
     }
     missing = wanted.difference(*adapted.values())
     unexpected = [place for place, names in adapted.items() if not names & wanted]
-    wrong = weights.listed({"missing": missing, "unexpected": unexpected})
-    if wrong:
-        raise Rejected(f"{path}: its tensors are not those of {CONFIG} ({wrong})")
+    weights.check_names({"missing": missing, "unexpected": unexpected}, path, CONFIG)
 
 
 def _split(path: Path, a: "Tensor", b: "Tensor") -> Pairs:

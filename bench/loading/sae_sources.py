@@ -17,7 +17,7 @@ from bench.io import cache, hashes
 from bench.io.console import say
 from bench.io.files import new_folder
 from bench.io.record import digest
-from bench.loading import hub, saes, sparsify, tensors_only
+from bench.loading import hub, saes, sparsify, weights
 
 FOLDER = f"a folder with cfg.json and {saes.WEIGHTS}, as SAELens saves it"
 EXPECTED = "expected own, fresh, a folder with cfg.json, saelens:RELEASE:ID or sparsify:REPO:HOOK"
@@ -36,9 +36,9 @@ def check_source(sae: str) -> None:
     has_config = (path / "cfg.json").is_file()
     if has_config and any((path / name).is_file() for name in (saes.WEIGHTS, sparsify.WEIGHTS)):
         return
-    foreign = path if path.is_file() else tensors_only.first_in(path)
+    foreign = path if path.is_file() else weights.first_foreign(path)
     if foreign:
-        tensors_only.refuse(foreign, FOLDER)
+        weights.refuse(foreign, FOLDER)
     if not has_config:
         raise Usage(f"no SAE at '{sae}': {EXPECTED}")
     saes.check_there(path)
@@ -138,7 +138,7 @@ def _save_release(sae: str, folder: Path) -> None:
 
     _, release, part = sae.split(":", 2)
     try:
-        with tensors_only.enforced():  # some of its loaders read torch's files
+        with weights.tensors_only():  # some of its loaders read torch's files
             loaded = SAE.from_pretrained(release, part, dtype="float32")
         for parameter in loaded.parameters():  # some loaders transpose, and safetensors refuses
             parameter.data = parameter.data.contiguous()

@@ -152,10 +152,7 @@ def checkpoint(run: Path, share: float) -> list[Path]:
 def cost_of(folder: Path) -> dict[str, Any] | None:
     """What the SAE's training had cost when it was saved, or None where nothing says so."""
     path = folder / COST
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except ValueError as error:
-        raise Rejected(f"{path}: not JSON ({error})") from None
+    return weights.read_json(path, "what a training cost") if path.is_file() else None
 
 
 def sha256(folder: Path) -> str:
@@ -178,12 +175,7 @@ def sha256_of(folders: list[Path]) -> str:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The SAE's cfg.json; `Rejected` where it is none of SAELens'."""
-    try:
-        config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
-        int(config["d_in"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Rejected(f"{folder / 'cfg.json'}: not a SAELens config ({error!r})") from None
-    return config
+    return weights.read_json(folder / "cfg.json", "a SAELens config", d_in=int)
 
 
 def metadata(folder: Path) -> dict[str, Any]:

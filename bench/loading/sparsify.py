@@ -4,12 +4,12 @@ SAELens' own loader transposes a decoder that sparsify stores as [latents, d_in]
 the decoder bias from the input only sometimes; sparsify always does.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from bench.errors import Rejected, reason
+from bench.loading import weights
 
 WEIGHTS = "sae.safetensors"
 PLAIN = {"signed": False, "transcode": False, "skip_connection": False, "activation": "topk"}
@@ -40,15 +40,15 @@ def convert(source: Path, target: Path, hookpoint: str | None = None) -> None:
     )
     try:
         tensors = {name: value.float() for name, value in load_file(source / WEIGHTS).items()}
-        weights = {
+        state = {
             "W_enc": tensors["encoder.weight"].T.contiguous(),
             "b_enc": tensors["encoder.bias"],
             "W_dec": tensors["W_dec"],
             "b_dec": tensors["b_dec"],
         }
-        d_sae, d_in = weights["W_dec"].shape
+        d_sae, d_in = state["W_dec"].shape
         sae = TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=config["k"], metadata=metadata))
-        sae.load_state_dict(weights)
+        sae.load_state_dict(state)
     except Exception as error:  # of any kind: a torn file, a tensor's name or shape
         wrong = reason(" ".join(str(error).split()))
         raise Rejected(f"{source / WEIGHTS}: not a sparsify autoencoder ({wrong})") from None
@@ -59,11 +59,7 @@ def convert(source: Path, target: Path, hookpoint: str | None = None) -> None:
 def read_config(source: Path) -> dict[str, Any]:
     """sparsify's cfg.json; `Rejected` where it names something other than a TopK autoencoder."""
     path = source / "cfg.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["k"] = int(config["k"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Rejected(f"{path}: not a sparsify config ({error!r})") from None
+    config = weights.read_json(path, "a sparsify config", k=int)
     for field, plain in PLAIN.items():
         if config.get(field, plain) not in (plain, None):
             raise Rejected(f"{path}: {field} is {config[field]!r}, expected a plain TopK SAE")

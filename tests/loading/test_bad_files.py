@@ -20,7 +20,7 @@ import methods
 from bench.config import method
 from bench.config.specs import named
 from bench.errors import Rejected, Unavailable, Usage
-from bench.loading import models, peft_format, sae_sources, tensors_only, text
+from bench.loading import models, peft_format, sae_sources, text, weights
 from tests.export.test_export import an_adapter
 from tests.helpers import tiny
 
@@ -123,28 +123,28 @@ def test_files_that_are_no_sae(small, name, tmp_path):
 def test_torn_files_of_torch(zipped, tmp_path):
     torch.save(HARMLESS, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     whole = (tmp_path / "x.pt").read_bytes()
-    assert tensors_only.load(tmp_path / "x.pt")["W_enc"].shape == (3000,)
+    assert weights.load_torch(tmp_path / "x.pt")["W_enc"].shape == (3000,)
     for n in (100, 2000, len(whole) // 2, len(whole) - 30):
         (tmp_path / "x.pt").write_bytes(whole[:n])
         with pytest.raises(Rejected, match=r"x.pt: truncated \("):
-            tensors_only.load(tmp_path / "x.pt")
+            weights.load_torch(tmp_path / "x.pt")
 
 
 def test_the_environment_cannot_ask_for_more(marker, monkeypatch, tmp_path):
     path = write_evil(tmp_path / "x.pt", marker)
-    monkeypatch.setenv(tensors_only.FORCE_NO, "1")
+    monkeypatch.setenv(weights.FORCE_NO, "1")
     with pytest.raises(Rejected, match="x.pt needs posix.system"):
-        tensors_only.load(path)
-    with tensors_only.enforced(), pytest.raises(pickle.UnpicklingError):
+        weights.load_torch(path)
+    with weights.tensors_only(), pytest.raises(pickle.UnpicklingError):
         torch.load(path)  # as a library does
-    assert os.environ[tensors_only.FORCE_NO] == "1" and tensors_only.FORCE not in os.environ
+    assert os.environ[weights.FORCE_NO] == "1" and weights.FORCE not in os.environ
 
 
 def test_a_release_of_pickles_is_read_by_that_rule(marker, monkeypatch, command, tmp_path):
     from sae_lens import SAE
 
     path = write_evil(tmp_path / "x.pt", marker)
-    monkeypatch.setenv(tensors_only.FORCE_NO, "1")
+    monkeypatch.setenv(weights.FORCE_NO, "1")
     monkeypatch.setattr(
         sae_sources, "_releases", lambda: {"rel": {"repo_id": "o/r", "saes": [{"id": "x"}]}}
     )
