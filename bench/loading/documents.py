@@ -1,4 +1,7 @@
-"""`--text` -> its files and documents, each once. Nothing here imports torch."""
+"""`--text` -> its files and documents, each once. Nothing here imports torch.
+
+Of a text on the network the beginning is kept, as a .jsonl file in the cache.
+"""
 
 import hashlib
 import importlib.util
@@ -8,17 +11,46 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bench.config.spec import Spec
-from bench.errors import Rejected, Unavailable, Usage
-from bench.io import hashes
-from bench.loading import streams
+from bench.errors import Rejected, Unavailable, Usage, reason
+from bench.io import cache, hashes
+from bench.io.console import bar, say
+from bench.io.files import new_file
+from bench.loading import hub
 
 SUFFIXES = (".txt", ".jsonl")
 BOM = "\ufeff"
 CUT = 2
 """Number of the way that a text is read and cut into windows: goes up when that changes."""
+
+
+CHARACTERS = 4
+"""A token has about so many."""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A text on the network, in the words of `datasets.load_dataset`."""
+
+    repository: str
+    """The hub's repository of the dataset; its page has the licence."""
+    path: str
+    content: str
+    """The field that holds a document."""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+PILE, REDPAJAMA = "monology/pile-uncopyrighted", "togethercomputer/RedPajama-Data-V2"
+SAMPLE = f"hf://datasets/{REDPAJAMA}/sample/documents/2023-06"
+# Loading by name would run a script that comes with the dataset; its files need none. These are
+# the English head and middle of two of the ten shards in its repository's own sample.
+FILES = [f"{SAMPLE}/{n}/en_{part}.json.gz" for n in ("0000", "0001") for part in ("head", "middle")]
+STREAMS = {
+    "pile-uncopyrighted": Streamed(PILE, PILE, "text"),
+    "redpajama-v2": Streamed(REDPAJAMA, "json", "raw_content", {"data_files": FILES}),
+}
 
 
 @dataclass(frozen=True)
@@ -32,9 +64,10 @@ class Source:
 
 
 def check_source(spec: Spec) -> None:
-    """Raise what finding the files would raise, without reading."""
-    if spec.text in streams.STREAMS:
-        streams.check_source(spec.text, spec.stream_tokens)
+    """Raise what finding the files would raise, without reading or fetching them."""
+    if spec.text in STREAMS:
+        if not _stream_path(spec.text, spec.stream_tokens).exists():
+            hub.reach(STREAMS[spec.text].repository, kind="dataset")
     elif spec.text != "random":
         _local(spec.text)
 
@@ -45,16 +78,16 @@ def source(spec: Spec) -> Source:
     Raises `Usage` for a path that is not there, `Rejected` for one without a text file and
     `Unavailable` for a folder that cannot be read.
     """
-    if spec.text not in streams.STREAMS:
+    if spec.text not in STREAMS:
         return _local(spec.text)
-    file = streams.file(spec.text, spec.stream_tokens)
+    file = fetch(spec.text, spec.stream_tokens)
     return Source({file.name: file})
 
 
 def source_sha256(spec: Spec) -> str | None:
     """sha256 of what the windows of a spec are cut from; None where it is in no file yet."""
-    streamed = spec.text in streams.STREAMS
-    there = not streamed or streams.path_of(spec.text, spec.stream_tokens).exists()
+    streamed = spec.text in STREAMS
+    there = not streamed or _stream_path(spec.text, spec.stream_tokens).exists()
     return sha256(source(spec)) if there and spec.text != "random" else None
 
 
@@ -79,7 +112,7 @@ def _local(text: str) -> Source:
         return Source({path.name: path for path in sorted(folder.glob("*.txt"))})
     path = Path(text).expanduser()
     if not path.exists():
-        named = ", ".join(["sotu", *streams.STREAMS])
+        named = ", ".join(["sotu", *STREAMS])
         raise Usage(f"no text at '{text}': expected {named}, a .txt or .jsonl file, or a folder")
     files, left_out = {}, Counter()
     top = path if path.is_dir() else path.parent
@@ -172,3 +205,40 @@ def _text_in(path: Path, number: int, line: str) -> str:
 
 def _unreadable(path: Path | str, error: OSError) -> Unavailable:
     return Unavailable(f"{path}: cannot be read ({error.strerror or error})")
+
+
+def fetch(name: str, tokens: int) -> Path:
+    """The .jsonl file with the first documents of a stream, about `tokens` long together."""
+    path = _stream_path(name, tokens)
+    if not path.exists():
+        say(f"streaming {tokens:,} tokens of {name} (once; then they are cached)")
+        new_file(path, lambda temporary: _write(STREAMS[name], tokens, temporary))
+    return path
+
+
+def _stream_path(name: str, tokens: int) -> Path:
+    """Where the beginning of a stream is kept."""
+    return cache.root() / "streams" / f"{name}-{tokens}.jsonl"
+
+
+def _write(stream: Streamed, tokens: int, path: Path) -> None:
+    wanted, n = CHARACTERS * tokens, 0
+    with path.open("w", encoding="utf-8") as out, bar(total=wanted, unit="char") as shown:
+        for text in _texts(stream):
+            out.write(json.dumps({"text": text}) + "\n")
+            shown.update(len(text))
+            n += len(text)
+            if n >= wanted:
+                return
+    say(f"{stream.repository} ended after {n:,} characters, {wanted:,} were asked for")
+
+
+def _texts(stream: Streamed) -> Iterator[str]:
+    """The documents as they come; what goes wrong on the way is `Unavailable`."""
+    from datasets import load_dataset
+
+    try:
+        for row in load_dataset(stream.path, split="train", streaming=True, **stream.settings):
+            yield row[stream.content]
+    except Exception as error:  # whatever the network or the dataset's format raises
+        raise Unavailable(f"cannot stream {stream.repository} ({reason(error)})") from None

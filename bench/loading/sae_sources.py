@@ -1,10 +1,13 @@
 """Where an SAE comes from: `--sae` -> a folder that SAELens loads.
 
-`own` and `fresh` are made by `bench.runs.own_sae`. A folder of SAELens' is taken as it is; what
-comes from the hub, or from sparsify, is converted once and cached.
+`own` and `fresh` are made by `bench.runs.own_sae`. A folder of SAELens' stays as it is. What comes
+from the hub, or from EleutherAI's sparsify, is converted once and cached. SAELens' own loader
+transposes a decoder that sparsify stores as [latents, d_in], and subtracts the decoder bias from
+the input only sometimes; sparsify always does.
 """
 
 import importlib.util
+import re
 from collections.abc import Collection
 from difflib import get_close_matches
 from functools import lru_cache
@@ -17,10 +20,13 @@ from bench.io import cache, hashes
 from bench.io.console import say
 from bench.io.files import new_folder
 from bench.io.record import digest
-from bench.loading import hub, saes, sparsify, weights
+from bench.loading import hub, saes, weights
 
 FOLDER = f"a folder with cfg.json and {saes.WEIGHTS}, as SAELens saves it"
 EXPECTED = "expected own, fresh, a folder with cfg.json, saelens:RELEASE:ID or sparsify:REPO:HOOK"
+SPARSIFY_WEIGHTS = "sae.safetensors"
+PLAIN = {"signed": False, "transcode": False, "skip_connection": False, "activation": "topk"}
+"""Fields of a plain TopK autoencoder's config."""
 
 
 def check_source(sae: str) -> None:
@@ -34,7 +40,7 @@ def check_source(sae: str) -> None:
         return
     path = Path(sae).expanduser()
     has_config = (path / "cfg.json").is_file()
-    if has_config and any((path / name).is_file() for name in (saes.WEIGHTS, sparsify.WEIGHTS)):
+    if has_config and any((path / name).is_file() for name in (saes.WEIGHTS, SPARSIFY_WEIGHTS)):
         return
     foreign = path if path.is_file() else weights.first_foreign(path)
     if foreign:
@@ -54,13 +60,13 @@ def locate(sae: str) -> Path:
     if from_hub(sae):
         return _from_hub(sae)
     folder = Path(sae).expanduser()
-    if not sparsify.is_folder(folder):
+    if not is_sparsify(folder):
         return folder
-    content = [hashes.of_file(folder / name) for name in ("cfg.json", sparsify.WEIGHTS)]
+    content = [hashes.of_file(folder / name) for name in ("cfg.json", SPARSIFY_WEIGHTS)]
     target = cache.root() / "saes" / f"sparsify-{digest(content)[:16]}" / folder.name
     if not target.exists():
         with new_folder(target) as temporary:
-            sparsify.convert(folder, temporary, folder.name)
+            convert_sparsify(folder, temporary, folder.name)
     return target
 
 
@@ -115,7 +121,7 @@ def _from_hub(sae: str) -> Path:
     say(f"fetching {sae} (once; then it is cached)")
     with new_folder(target) as temporary:
         if which == "sparsify":
-            sparsify.convert(_fetch_part(repository, part), temporary, part)
+            convert_sparsify(_fetch_part(repository, part), temporary, part)
         else:
             _save_release(sae, temporary)
     return target
@@ -123,11 +129,11 @@ def _from_hub(sae: str) -> Path:
 
 def _fetch_part(repository: str, part: str) -> Path:
     fetched = hub.fetch(repository, [f"{part}/*"]) / part
-    if sparsify.is_folder(fetched):
+    if is_sparsify(fetched):
         return fetched
     if not hub.reach(repository):  # its cache may hold a part of a folder
         raise Unavailable(f"no whole {part} of '{repository}' in the hub's cache, and no hub")
-    known = hub.folders(repository, sparsify.WEIGHTS)
+    known = hub.folders(repository, SPARSIFY_WEIGHTS)
     if not known:
         raise Usage(f"'{repository}' on the hub shows no sparsify hook point, '{part}' or other")
     raise _unknown(f"hook point of {repository}", part, known)
@@ -147,3 +153,66 @@ def _save_release(sae: str, folder: Path) -> None:
         if hub.from_network(error):
             raise Unavailable(f"cannot fetch {sae} ({reason(error)})") from None
         raise Rejected(f"{sae}: SAELens cannot load it ({reason(error)})") from None
+
+
+def is_sparsify(folder: Path) -> bool:
+    """Whether a folder looks like one of sparsify's."""
+    return (folder / SPARSIFY_WEIGHTS).is_file() and (folder / "cfg.json").is_file()
+
+
+def convert_sparsify(source: Path, target: Path, hookpoint: str | None = None) -> None:
+    """Write the sparsify checkpoint in folder `source` as a SAELens TopK SAE to folder `target`.
+
+    `hookpoint` is sparsify's name of the site (`layers.12`, `layers.12.mlp`), by default the
+    folder's name. The model is not named, as the checkpoint does not know it. Raises `Rejected`
+    for what is not a plain TopK autoencoder.
+    """
+    import torch
+    from sae_lens import TopKSAE, TopKSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+    from safetensors.torch import load_file
+
+    config = _sparsify_config(source)
+    metadata = SAEMetadata(
+        hook_name=site(hookpoint or source.name),
+        prepend_bos=True,  # its chunks start as the tokenizer starts a text
+    )
+    try:
+        tensors = {
+            name: value.float() for name, value in load_file(source / SPARSIFY_WEIGHTS).items()
+        }
+        state = {
+            "W_enc": tensors["encoder.weight"].T.contiguous(),
+            "b_enc": tensors["encoder.bias"],
+            "W_dec": tensors["W_dec"],
+            "b_dec": tensors["b_dec"],
+        }
+        d_sae, d_in = state["W_dec"].shape
+        sae = TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=config["k"], metadata=metadata))
+        sae.load_state_dict(state)
+    except Exception as error:  # of any kind: a torn file, a tensor's name or shape
+        wrong = reason(" ".join(str(error).split()))
+        raise Rejected(
+            f"{source / SPARSIFY_WEIGHTS}: not a sparsify autoencoder ({wrong})"
+        ) from None
+    with torch.no_grad():
+        sae.save_model(target)
+
+
+def _sparsify_config(source: Path) -> dict[str, Any]:
+    """sparsify's cfg.json; `Rejected` where it names something other than a TopK autoencoder."""
+    path = source / "cfg.json"
+    config = weights.read_json(path, "a sparsify config", k=int)
+    for field, plain in PLAIN.items():
+        if config.get(field, plain) not in (plain, None):
+            raise Rejected(f"{path}: {field} is {config[field]!r}, expected a plain TopK SAE")
+    return config
+
+
+def site(hookpoint: str) -> str:
+    """sparsify's name of a site -> TransformerLens': `layers.12` is the residual after block 12."""
+    match = re.fullmatch(r"(?:.*\.)?(?:layers|h)[._](\d+)(\.mlp|\.self_attn|\.attn)?", hookpoint)
+    if not match:
+        raise Rejected(f"sparsify hook point '{hookpoint}': expected layers.N or layers.N.mlp")
+    points = {None: "hook_resid_post", ".mlp": "mlp.hook_out"}
+    return f"blocks.{match[1]}.{points.get(match[2], 'attn.hook_out')}"

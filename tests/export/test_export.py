@@ -199,7 +199,7 @@ def test_an_unknown_family_is_refused():
     with pytest.raises(Rejected, match="'mamba' model's linear maps"):
         peft_format.tensors(pairs, "mamba")
     with pytest.raises(Rejected, match="the model is a 'mamba', expected one of gpt2, llama"):
-        models.check_family({"model_type": "mamba"})
+        models.check_config({"model_type": "mamba"}, Spec())
 
 
 def test_an_own_sae_inside_the_attention_works_in_saelens(small, command, tmp_path):

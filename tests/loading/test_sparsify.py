@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from bench.errors import Rejected, Usage
-from bench.loading import sae_sources, saes, sparsify
+from bench.loading import sae_sources, saes
 from tests.helpers import tiny
 
 K, LATENTS = 5, 96
@@ -71,12 +71,12 @@ def test_it_is_what_sparsify_computes(folder):
 
 
 def test_names_of_sites():
-    assert sparsify.site("layers.12") == "blocks.12.hook_resid_post"
-    assert sparsify.site("layers.12.mlp") == "blocks.12.mlp.hook_out"
-    assert sparsify.site("model.layers.3") == "blocks.3.hook_resid_post"
-    assert sparsify.site("h.3.attn") == "blocks.3.attn.hook_out"
+    assert sae_sources.site("layers.12") == "blocks.12.hook_resid_post"
+    assert sae_sources.site("layers.12.mlp") == "blocks.12.mlp.hook_out"
+    assert sae_sources.site("model.layers.3") == "blocks.3.hook_resid_post"
+    assert sae_sources.site("h.3.attn") == "blocks.3.attn.hook_out"
     with pytest.raises(Rejected, match="hook point 'embed_tokens'"):
-        sparsify.site("embed_tokens")
+        sae_sources.site("embed_tokens")
 
 
 @pytest.mark.parametrize(
