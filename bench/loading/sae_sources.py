@@ -56,18 +56,27 @@ def from_hub(sae: str) -> bool:
 
 
 def locate(sae: str) -> Path:
-    """The SAELens folder of a `--sae` that is neither own nor fresh."""
-    if from_hub(sae):
-        return _from_hub(sae)
+    """The SAELens folder of a `--sae` that is neither own nor fresh; converted on first use."""
     folder = Path(sae).expanduser()
-    if not is_sparsify(folder):
+    if not from_hub(sae) and not is_sparsify(folder):
         return folder
-    content = [hashes.of_file(folder / name) for name in ("cfg.json", SPARSIFY_WEIGHTS)]
-    target = cache.root() / "saes" / f"sparsify-{digest(content)[:16]}" / folder.name
+    target = _cached(sae)
     if not target.exists():
         with new_folder(target) as temporary:
-            convert_sparsify(folder, temporary, folder.name)
+            if from_hub(sae):
+                _from_hub(sae, temporary)
+            else:
+                convert_sparsify(folder, temporary, folder.name)
     return target
+
+
+def _cached(sae: str) -> Path:
+    """Where an SAE of another format, or of the hub, is kept once it is converted."""
+    if from_hub(sae):
+        return cache.root() / "saes" / "hub" / sae.replace(":", "--").replace("/", "--")
+    folder = Path(sae).expanduser()
+    content = [hashes.of_file(folder / name) for name in ("cfg.json", SPARSIFY_WEIGHTS)]
+    return cache.root() / "saes" / f"sparsify-{digest(content)[:16]}" / folder.name
 
 
 def split(sae: str) -> tuple[str, str, str]:
@@ -109,22 +118,13 @@ def _unknown(kind: str, name: str, choices: Collection[str]) -> Usage:
     return unknown(kind, name, get_close_matches(name, choices, n=8, cutoff=0))
 
 
-def _cached(sae: str) -> Path:
-    return cache.root() / "saes" / "hub" / sae.replace(":", "--").replace("/", "--")
-
-
-def _from_hub(sae: str) -> Path:
-    target = _cached(sae)
-    if target.exists():
-        return target
+def _from_hub(sae: str, folder: Path) -> None:
     which, repository, part = split(sae)
     say(f"fetching {sae} (once; then it is cached)")
-    with new_folder(target) as temporary:
-        if which == "sparsify":
-            convert_sparsify(_fetch_part(repository, part), temporary, part)
-        else:
-            _save_release(sae, temporary)
-    return target
+    if which == "sparsify":
+        convert_sparsify(_fetch_part(repository, part), folder, part)
+    else:
+        _save_release(sae, folder)
 
 
 def _fetch_part(repository: str, part: str) -> Path:
@@ -160,53 +160,38 @@ def is_sparsify(folder: Path) -> bool:
     return (folder / SPARSIFY_WEIGHTS).is_file() and (folder / "cfg.json").is_file()
 
 
-def convert_sparsify(source: Path, target: Path, hookpoint: str | None = None) -> None:
+def convert_sparsify(source: Path, target: Path, hookpoint: str) -> None:
     """Write the sparsify checkpoint in folder `source` as a SAELens TopK SAE to folder `target`.
 
-    `hookpoint` is sparsify's name of the site (`layers.12`, `layers.12.mlp`), by default the
-    folder's name. The model is not named, as the checkpoint does not know it. Raises `Rejected`
-    for what is not a plain TopK autoencoder.
+    `hookpoint` is sparsify's name of the site (`layers.12`, `layers.12.mlp`). The model is not
+    named, as the checkpoint does not know it. Raises `Rejected` for what is not a plain TopK
+    autoencoder.
     """
     import torch
     from sae_lens import TopKSAE, TopKSAEConfig
     from sae_lens.saes.sae import SAEMetadata
     from safetensors.torch import load_file
 
-    config = _sparsify_config(source)
-    metadata = SAEMetadata(
-        hook_name=site(hookpoint or source.name),
-        prepend_bos=True,  # its chunks start as the tokenizer starts a text
-    )
-    try:
-        tensors = {
-            name: value.float() for name, value in load_file(source / SPARSIFY_WEIGHTS).items()
-        }
-        state = {
-            "W_enc": tensors["encoder.weight"].T.contiguous(),
-            "b_enc": tensors["encoder.bias"],
-            "W_dec": tensors["W_dec"],
-            "b_dec": tensors["b_dec"],
-        }
-        d_sae, d_in = state["W_dec"].shape
-        sae = TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=config["k"], metadata=metadata))
-        sae.load_state_dict(state)
-    except Exception as error:  # of any kind: a torn file, a tensor's name or shape
-        wrong = reason(" ".join(str(error).split()))
-        raise Rejected(
-            f"{source / SPARSIFY_WEIGHTS}: not a sparsify autoencoder ({wrong})"
-        ) from None
-    with torch.no_grad():
-        sae.save_model(target)
-
-
-def _sparsify_config(source: Path) -> dict[str, Any]:
-    """sparsify's cfg.json; `Rejected` where it names something other than a TopK autoencoder."""
-    path = source / "cfg.json"
-    config = weights.read_json(path, "a sparsify config", k=int)
+    path = source / SPARSIFY_WEIGHTS
+    config = weights.read_json(source / "cfg.json", "a sparsify config", k=int)
     for field, plain in PLAIN.items():
         if config.get(field, plain) not in (plain, None):
-            raise Rejected(f"{path}: {field} is {config[field]!r}, expected a plain TopK SAE")
-    return config
+            wrong = f"{field} is {config[field]!r}, expected a plain TopK SAE"
+            raise Rejected(f"{source / 'cfg.json'}: {wrong}")
+    # Its chunks start as the tokenizer starts a text.
+    metadata = SAEMetadata(hook_name=site(hookpoint), prepend_bos=True)
+    try:
+        tensors = {name: value.float() for name, value in load_file(path).items()}
+        tensors["W_enc"] = tensors.pop("encoder.weight").T.contiguous()
+        tensors["b_enc"] = tensors.pop("encoder.bias")
+        d_sae, d_in = tensors["W_dec"].shape
+        sae = TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=config["k"], metadata=metadata))
+        sae.load_state_dict(tensors)
+    except Exception as error:  # of any kind: a torn file, a tensor's name or shape
+        wrong = reason(" ".join(str(error).split()))
+        raise Rejected(f"{path}: not a sparsify autoencoder ({wrong})") from None
+    with torch.no_grad():
+        sae.save_model(target)
 
 
 def site(hookpoint: str) -> str:

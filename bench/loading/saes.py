@@ -86,8 +86,7 @@ def load(folder: Path, d_in: int, device: str = "cpu") -> "SAE":
 
     config = read_config(folder)
     check_function(config, folder)
-    width = config["d_in"]
-    if width != d_in:
+    if (width := config["d_in"]) != d_in:
         raise Rejected(f"SAE {folder.name}: d_in {width}, the model's site has width {d_in}")
     check_there(folder)
     weights.names_in(folder / WEIGHTS)
@@ -118,14 +117,12 @@ def check_function(config: dict, folder: Path) -> None:
     settings = {k: v for k, v in (config.get("activation_fn_kwargs") or {}).items() if v}
     k = settings.pop("k", None) or config.get("k")
     dropped = {"activation_fn_kwargs": settings or None} | {n: config.get(n) for n in DROPPED}
+    # The first head is number 0.
+    odd = {n: v for n, v in dropped.items() if v is not None and v is not False}
     wrong = {
         f"activation '{activation}', expected relu or topk": activation not in ("relu", "topk"),
         "activation 'topk' without a k": activation == "topk" and not k,
-        # The first head is number 0.
-        **{
-            f"{n} '{v}', expected none": v is not None and v is not False
-            for n, v in dropped.items()
-        },
+        **{f"{name} '{value}', expected none": True for name, value in odd.items()},
     }
     for line in filter(wrong.get, wrong):
         raise Rejected(f"SAE {folder}: {line}")

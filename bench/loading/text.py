@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Sized
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,10 +52,10 @@ class Text:
     """The record's `text_read`: what was read and what was left out."""
 
 
-Split = tuple[str, tokens.Packed, Windows, Windows]
-"""What was split by, training, curve set, validation set."""
 Units = list[tuple[str, tokens.Packed]]
 """Error units by name."""
+Split = tuple[str, tokens.Packed, Units, Units]
+"""What was split by, training, curve set, validation set."""
 
 
 def load(spec: Spec, tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> Text:
@@ -82,7 +83,8 @@ def load(spec: Spec, tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> T
     cut = f"{stream.about['sha256']} {train.begin} {tuple(train.shape)} {bos}"
     sha256 = hashlib.sha256(cut.encode()).hexdigest()
     largest = max(stream.about["largest"], -1 if bos is None else bos)
-    return Text(Windows(train, []), curve, validation, split, sha256, largest, read)
+    held_out = _spread(curve, spec.curve_tokens, spec), _spread(validation, spec.val_tokens, spec)
+    return Text(Windows(train, []), *held_out, split, sha256, largest, read)
 
 
 def _random(spec: Spec, vocabulary: int, bos: int | None) -> Text:
@@ -117,9 +119,8 @@ def _by_document(stream: tokens.Stream, spec: Spec, bos: int | None) -> Split | 
         return None
     alone = all(first == last for first, last in validation)
     split = "by document" if alone else "by group of documents"
-    curve = [(_name(stream, *unit), cut(*unit)) for unit in curve]
-    validation = [(_name(stream, *unit), cut(*unit)) for unit in validation]
-    return split, train, *_held_out(curve, validation, spec)
+    named = ([(stream.name(*unit), cut(*unit)) for unit in units] for units in (curve, validation))
+    return split, train, *named
 
 
 def _units(
@@ -142,14 +143,8 @@ def _units(
     return units
 
 
-def _name(stream: tokens.Stream, first: int, last: int) -> str:
-    """The name of the documents `first` to `last`."""
-    name = stream.name(first)
-    return name if first == last else f"{name} and {last - first} more"
-
-
 def _last_tenth(stream: tokens.Stream, spec: Spec, bos: int | None) -> Split:
-    """Too few documents to split by: the last tenth of all windows is held out, in groups of
+    """Held out where documents are too few: the last tenth of all windows, in groups of
     consecutive ones, since neighbours are not independent."""
     windows = stream.windows(0, len(stream) - 1, spec.seq_len, bos)
     n, batch = len(windows), spec.batch_size
@@ -163,8 +158,7 @@ def _last_tenth(stream: tokens.Stream, spec: Spec, bos: int | None) -> Split:
     first, middle = n - n_held, n - n_held + max(1, n_held // 8)
     curve = _groups(windows, first, middle, spec.curve_docs)
     validation = _groups(windows, middle, n, spec.val_docs)
-    split = "last tenth, by group of windows"
-    return split, windows.part(0, first), *_held_out(curve, validation, spec)
+    return "last tenth, by group of windows", windows.part(0, first), curve, validation
 
 
 def _groups(windows: tokens.Packed, first: int, end: int, wanted: int) -> Units:
@@ -173,13 +167,7 @@ def _groups(windows: tokens.Packed, first: int, end: int, wanted: int) -> Units:
     n = end - first
     number = min(n, wanted, max(2, n // 4))
     bounds = [first + n * i // number for i in range(number + 1)]
-    pairs = zip(bounds, bounds[1:], strict=False)
-    return [(f"windows {a} to {b - 1}", windows.part(a, b)) for a, b in pairs]
-
-
-def _held_out(curve: Units, validation: Units, spec: Spec) -> tuple[Windows, Windows]:
-    """(name, windows) of the units of two sets -> the `Windows` of each."""
-    return _spread(curve, spec.curve_tokens, spec), _spread(validation, spec.val_tokens, spec)
+    return [(f"windows {a} to {b - 1}", windows.part(a, b)) for a, b in pairwise(bounds)]
 
 
 def _spread(units: Units, tokens: int, spec: Spec) -> Windows:
@@ -202,16 +190,14 @@ def _unique(names: list[str]) -> list[str]:
 
 def in_words(text: Text) -> str:
     """One line on what was read, what was left out, and what is held out."""
-    read, held = text.read, [len(set(part.documents)) for part in (text.validation, text.curve)]
+    read, units = text.read, [len(set(part.documents)) for part in (text.validation, text.curve)]
     aside = [f"{n:,} {suffix}" for suffix, n in read["files_left_out"].items()]
-    shown = ", ".join(aside[:8]) + ", ..." * (len(aside) > 8)
-    files = f"{read['files']:,} read" + f", not read: {shown}" * bool(aside)
-    doubles = f"{read['duplicate']:,} duplicate and {read['empty']:,} empty left out"
-    rest = f"{read['tokens_left_out']:,} fill no window"
+    not_read = ", not read: " + ", ".join(aside[:8]) + ", ..." * (len(aside) > 8)
     return (
-        f"text: files {files}; documents {read['documents']:,}, {doubles}; tokens "
-        f"{read['tokens']:,}, {rest}; held out {text.split}: {held[0]:,} for validation, "
-        f"{held[1]:,} for the curve"
+        f"text: files {read['files']:,} read{not_read * bool(aside)}; documents "
+        f"{read['documents']:,}, {read['duplicate']:,} duplicate and {read['empty']:,} empty left "
+        f"out; tokens {read['tokens']:,}, {read['tokens_left_out']:,} fill no window; held out "
+        f"{text.split}: {units[0]:,} for validation, {units[1]:,} for the curve"
     )
 
 

@@ -92,10 +92,11 @@ class Stream:
     def __len__(self) -> int:
         return len(self.ends)
 
-    def name(self, number: int) -> str:
-        """The name of a document."""
-        file, line = self.places[number].tolist()
-        return documents.name_of(self.about["files"][file], line)
+    def name(self, first: int, last: int) -> str:
+        """The name of the documents `first` to `last`."""
+        file, line = self.places[first].tolist()
+        name = documents.name_of(self.about["files"][file], line)
+        return name if first == last else f"{name} and {last - first} more"
 
     def windows(self, first: int, last: int, seq_len: int, bos: int | None = None) -> Packed:
         """The documents `first` to `last`, cut into windows of `seq_len`; the remainder is dropped.
