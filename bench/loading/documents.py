@@ -24,8 +24,6 @@ SUFFIXES = (".txt", ".jsonl")
 BOM = "\ufeff"
 CUT = 2
 """Number of the way that a text is read and cut into windows: goes up when that changes."""
-
-
 CHARACTERS = 4
 """A token has about so many."""
 
@@ -174,23 +172,17 @@ def _entries(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with path.open("rb") as file:
             for number, data in enumerate([file.read()] if whole else file, start=1):
-                text = _decoded(path, data, at)
+                text = data.decode()
                 if whole:
                     yield 0, text.replace("\r\n", "\n").replace("\r", "\n")
                 else:
                     yield number, _text_in(path, number, text)
                 at += len(data)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _decoded(path: Path, data: bytes, at: int) -> str:
-    """The text of bytes that begin at byte `at` of a file."""
-    try:
-        return data.decode()
     except UnicodeDecodeError as error:
         wrong = f"{error.reason} at byte {at + error.start}"
         raise Rejected(f"{path}: not UTF-8 ({wrong})") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def _text_in(path: Path, number: int, line: str) -> str:
@@ -222,6 +214,7 @@ def _stream_path(name: str, tokens: int) -> Path:
 
 
 def _write(stream: Streamed, tokens: int, path: Path) -> None:
+    """Write the first documents, of so many tokens, as JSON lines."""
     wanted, n = CHARACTERS * tokens, 0
     with path.open("w", encoding="utf-8") as out, bar(total=wanted, unit="char") as shown:
         for text in _texts(stream):

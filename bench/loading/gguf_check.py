@@ -6,7 +6,7 @@ So every key of a file is understood here, or the file is refused.
 
 import math
 import struct
-from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,13 +27,9 @@ MOST, MOST_VALUES, LONGEST_HEADER = 2**16, 2**20, 2**26
 """Tensors or keys; values of an array, of which a header has up to four so long; bytes."""
 
 
-def _theta(kind: str) -> Callable[..., float]:
+def _theta(config: "PretrainedConfig", kind: str = "full_attention") -> float:
     """The base of the rotary frequencies; `kind` is Gemma-3's name of an attention."""
-
-    def read(config: "PretrainedConfig") -> float:
-        return config.rope_parameters.get(kind, config.rope_parameters)["rope_theta"]
-
-    return read
+    return config.rope_parameters.get(kind, config.rope_parameters)["rope_theta"]
 
 
 HEADS, EPSILON = "attention.head_count", "attention.layer_norm_rms_epsilon"
@@ -64,7 +60,7 @@ LLAMA = SIZES | {
     "attention.value_length": "head_dim",
     EPSILON: "rms_norm_eps",
     "rope.dimension_count": "head_dim",
-    "rope.freq_base": _theta("full_attention"),
+    "rope.freq_base": _theta,
 }
 GEMMA = LLAMA | {
     "attention.sliding_window": "sliding_window",
@@ -84,7 +80,7 @@ KNOWN = {
     "gemma3": GEMMA
     | {
         "attention.sliding_window_pattern": (6,),
-        "rope.freq_base_swa": _theta("sliding_attention"),
+        "rope.freq_base_swa": partial(_theta, kind="sliding_attention"),
     },
 }
 """Architecture -> key without its beginning -> the same value of transformers' config. Of what is
@@ -241,9 +237,8 @@ def _own(architecture: str, header: dict[str, Any]) -> list[tuple[str, Any, Any]
 def _same(said: object, arrived: object) -> bool:
     """Whether two values are one number: a softcap of 0 is none, and GGUF's floats are short."""
     numbers = [value or 0 for value in (said, arrived)]
-    if said is None or not all(isinstance(value, int | float) for value in numbers):
-        return False
-    return math.isclose(*numbers, rel_tol=1e-6)
+    are_numbers = said is not None and all(isinstance(value, int | float) for value in numbers)
+    return are_numbers and math.isclose(*numbers, rel_tol=1e-6)
 
 
 def _says(key: str, value: object) -> str:

@@ -1,4 +1,4 @@
-"""Models that come as GGUF, in a Python package or as a file: found, converted to safetensors."""
+"""Models that come as GGUF, in a Python package or as a file; converted to safetensors."""
 
 import importlib
 import importlib.util

@@ -52,18 +52,18 @@ def disagreements(
     return [f"wrong {line}" for line, wrong in is_wrong.items() if wrong]
 
 
-def _processing(asked: dict | None, spec: Spec, site: str, family: str) -> dict[str, bool]:
+def _processing(processing: dict | None, spec: Spec, site: str, family: str) -> dict[str, bool]:
     """Line -> whether it is wrong, of each way in which TransformerLens processed the weights.
 
     A switch that is not named was off: SAELens loads models without processing.
     """
-    if asked is None:
+    if processing is None:
         return {}
     # TransformerLens centres no weights that are read through an RMSNorm.
-    centred = bool(asked.get(CENTRED)) and family in ("", "gpt2")
+    centred = bool(processing.get(CENTRED)) and family in ("", "gpt2")
     wants = f"weights: the SAE wants --center-writing-weights {_flag(centred)}"
     unseen = (CENTRED, *HARMLESS, *(() if site.endswith("hook_z") else AT_HEADS))
-    others = {name: value for name, value in asked.items() if name not in unseen}
+    others = {name: value for name, value in processing.items() if name not in unseen}
     trained = "weights: the SAE was trained with {}={} of its model"
     lines = {trained.format(*item): bool(item[1]) for item in others.items()}
     return {wants: centred != spec.center_writing_weights, **lines}

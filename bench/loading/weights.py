@@ -58,10 +58,8 @@ def check_no_adapter(folder: Path) -> None:
     Where PEFT is installed transformers would make it part of the model, elsewhere not.
     """
     if (folder / ADAPTER).exists():
-        raise Rejected(
-            f"{folder}: has an {ADAPTER}, expected a model without an adapter; merge it into the "
-            "weights, or give its folder as --init-adapter"
-        )
+        expected = "a model without one; merge it into the weights, or give it as --init-adapter"
+        raise Rejected(f"{folder}: has an {ADAPTER}, expected {expected}")
 
 
 def check_files(folder: Path) -> None:

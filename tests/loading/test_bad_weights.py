@@ -251,8 +251,8 @@ def test_an_sae_of_another_precision_is_float32_here(dtype, sae):
     before = {name: value.clone() for name, value in load_file(sae / saes.WEIGHTS).items()}
     save_file({name: value.to(dtype) for name, value in before.items()}, sae / saes.WEIGHTS)
     config = json.loads((sae / "cfg.json").read_text())
-    for told in ("float32", str(dtype).removeprefix("torch.")):
-        (sae / "cfg.json").write_text(json.dumps({**config, "dtype": told}))
+    for name in ("float32", str(dtype).removeprefix("torch.")):
+        (sae / "cfg.json").write_text(json.dumps({**config, "dtype": name}))
         loaded = saes.load(sae, tiny.WIDTH)
         assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
         for name, value in loaded.state_dict().items():

@@ -35,9 +35,9 @@ def tensors():
     shapes = {"token_embd.weight": (tiny.VOCABULARY, tiny.WIDTH)}
     for block in range(tiny.BLOCKS):
         shapes |= {f"blk.{block}.{name}.weight": shape for name, shape in SHAPES.items()}
-    found = {name: 0.2 * draw.standard_normal(shape, "float32") for name, shape in shapes.items()}
+    drawn = {name: 0.2 * draw.standard_normal(shape, "float32") for name, shape in shapes.items()}
     norms = [f"blk.{b}.{n}_norm.weight" for b in range(tiny.BLOCKS) for n in ("attn", "ffn")]
-    return found | dict.fromkeys([*norms, "output_norm.weight"], numpy.ones(tiny.WIDTH, "float32"))
+    return drawn | dict.fromkeys([*norms, "output_norm.weight"], numpy.ones(tiny.WIDTH, "float32"))
 
 
 def write(
@@ -215,8 +215,8 @@ def test_whatever_the_header_holds_nothing_else_is_raised(good, tmp_path):
 def test_a_file_of_version_2_and_of_another_alignment(good, tmp_path):
     (tmp_path / "2.gguf").write_bytes(put(good, 4, "I", 2))
     for path in (tmp_path / "2.gguf", write(tmp_path / "64.gguf", alignment=64)):
-        _, found = gguf_check.read(path)
-        shapes = {one.name: tuple(one.shape[::-1]) for one in found}
+        _, read = gguf_check.read(path)
+        shapes = {one.name: tuple(one.shape[::-1]) for one in read}
         assert shapes == {name: array.shape for name, array in tensors().items()}
 
 
@@ -250,9 +250,9 @@ def test_a_conversion_keeps_the_numbers(own_cache, tmp_path):
     from safetensors.torch import load_file
 
     made = models.locate(str(write(tmp_path / "tiny.gguf", quantised=False)))
-    found = load_file(made / "model.safetensors")
-    assert (found["model.embed_tokens.weight"].numpy() == tensors()["token_embd.weight"]).all()
-    assert len(found) == len(tensors())
+    converted = load_file(made / "model.safetensors")
+    assert (converted["model.embed_tokens.weight"].numpy() == tensors()["token_embd.weight"]).all()
+    assert len(converted) == len(tensors())
     models.check_source(str(tmp_path / "tiny.gguf"))
 
 
@@ -360,8 +360,8 @@ def test_a_value_that_the_conversion_changes(own_cache, tmp_path):
     path = write(tmp_path / "tiny.gguf", keys={"llama.attention.key_length": 16.0})
     with pytest.raises(Rejected) as caught:
         packages.locate_file(str(path))
-    told = "llama.attention.key_length is 16.0, the converted model has 8"
-    assert str(caught.value) == f"{path}: {told}"
+    wrong = "llama.attention.key_length is 16.0, the converted model has 8"
+    assert str(caught.value) == f"{path}: {wrong}"
 
 
 SAID = {  # what files of these families say, as llama.cpp's converter writes them
@@ -440,7 +440,7 @@ CONFIGS = {  # the same models' config.json
 }
 
 
-def told(family, **changes):
+def header(family, **changes):
     """The header of a file of this family; None leaves a key out."""
     said = SAID[family] | {key.replace("__", "."): value for key, value in changes.items()}
     short = {key: numpy.float32(v).item() if isinstance(v, float) else v for key, v in said.items()}
@@ -450,12 +450,12 @@ def told(family, **changes):
 @pytest.mark.parametrize("family", SAID)
 def test_a_real_header_is_let_in_and_every_value_of_it_is_compared(family):
     config = CONFIGS[family]
-    assert gguf_check.lost(family, told(family)) is None
-    assert gguf_check.changed(family, told(family), config) is None
+    assert gguf_check.lost(family, header(family)) is None
+    assert gguf_check.changed(family, header(family), config) is None
     for key, value in SAID[family].items():
-        other = told(family) | {f"{family}.{key}": 2 * value}
+        other = header(family) | {f"{family}.{key}": 2 * value}
         assert f"{family}.{key} is {2 * value!r}, " in gguf_check.changed(family, other, config)
-        array = told(family) | {f"{family}.{key}": None}
+        array = header(family) | {f"{family}.{key}": None}
         assert f"{family}.{key} is an array, " in gguf_check.changed(family, array, config)
 
 
@@ -469,7 +469,7 @@ def test_a_real_header_is_let_in_and_every_value_of_it_is_compared(family):
     ],
 )
 def test_a_value_that_differs_is_named(family, changes, message):
-    assert message in gguf_check.changed(family, told(family, **changes), CONFIGS[family])
+    assert message in gguf_check.changed(family, header(family, **changes), CONFIGS[family])
 
 
 @pytest.mark.parametrize(
@@ -483,7 +483,7 @@ def test_a_value_that_differs_is_named(family, changes, message):
     ],
 )
 def test_a_header_that_says_too_little_or_too_much(family, changes, message):
-    assert message in gguf_check.lost(family, told(family, **changes))
+    assert message in gguf_check.lost(family, header(family, **changes))
 
 
 def test_every_key_that_transformers_maps_is_compared():

@@ -179,16 +179,16 @@ def test_centring_is_for_gpt2(small):
 @pytest.mark.parametrize("name", SPECS)
 def test_every_named_spec_agrees_with_itself(name):
     spec = SPECS[name]
-    told = {"hook_name": spec.site, "prepend_bos": spec.prepend_bos}
+    metadata = {"hook_name": spec.site, "prepend_bos": spec.prepend_bos}
     if sae_sources.from_hub(spec.sae):
         which, _, part = sae_sources.split(spec.sae)  # of SAELens' own list of releases
         block = re.search(r"(?:blocks|layers?)[._](\d+)", part)
         assert int(block[1]) == block_of(spec.site)
         if which == "sparsify":
-            told["hook_name"] = sae_sources.site(part)
+            metadata["hook_name"] = sae_sources.site(part)
         elif part.startswith("blocks."):
-            told["hook_name"] = part
-    assert not sae_metadata.disagreements(spec, told)
+            metadata["hook_name"] = part
+    assert not sae_metadata.disagreements(spec, metadata)
 
 
 def test_a_model_without_a_tokenizer_reads_no_text(small, tmp_path):

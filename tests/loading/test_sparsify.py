@@ -64,9 +64,9 @@ def test_it_is_what_sparsify_computes(folder):
     latents, made = by_formula(folder, X)
     torch.testing.assert_close(sae.encode(X), latents, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sae.decode(sae.encode(X)), made, rtol=1e-5, atol=1e-5)
-    told = saes.metadata(converted)
-    assert told["hook_name"] == "blocks.1.hook_resid_post" and told["prepend_bos"] is True
-    assert told.get("model_name") is None  # the cache is shared by all models
+    metadata = saes.metadata(converted)
+    assert metadata["hook_name"] == "blocks.1.hook_resid_post" and metadata["prepend_bos"] is True
+    assert metadata.get("model_name") is None  # the cache is shared by all models
     assert sae_sources.locate(str(folder)) == converted
 
 

@@ -30,12 +30,12 @@ def test_a_stream_is_read_once(tmp_path, monkeypatch):
         val_docs=2,
         val_tokens=24,
     )
-    found = text.load(spec, tiny.tokenizer(), tiny.VOCABULARY)
-    assert found.read["documents"] == 20  # 1,000 tokens of 4 characters, 202 characters each
+    first = text.load(spec, tiny.tokenizer(), tiny.VOCABULARY)
+    assert first.read["documents"] == 20  # 1,000 tokens of 4 characters, 202 characters each
     (tmp_path / "t.jsonl").unlink()
     documents.check_source(spec)
     again = text.load(spec, tiny.tokenizer(), tiny.VOCABULARY)
-    assert torch.equal(again.train.tokens[:], found.train.tokens[:])
+    assert torch.equal(again.train.tokens[:], first.train.tokens[:])
 
 
 def test_a_packed_stream_that_ends_early_is_told(tmp_path, monkeypatch, capsys):
