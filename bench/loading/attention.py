@@ -2,10 +2,10 @@
 
 TransformerLens' bridge forms scores and pattern of every head, [batch, heads, seq, seq] each, so
 that they can be hooked. Nothing here hooks them; `scaled_dot_product_attention` forms neither.
-The bridge's own way is taken wherever something sits on those hook points, in training mode,
-with a key-value cache, and for every kind of attention that is not listed here (Gemma-2's
-softcap, for one). This file leans on private parts of TransformerLens, so it looks at the
-version and at its own output before it is used.
+The bridge's own way stays wherever something sits on those hook points, in training mode, and with
+a key-value cache. It stays for every attention that is not listed here, such as Gemma-2's with its
+softcap. This file leans on private parts of TransformerLens, so it checks the version and its own
+output before it is used.
 """
 
 from importlib.metadata import version

@@ -4,7 +4,7 @@ PyTorch takes float32 products from Intel's MKL, which keeps its AVX-512 kernels
 processors. oneDNN, in the same PyTorch, has them for every processor that does AVX-512 and is
 twice as fast on an AMD EPYC. Both are exact float32; they differ in the order of summation.
 PyTorch has no switch for this, so `install` puts oneDNN's kernel under `aten::mm` and
-`aten::addmm`, for the whole process: model, adapters, SAE and losses, forward and backward.
+`aten::addmm`. That holds for the whole process, forward and backward.
 
 The choice depends on the processor alone, never on a timing, so that the same command gives the
 same digits; `SPLICEBENCH_MATMUL=blas` turns it off. Records say which one it was.

@@ -125,9 +125,8 @@ def check_start(path: Path) -> None:
 def read(path: Path) -> tuple[dict, list]:
     """({key: value}, gguf's tensors) of the GGUF file at `path`; the value of an array is None.
 
-    `Rejected` where it cannot be converted as it is: no GGUF, another version, byte order or
-    architecture, truncated or corrupt, one of several parts, a key that changes the model and
-    would be lost. Takes seconds.
+    Raises `Rejected` where the file is not whole, not of a format or an architecture that is read
+    here, or has a key that changes the model and would be lost. Takes seconds.
     """
     check_start(path)
     import numpy

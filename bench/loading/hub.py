@@ -28,8 +28,8 @@ def is_id(name: str) -> bool:
 def reach(repository: str, kind: str = "model") -> bool:
     """Ask the hub for `repository` -> whether it answered; False: the hub's cache must do.
 
-    An answer holds for the rest of the process. Raises `Unavailable` where the hub is out of reach
-    and its cache has nothing, or where the repository is gated, and `Usage` where there is none.
+    An answer holds for the rest of the process. Raises `Usage` where there is no such repository.
+    Raises `Unavailable` where it is gated, or where the hub is out of reach and its cache empty.
     """
     from huggingface_hub import constants, errors
 

@@ -31,13 +31,10 @@ def locate(model: str, weights: str = "pretrained") -> Path:
     """The folder of `model`: config, safetensors, tokenizer.
 
     `model` is `package:NAME`, a folder, a .gguf file, or the hub's `OWNER/NAME`. With random
-    weights the config is enough; those in `bench.config.shapes` need no hub and have no tokenizer
-    either.
+    weights the config is enough. Those in `bench.config.shapes` need no hub and no tokenizer.
     """
-    if model.startswith("package:"):
+    if model.startswith("package:") or packages.is_file(model):
         return packages.locate(model)
-    if packages.is_file(model):
-        return packages.locate_file(model)
     if not hub.is_id(model):
         return _local_folder(model)
     if weights == "pretrained":

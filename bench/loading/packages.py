@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -69,13 +68,6 @@ def packaged(model: str, installed: bool = True) -> Package:
     return package
 
 
-def locate(model: str) -> Path:
-    """The folder of a `package:NAME` (config, safetensors, tokenizer), converted on first use."""
-    package = packaged(model)
-    version = package.requirement.rpartition("==")[2]
-    return _converted(package.gguf, version, package.file)
-
-
 def is_file(model: str) -> bool:
     """Whether a model is meant as a GGUF file, and not as a folder or the hub's OWNER/NAME."""
     return model.endswith(".gguf") and not Path(model).expanduser().is_dir()
@@ -93,14 +85,17 @@ def check_file(model: str) -> Path:
     return path
 
 
-def locate_file(model: str) -> Path:
-    """The folder (config, safetensors, tokenizer) of a GGUF file, converted on first use."""
-    path = check_file(model)
-    return _converted(path.name, hashes.of_file(path)[:16], lambda folder: path)
+def locate(model: str) -> Path:
+    """The folder (config, safetensors, tokenizer) of a `package:NAME` or of a GGUF file.
 
-
-def _converted(name: str, version: str, file: Callable[[Path], Path]) -> Path:
-    """The folder in the cache of a GGUF file of this name; `file(folder)` is asked for its path."""
+    Converted on first use.
+    """
+    if model.startswith("package:"):
+        package = packaged(model)
+        name, version, file = package.gguf, package.requirement.rpartition("==")[2], package.file
+    else:
+        path = check_file(model)
+        name, version, file = path.name, hashes.of_file(path)[:16], lambda folder: path
     folder = cache.root() / "models" / f"{Path(name).stem}-{version}"
     if not folder.exists():
         say(f"converting {name} to safetensors (once; then it is cached)")
@@ -113,8 +108,8 @@ def _converted(name: str, version: str, file: Callable[[Path], Path]) -> Path:
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Dequantise a GGUF file to float32 safetensors with its tokenizer, in `folder`.
 
-    Raises `Rejected` for a file that is no whole model of a known family, and where the converted
-    model would not be what the file says.
+    Raises `Rejected` for a file that is no whole model of a known family, or where the converted
+    model is not what the file says.
     """
     header, tensors = gguf_check.read(gguf)
     with weights.as_rejected(gguf, "model", "converted"):

@@ -1,7 +1,7 @@
 """SAELens SAEs: fresh, from a folder, to a folder, and ready to be trained.
 
-The kinds are those of SAELens' inference classes: topk, jumprelu (which is also what a batchtopk
-is saved as: one threshold for all latents), standard, gated.
+The kinds are those of SAELens' inference classes: topk, jumprelu, standard, gated. A batchtopk is
+saved as a jumprelu with one threshold for all latents.
 """
 
 import hashlib
@@ -76,8 +76,8 @@ def load_all(folders: list[Path], widths: Sequence[int], device: str = "cpu") ->
 def load(folder: Path, d_in: int, device: str = "cpu") -> "SAE":
     """The SAE in `folder`, float32; the caller freezes it.
 
-    Raises `Rejected` where the folder is not a SAELens SAE, its tensors are not those that its
-    config calls for, one of them is not finite, or its d_in is not the width of the model's site.
+    Raises `Rejected` where the folder is not a SAELens SAE of width `d_in`, or where its tensors
+    are not finite or not those of its config.
     """
     import torch
     from sae_lens import SAE

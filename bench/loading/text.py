@@ -1,11 +1,11 @@
 """Spec -> windows of tokens, split by document: training, curve set, validation set.
 
-The curve set gives the rows of a run and the step sizes that were tuned; the validation set,
-of other documents, is read for the clean and spliced model and at the end of a run only.
+The curve set gives the rows of a run and the step sizes that were tuned. The validation set, of
+other documents, is read for the clean and spliced model and at the end of a run only.
 
 Documents are packed: those of a part are joined by EOS and cut into windows, so that short ones
 count as long ones do. Validation takes whole documents from the front of their fixed order, the
-curve set from the back, and training is what lies between.
+curve set from the back. Training takes those between.
 """
 
 import hashlib
@@ -42,8 +42,8 @@ class Text:
     curve: Windows
     validation: Windows
     split: str
-    """What the error units of the validation set are: `by document`, `by group of documents`, or
-    `last tenth, by group of windows` of a text of too few documents; `random` for no text."""
+    """The validation set's error units: `by document`, `by group of documents`, or, of too few
+    documents, `last tenth, by group of windows`; `random` for no text."""
     train_sha256: str
     """Stands for the training windows, whose tokens need not be read for it."""
     largest: int
@@ -105,8 +105,8 @@ def _random(spec: Spec, vocabulary: int, bos: int | None) -> Text:
 def _by_document(stream: tokens.Stream, spec: Spec, bos: int | None) -> Split | None:
     """(split, training, curve set, validation set) by document; None where there are too few.
 
-    At most a quarter of the documents is for validation, an eighth for the curve set. The one
-    set does not depend on what is asked of the other.
+    At most a quarter of the documents is for validation, an eighth for the curve set. Neither set
+    depends on the size of the other.
     """
     n, cut = len(stream), partial(stream.windows, seq_len=spec.seq_len, bos=bos)
     front, back = range(n // 4), range(n)[::-1][: max(1, n // 8)]
@@ -150,10 +150,9 @@ def _last_tenth(stream: tokens.Stream, spec: Spec, bos: int | None) -> Split:
     n, batch = len(windows), spec.batch_size
     if n < batch + 2:
         content = spec.seq_len - (bos is not None)
-        raise Rejected(
-            f"text '{spec.text}': {len(stream.ids):,} tokens, need {(batch + 2) * content:,}: a "
-            f"batch of {batch} windows of {content} and two that are held out"
-        )
+        wanted = f"a batch of {batch} windows of {content} and two that are held out"
+        numbers = f"{len(stream.ids):,} tokens, need {(batch + 2) * content:,}"
+        raise Rejected(f"text '{spec.text}': {numbers}: {wanted}")
     n_held = min(max(2, n // 10), n - batch)
     first, middle = n - n_held, n - n_held + max(1, n_held // 8)
     curve = _groups(windows, first, middle, spec.curve_docs)

@@ -86,8 +86,8 @@ class Stream:
     joint: int
     """Ids between two documents: 1, or 0 where the tokenizer has no EOS."""
     about: dict[str, Any]
-    """`files`: their names; `largest`: the largest id; `sha256` of the ids; the numbers of
-    `documents` and of `tokens`, and of the documents that were `duplicate` or `empty`."""
+    """Names of the `files`, the `largest` id, `sha256` of the ids; the numbers of `tokens` and of
+    `documents`, and of those left out as `duplicate` or `empty`."""
 
     def __len__(self) -> int:
         return len(self.ends)

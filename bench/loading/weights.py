@@ -31,9 +31,8 @@ FORCE, FORCE_NO = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_
 def load(folder: Path, settings: dict[str, Any]) -> "PreTrainedModel":
     """The Hugging Face model in `folder`, loaded by transformers with these `settings`.
 
-    Raises `Rejected` where an adapter lies beside it, where a file is torn or holds more than
-    tensors, where a tensor is missing, unexpected or of another shape, and where a weight is not
-    finite.
+    Raises `Rejected` where an adapter lies beside it, or a file is torn or holds more than tensors.
+    So it does where a tensor is missing, unexpected, of another shape, or not finite.
     """
     from transformers import AutoModelForCausalLM
 

@@ -270,7 +270,7 @@ def test_a_conversion_keeps_the_numbers(own_cache, tmp_path):
 def test_a_model_that_is_not_whole_is_not_converted(own_cache, changes, message, tmp_path):
     path = write(tmp_path / "tiny.gguf", **changes)
     with pytest.raises(Rejected) as caught:
-        packages.locate_file(str(path))
+        packages.locate(str(path))
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not list((cache.root() / "models").iterdir())
 
@@ -280,7 +280,7 @@ def test_a_type_that_gguf_cannot_dequantise(own_cache, tmp_path):
     data = numpy.zeros((tiny.WIDTH, gguf.GGML_QUANT_SIZES[q8_1][1]), "uint8")
     path = write(tmp_path / "tiny.gguf", raw={"blk.0.attn_q.weight": (data, q8_1)})
     with pytest.raises(Rejected, match="its model cannot be converted .*Q8_1") as caught:
-        packages.locate_file(str(path))
+        packages.locate(str(path))
     assert "\n" not in str(caught.value)
 
 
@@ -291,7 +291,7 @@ def test_what_the_conversion_raises_is_one_line(own_cache, monkeypatch, tmp_path
     path = write(tmp_path / "tiny.gguf")
     monkeypatch.setattr(packages, "_read_gguf", failing)
     with pytest.raises(Rejected, match="its model cannot be converted"):
-        packages.locate_file(str(path))
+        packages.locate(str(path))
 
 
 def test_the_file_is_checked_before_it_is_converted(own_cache, monkeypatch, good, tmp_path):
@@ -359,7 +359,7 @@ def test_a_value_that_the_conversion_changes(own_cache, tmp_path):
     """A head's width that does not follow from the others is one that transformers does not map."""
     path = write(tmp_path / "tiny.gguf", keys={"llama.attention.key_length": 16.0})
     with pytest.raises(Rejected) as caught:
-        packages.locate_file(str(path))
+        packages.locate(str(path))
     wrong = "llama.attention.key_length is 16.0, the converted model has 8"
     assert str(caught.value) == f"{path}: {wrong}"
 
