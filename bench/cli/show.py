@@ -1,22 +1,28 @@
-"""What the analysis makes of runs that have ended. The only file of `bench` that imports it."""
+"""What the analysis makes of runs that have ended. The only file of `bench` that imports it.
+
+Drawing takes half a second to import, and is imported where there is something to draw.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.records import manifest
 from analysis.records.comparison import load
-from analysis.report import report, report_experiments
 from analysis.stats.gap import closed_at_end, units
 from analysis.tables.comparison import table
 from analysis.tables.experiments import tables
-from bench.experiments import experiment
 from bench.io.console import say
 from bench.io.files import os_errors
 from bench.io.record import Run
-from bench.runs.compare import Ended, raise_worst
+from bench.runs.compare import raise_worst
+
+if TYPE_CHECKING:
+    from bench.experiments import experiment
+    from bench.runs import compare
 
 
-def comparison(out: Path, ended: Ended) -> None:
+def comparison(out: Path, ended: "compare.Ended") -> None:
     """Draw and print the runs of a comparison that `ended`; raise for those that failed.
 
     Where there was nothing to do, and the table that lies there says so, it is only printed.
@@ -26,6 +32,8 @@ def comparison(out: Path, ended: Ended) -> None:
         if drawn and drawn == (text := "\n\n".join(map(table, load(out, ended.names)))):
             say(text)
         else:
+            from analysis.report import report
+
             _written(*report(out, names=ended.names))
     if not ended.todo:
         count = len(ended.names)
@@ -33,13 +41,15 @@ def comparison(out: Path, ended: Ended) -> None:
     raise_worst(ended.failed)
 
 
-def experiments(ended: experiment.Ended) -> None:
+def experiments(ended: "experiment.Ended") -> None:
     """Draw and print the experiments that `ended`; raise for the jobs that failed."""
     folder = ended.folder
     with os_errors(folder):
         drawn = _text(folder / "experiments.txt")
         now = [] if ended.todo else tables(manifest.load(folder)).split("\n\n")
         if ended.todo or sorted(drawn.split("\n\n")) != sorted(now):  # in any order
+            from analysis.report import report_experiments
+
             _written(*report_experiments(folder))
     raise_worst(ended.failed)
 

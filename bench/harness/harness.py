@@ -40,15 +40,10 @@ class Harness:
         """What seconds depend on: machine, device, threads."""
         self.sae_cost = sae_cost
         """What the SAEs have cost so far: {} for fresh ones, None where it is not known."""
-        self.micro = MicroBatching(problem.micro.size)
-        """What a run begins with: in smaller parts, where the method's warm-up had to halve."""
-        self._whole = problem.micro.size
+        self.micro_batch = problem.micro.size
+        """How many windows a run begins with at once."""
         self._lent = {name: t.clone() for name, t in problem.saes.state_dict().items()}
         self._warm = set()
-
-    def begin_with(self, micro_batch: int) -> None:
-        """Have every run begin with so many windows at once."""
-        self._whole = micro_batch
 
     def run(self, settings: RunSettings) -> Outcome:
         """One run -> its `Outcome`, its record at `path`, what it trained in the folder beside it.
@@ -71,11 +66,11 @@ class Harness:
         resumed, segments, resumed_fields = group.from_first(found)
         lines = resumed["lines"] if resumed else [encoded(settings.header)]
         writer = Writer(settings.path, lines) if group.is_first() else Unwritten()
-        run, end_fields = None, {}
+        micro = MicroBatching(self.micro_batch)
+        run, end_fields = Run(self, settings, writer, resumed, segments, micro), {}
         outcome = Outcome("interrupted")
         try:
-            self._warm_up(settings.method, settings.config)
-            run = Run(self, settings, writer, resumed, segments)
+            self._warm_up(settings.method, settings.config, micro)
             end_fields = run.go()
             outcome = Outcome("finished")
         except Diverged as error:
@@ -91,21 +86,19 @@ class Harness:
             if self._take_back():
                 why = "the method changed the SAEs that it was lent"
                 end_fields, outcome = {}, Outcome("error", why, RunFailed.code)
-            spent = run.spent() if run else {}
-            outcome = _close(writer, outcome, {**end_fields, **spent, **resumed_fields})
+            outcome = _close(writer, outcome, {**end_fields, **run.spent(), **resumed_fields})
         if outcome.end == "finished" and group.is_first():
             checkpoint.clear(settings.folder)
         return outcome
 
-    def _warm_up(self, method, config):
+    def _warm_up(self, method, config, micro):
         """Once for a method and config on this problem.
 
         Memory that runs out here does so off the clock, and the run begins in smaller parts.
         """
-        self.micro = MicroBatching(self._whole)
         if (method.__name__, repr(config)) not in self._warm:
             with signals.at_once():
-                warm_up(method, self.problem.of_run(self.micro), config)
+                warm_up(method, self.problem.of_run(micro), config)
             self._warm.add((method.__name__, repr(config)))
 
     def _take_back(self):

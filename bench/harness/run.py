@@ -38,13 +38,25 @@ class Run:
     """Drives the method of `settings` on the problem of `harness`, and writes rows with `writer`.
 
     `resumed` is the checkpoint to go on from, if any; `segments` the processes that worked on the
-    run so far.
+    run so far. A run begins with `micro`, or with what its checkpoint says.
     """
 
-    def __init__(self, harness, settings: RunSettings, writer, resumed: dict | None, segments):
+    def __init__(
+        self,
+        harness,
+        settings: RunSettings,
+        writer,
+        resumed: dict | None,
+        segments: list,
+        micro: MicroBatching,
+    ):
         self.harness, self.settings, self.writer = harness, settings, writer
         self.resumed, self.segments = resumed, segments
-        self.problem = harness.problem.of_run(*self._state(resumed))
+        if resumed:  # gradients were looked at in the first passes, and these are later
+            micro = MicroBatching(resumed["micro_batch"], resumed["memory"])
+            self.problem = harness.problem.of_run(micro)
+        else:
+            self.problem = harness.problem.of_run(micro, Reached())
         self.meter = Meter(self.problem.bridge)
         self.evaluations = doubling(settings.steps)
         self.keeps = checkpoints(getattr(settings.method, "CHECKPOINTS", 1), settings.steps)
@@ -76,13 +88,6 @@ class Run:
         if group.is_first():
             save_state(adapted, self.settings.folder)
         return self._end_fields(score, adapted)
-
-    def _state(self, resumed):
-        """The micro-batches of the run, and what looks at its gradients."""
-        if resumed:  # gradients are looked at in the first passes of a run, and these are later
-            return [MicroBatching(resumed["micro_batch"], resumed["memory"])]
-        micro = self.harness.micro
-        return MicroBatching(micro.size, micro.halvings), Reached()
 
     def _visit(self, step, adapted, batches):
         """What is done between two steps: measure, keep, and write a checkpoint when it is time."""

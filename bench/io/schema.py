@@ -1,7 +1,8 @@
 """What a record is made of: the fields of its lines, with their types and meanings.
 
 The reader, `bench verify`, docs/records.md and docs/record.schema.json are all made from the
-classes here. Knows nothing of files. Fields may be added, none renamed.
+classes here; `python -m bench.io.schema` writes both files in docs. Knows nothing of what a run
+does. Fields may be added, none renamed.
 """
 
 import ast
@@ -31,9 +32,9 @@ KINDS = {
 """Annotation -> its name in messages, Python's types of the JSON value, JSON Schema's type."""
 
 
-@dataclass
-class Header:
-    """The first line: what was run, on what, and what stays the same over the run."""
+@dataclass(kw_only=True)
+class Made:
+    """What was run or measured, and where and when: in a header, and in a measurement."""
 
     schema: int
     """Version of this format."""
@@ -47,50 +48,10 @@ class Header:
     """Seed of batches, initial values and dropout."""
     sae: dict
     """The SAE: source, kind, sha256, the run that trained it, its share of that training."""
-    ce_clean: float
-    """CE of the clean model on the curve set, nats per scored token."""
-    ce_spliced: float
-    """CE of the spliced model on the curve set, nats per scored token."""
     label: str = None
     """The method as typed, such as `lora:rank=64`."""
-    sets: list = None
-    """The `--set` items of this method."""
-    source: str = None
-    """Text of the method's file, and of the methods that it imports."""
-    key: str = None
-    """Hash of model and text; of older records."""
-    code: str = None
-    """sha256 of the code that decides the numbers."""
-    model: dict = None
-    """The model: family and sha256."""
-    text_sha256: str = None
-    """sha256 of the text's files."""
-    text_read: dict = None
-    """What of the text was read: files, documents, bytes."""
-    sae_cost: dict = None
-    """What training the SAE had cost: seconds, passes, tokens; null where it is not known."""
-    ce_ablated: float = None
-    """CE with the site set to 0, on the curve set."""
-    ce_full_clean: Losses = None
-    """CE of the clean model for each validation document."""
-    ce_full_spliced: Losses = None
-    """CE of the spliced model for each validation document."""
-    documents: list = None
-    """Names of the validation documents, in the order of the losses."""
     split: str = None
     """What a loss of `ce_full` is of: a document, or a group of short ones."""
-    train_tokens: int = None
-    """Tokens of the training set."""
-    l0_full: float | None = None
-    """Latents that fire for a token of the spliced model, mean over the validation set."""
-    fvu_full: float | None = None
-    """Share of the site's variance that the SAE leaves unexplained, on the validation set."""
-    l0_full_by_site: list = None
-    """`l0_full` of each site, where there are several."""
-    fvu_full_by_site: list = None
-    """`fvu_full` of each site, where there are several."""
-    forced: list = None
-    """Why the SAE may not belong here, where `--force` took it all the same."""
     weights: str = None
     """`pretrained` or `random`: of random weights no loss means anything."""
     commit: str = None
@@ -119,6 +80,52 @@ class Header:
     """When it was started."""
     command: str = None
     """What was typed."""
+
+
+@dataclass(kw_only=True)
+class Header(Made):
+    """The first line: what was run, on what, and what stays the same over the run."""
+
+    ce_clean: float
+    """CE of the clean model on the curve set, nats per scored token."""
+    ce_spliced: float
+    """CE of the spliced model on the curve set, nats per scored token."""
+    sets: list = None
+    """The `--set` items of this method."""
+    source: str = None
+    """Text of the method's file, and of the methods that it imports."""
+    key: str = None
+    """Hash of model and text; of older records."""
+    code: str = None
+    """sha256 of the code that decides the numbers."""
+    model: dict = None
+    """The model: family and sha256."""
+    text_sha256: str = None
+    """sha256 of the text's files."""
+    text_read: dict = None
+    """What of the text was read: files, documents, bytes."""
+    sae_cost: dict = None
+    """What training the SAE had cost: seconds, passes, tokens; null where it is not known."""
+    ce_ablated: float = None
+    """CE with the site set to 0, on the curve set."""
+    ce_full_clean: Losses = None
+    """CE of the clean model for each validation document."""
+    ce_full_spliced: Losses = None
+    """CE of the spliced model for each validation document."""
+    documents: list = None
+    """Names of the validation documents, in the order of the losses."""
+    train_tokens: int = None
+    """Tokens of the training set."""
+    l0_full: float | None = None
+    """Latents that fire for a token of the spliced model, mean over the validation set."""
+    fvu_full: float | None = None
+    """Share of the site's variance that the SAE leaves unexplained, on the validation set."""
+    l0_full_by_site: list = None
+    """`l0_full` of each site, where there are several."""
+    fvu_full_by_site: list = None
+    """`fvu_full` of each site, where there are several."""
+    forced: list = None
+    """Why the SAE may not belong here, where `--force` took it all the same."""
     nonfinite: dict = None
     """Fields of this line that are null because they were not finite, with what they were."""
 
@@ -215,18 +222,18 @@ class End:
     """Fields of this line that are null because they were not finite, with what they were."""
 
 
-@dataclass
-class Measurement:
+@dataclass(kw_only=True)
+class Measurement(Made):
     """A JSON file beside a record: what was measured of a finished run."""
 
+    measure: str
+    """What was measured."""
     of: str
     """The name of the run."""
-    schema: int = None
-    """Version of this format."""
-    key: str = None
-    """Hash of what was measured, and how."""
-    config: dict = None
-    """The settings of the run's method."""
+    ce: float = None
+    """The run's CE on the validation set, nats per scored token."""
+    values: dict = None
+    """What came of it, by name."""
 
 
 @dataclass
@@ -253,10 +260,13 @@ class Field(NamedTuple):
 @cache
 def fields_of(line: type) -> dict[str, Field]:
     """Name -> `Field` of a class of this file."""
-    kinds, texts = get_type_hints(line), field_texts(line)
+    kinds, texts = get_type_hints(line), {}
+    for part in reversed(line.__mro__[:-1]):
+        texts |= field_texts(part)
     return {f.name: Field(kinds[f.name], f.default is MISSING, texts[f.name]) for f in fields(line)}
 
 
+@cache
 def required(line: type) -> list[str]:
     """The fields that no such line lacks."""
     return [name for name, field in fields_of(line).items() if field.required]

@@ -13,9 +13,7 @@ def preload() -> None:
     from bench.runs.preflight import quiet_libraries
 
     quiet_libraries()
-    from bench.runs import code_hash, worker  # noqa: F401
-
-    code_hash.code()  # a third of a second, which is kept for all
+    from bench.runs import worker  # noqa: F401
 
 
 preload()

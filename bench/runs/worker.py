@@ -82,7 +82,7 @@ def run(request: Request, label: str, seed: int) -> tuple[Path, Outcome]:
             raise Rejected("the SAE of the first process is not in this one's cache: share one")
         bench = setup.bench(loaded, own_sae.folders(loaded, mse, request.every))
     if request.micro_batch:
-        bench.harness.begin_with(request.micro_batch)
+        bench.harness.micro_batch = request.micro_batch
     return run_on(bench, request, label, seed)
 
 

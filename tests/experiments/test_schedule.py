@@ -185,7 +185,7 @@ def begin(folder, tmp_path, monkeypatch):
     spec = replace(Spec(), model=str(folder / "model"), text=str(folder / "text"), **SMALL)
     tiny = replace(LAPTOP, spec=spec, seeds=(0, 1), shares=(0.5, 1.0))
     monkeypatch.setitem(SCALES, "laptop", lambda: tiny)
-    monkeypatch.setattr("bench.cli.show.report_experiments", lambda folder: ("", []))
+    monkeypatch.setattr("analysis.report.report_experiments", lambda folder: ("", []))
     number = iter(range(100))
 
     def begin(name, devices, plant=lambda: None):

@@ -322,6 +322,7 @@ def test_younger_fields_of_rows_are_sound(verify, tmp_path):
 
 
 MEASURE = {"schema": 1, "measure": "distance", "ce": 3.4, "values": {"l2": [0.1]}}
+MEASURE |= {"method": "lora", "config": {}, "spec": {}, "seed": 0, "sae": {}}
 MANIFEST = {"experiment": "rank", "scale": "laptop", "command": "python -m bench experiment rank"}
 
 
@@ -349,9 +350,15 @@ def test_measurements_and_manifests_name_what_lies_beside_them(verify, tmp_path)
 
 
 BESIDE = [
-    ({**MEASURE, "of": "lora-1"}, 10, "names 'lora-1', which does not lie beside it"),
+    ({**MEASURE, "of": "lora-1"}, 15, "names 'lora-1', which does not lie beside it"),
     ({**MEASURE, "of": None}, 1, "of None, expected text"),
     ({**MEASURE, "of": "RUN", "schema": 7}, 1, "schema 7, this version"),
+    ({**MEASURE, "of": "RUN", "seed": "0"}, 1, "seed '0', expected a whole number"),
+    ({**MEASURE, "of": "RUN", "spec": []}, 1, "spec [], expected an object"),
+    ({**MEASURE, "of": "RUN", "label": 3}, 1, "label 3, expected text"),
+    ({**MEASURE, "of": "RUN", "device": False}, 1, "device False, expected text"),
+    ({**MEASURE, "of": "RUN", "values": [1]}, 1, "values [1], expected an object"),
+    ({k: v for k, v in MEASURE.items() if k != "config"} | {"of": "RUN"}, 1, "no 'config'"),
     ({**MANIFEST, "runs": [entry("RUN"), entry("lora-1")]}, 15, "names 'lora-1', which does"),
     ({**MANIFEST, "runs": {}}, 1, "runs {}, expected a list"),
     ({**MANIFEST, "runs": [1]}, 6, "names 1, which does not lie"),

@@ -109,6 +109,7 @@ def test_one_window_that_is_too_much_ends_that_run_alone(bench, tmp_path, monkey
     code, out, err = bench("--methods", "lora,ridge", "--out", tmp_path)
     assert code == 4 and "1 of the runs did not finish" in err and err.count("\n") == 1
     assert "out of memory with one window of 12 tokens at a time: lower --seq-len" in out
+    assert runs_of(tmp_path, "lora")[0].end["memory"] == [{"micro_batch": 1}]
     assert runs_of(tmp_path, "ridge")[0].status == "finished"
     monkeypatch.undo()
 

@@ -28,6 +28,7 @@ def copied(tmp_path, monkeypatch):
 
 DECIDING = ["problem/batches.py", "loading/tokens.py", "config/spec.py", "problem/training.py"]
 DECIDING += ["loading/saes.py", "loading/sae_sources.py", "distributed/shares.py", "runs/setup.py"]
+DECIDING += ["devices.py"]
 
 
 @pytest.mark.parametrize("file", DECIDING)
