@@ -92,7 +92,7 @@ def test_the_commands_own_process_fetches_and_converts_nothing(folder, monkeypat
     for name in (
         "bench.loading.models.locate",
         "bench.loading.sae_sources.locate",
-        "bench.loading.streams.file",
+        "bench.loading.documents.fetch",
     ):
         monkeypatch.setattr(name, never)
     spec = Spec(model=str(folder / "model"), text=str(folder / "text"))
