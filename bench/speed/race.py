@@ -104,9 +104,10 @@ class Ours:
         from bench.harness.drive import drive
         from bench.harness.meter import Meter
         from bench.problem.batches import Batches
+        from bench.problem.oom import MicroBatching
 
-        problem = self.problem
-        problem.batch_size = problem.micro.size = batch
+        problem = self.problem.of_run(MicroBatching(batch))
+        problem.batch_size = batch
         meter = Meter(problem.bridge)
 
         def steps(n_steps):

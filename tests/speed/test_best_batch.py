@@ -105,3 +105,14 @@ def test_a_batch_in_smaller_parts_is_told(folder, monkeypatch):
     with pytest.raises(OutOfMemory):
         ours.start()
         ours.step()
+
+
+def test_a_probe_leaves_the_race_as_it_was(folder, monkeypatch):
+    monkeypatch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
+    spec = spec_on(folder)
+    ours = Ours(spec, spec.model, "lora:rank=4", SETS, steps=1)
+    before = ours.setting()
+    ours.problem.last_loss = torch.tensor(float("nan"))  # of a run before, which a fresh one is not
+    assert ours.probe(4)["micro_batch"] == 4
+    assert ours.setting() == before and ours.problem.batch_size == spec.batch_size
+    assert ours.problem.last_loss.isnan() and not ours.problem.micro.halvings
