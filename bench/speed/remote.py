@@ -2,6 +2,7 @@
 
 import multiprocessing
 import traceback
+from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -10,7 +11,7 @@ from bench.runs.preflight import quiet_libraries
 
 
 class Side:
-    """A class of `bench.speed.sides`, made in a fresh process; `call` runs its methods there.
+    """`Ours` or `Plain`, made in a fresh process; `call` runs its methods there.
 
     Both raise the `Fault` of the side; `Unavailable` if it runs out of memory; `RunFailed` if it
     fails otherwise, or if its process ends.
@@ -54,10 +55,9 @@ def serve(connection: Connection, name: str, arguments: tuple) -> None:
     A fault is the last answer.
     """
     quiet_libraries()
-    from bench.speed import sides  # torch and the models, which the caller does without
-
     try:
-        side = getattr(sides, name)(*arguments)
+        make = getattr(import_module(f"bench.speed.{name.lower()}"), name)
+        side = make(*arguments)
         connection.send(None)
         while True:
             method, arguments = connection.recv()

@@ -7,8 +7,8 @@ from bench import devices
 from bench.errors import OutOfMemory
 from bench.problem.problem import Problem
 from bench.speed import sides, speed
+from bench.speed.ours import Ours
 from bench.speed.report import describe_best
-from bench.speed.sides import Ours
 from bench.speed.speed import climb
 from tests.speed.test_speed import SETS, spec_on
 

@@ -1,6 +1,10 @@
 """`python -m bench speed`: both sides take the same steps; what cannot be compared is refused."""
 
 import json
+import multiprocessing
+import os
+import subprocess
+import sys
 
 import numpy
 import pytest
@@ -12,9 +16,11 @@ from bench import devices
 from bench.config.method import entry
 from bench.config.spec import block_of
 from bench.config.specs import named
-from bench.errors import Unavailable
-from bench.speed import floor, remote, report, sides, speed
-from bench.speed.sides import RANGES, Ours, Plain, release
+from bench.errors import Rejected, RunFailed, Unavailable
+from bench.speed import floor, remote, report, speed
+from bench.speed.ours import RANGES, Ours
+from bench.speed.plain import Plain
+from bench.speed.sides import release
 from bench.speed.speed import identity, plain_settings
 from tests.conftest import SMALL
 from tests.helpers import tiny
@@ -29,7 +35,7 @@ class Here:
     """A `Side` without a process of its own."""
 
     def __init__(self, name, *arguments):
-        self.subject = getattr(sides, name)(*arguments)
+        self.subject = {"Ours": Ours, "Plain": Plain}[name](*arguments)
 
     def call(self, name, *arguments):
         return getattr(self.subject, name)(*arguments)
@@ -197,19 +203,48 @@ def test_a_loss_that_is_not_finite_ends_with_5(small, here, tmp_path, monkeypatc
     assert code == 5 and "a loss is not finite" in err and not list(tmp_path.glob("*.json"))
 
 
-def test_a_side_without_memory_says_so(monkeypatch):
-    class Full:
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), Unavailable, "on the side 'Plain'"),
+        (Rejected("no such SAE"), Rejected, "no such SAE"),
+        (ValueError("a bug"), RunFailed, "ValueError: a bug"),
+    ],
+)
+def test_a_side_that_fails_says_so(error, kind, words, monkeypatch):
+    class Failing:
         def __init__(self):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise error
 
     class Connection(list):
         send = list.append
 
     sent = Connection()
-    monkeypatch.setattr(sides, "Full", Full, raising=False)
-    remote.serve(sent, "Full", ())
+    monkeypatch.setattr("bench.speed.plain.Plain", Failing)
+    remote.serve(sent, "Plain", ())
     (fault,) = sent
-    assert isinstance(fault, Unavailable) and "'Full'" in str(fault)
+    assert type(fault) is kind and words in str(fault)
+
+
+def test_a_side_that_dies_says_so(monkeypatch):
+    def die(connection, name, arguments):
+        connection.send(None)  # it was made
+        os._exit(3)
+
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: fork)
+    monkeypatch.setattr(remote, "serve", die)
+    side = remote.Side("Plain")
+    with pytest.raises(RunFailed, match=r"ended by itself \(exit code 3\)"):
+        side.call("step")
+    side.close()
+
+
+def test_a_side_imports_nothing_of_the_other_and_the_command_neither():
+    """What is imported before a step is no longer counted as its memory."""
+    for module, absent in (("plain", "bench.problem"), ("speed", "transformers")):
+        code = f"import sys, bench.speed.{module}; sys.exit({absent!r} in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_another_format_of_the_plain_side_is_another_file():
