@@ -52,7 +52,7 @@ def _nothing(experiment: Experiment) -> str:
     """Why there is no table."""
     if any(e.run and e.run.header.get("weights") == "random" for e in experiment.entries):
         return "random weights: a CE means nothing here; none is shown or drawn"
-    return f"not measured (0 of {experiment.planned})"
+    return f"not measured (0 of {len(experiment.plan)})"
 
 
 def _at(at: tuple) -> str:
