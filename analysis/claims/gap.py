@@ -9,15 +9,7 @@ import math
 from collections.abc import Iterable
 from statistics import StatisticsError, correlation, median
 
-from analysis.claims.evidence import (
-    Evidence,
-    Finding,
-    Missing,
-    block_of,
-    closed,
-    nats,
-    table,
-)
+from analysis.claims.evidence import Evidence, Finding, Missing, block_of, closed, nats, table
 from analysis.stats.gap import difference
 from analysis.stats.usable import ends, spliced
 from analysis.tables.notes import percent

@@ -173,8 +173,8 @@ def to_same_ce(scratch: Run, run: Run, axis: str, ce: float | None = None) -> Ra
     return Ratio(theirs / ours, never) if theirs > 0 and 0 < ours < math.inf else None
 
 
-def whole_runs(scratch: Run, run: Run, axis: str) -> float | None:
-    """Speedup by whole runs -> number or None: so the "3x to 20x" of 2501.19406 comes out, as 312
+def whole_runs(scratch: Run, run: Run, axis: str) -> Ratio | None:
+    """Speedup by whole runs -> `Ratio` or None: so the "3x to 20x" of 2501.19406 comes out, as 312
     hours over 104 to 15.4.
 
     The whole cost of `scratch` over that of the SAE that `run` starts from plus all of `run`,
@@ -185,7 +185,7 @@ def whole_runs(scratch: Run, run: Run, axis: str) -> float | None:
     if not comparable(scratch, run, axis):
         return None
     theirs, ours = _whole_cost(scratch, axis), _whole_cost(run, axis)
-    return theirs / ours if theirs > 0 and ours > 0 else None
+    return Ratio(theirs / ours) if theirs > 0 and ours > 0 else None
 
 
 def comparable(scratch: Run, run: Run, axis: str) -> bool:
