@@ -6,6 +6,7 @@ numbers; where seconds are drawn, resumed runs as well.
 
 import dataclasses
 import math
+from statistics import median
 
 from analysis.records.comparison import clock
 from analysis.records.manifest import Entry, Experiment
@@ -103,3 +104,11 @@ def after_both(experiment: Experiment, entry: Entry) -> Run | None:
 def units_of(experiment: Experiment) -> str:
     """What the errors of an experiment are over, in words."""
     return units([entry.header for entry in experiment.entries])
+
+
+def changed_tokens(values: list[dict]) -> tuple[float, float]:
+    """Values of `token-loss`, a dict a seed -> (improved, degraded) tokens as shares of all, median
+    over seeds."""
+    kinds = ("n_improved", "n_degraded")
+    better, worse = (median(seed[kind] / seed["n_tokens"] for seed in values) for kind in kinds)
+    return better, worse

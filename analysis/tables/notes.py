@@ -270,8 +270,8 @@ def _measured(comparison: Comparison, measure: Callable[[Run], object]) -> dict:
 def _who(runs: Iterable[tuple[str, int]]) -> str:
     """(label, seed)s -> `lora seeds 0, 1; e2e seed 0`."""
     by_label = grouped(runs, itemgetter(0)).items()
-    seeds = {label: ", ".join(str(seed) for _, seed in those) for label, those in by_label}
-    return "; ".join(f"{k} seed{'s' * (', ' in named)} {named}" for k, named in seeds.items())
+    named = {label: [str(seed) for _, seed in those] for label, those in by_label}
+    return "; ".join(f"{k} seed{'s' * (len(of) > 1)} {', '.join(of)}" for k, of in named.items())
 
 
 def _range(values: Iterable, form: str) -> str:
