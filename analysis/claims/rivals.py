@@ -53,9 +53,8 @@ def early_sae(case: Evidence) -> Finding:
         clean, bare = (fmean(whole.header[f"ce_full_{kind}"]) for kind in ("clean", "spliced"))
         above = fmean(one.end["ce_full"]) - fmean(whole.end["ce_full"])
         parts.append(above / (bare - clean) if bare > clean else float("inf"))
-    ours = (
-        f"from {early:.0%} minus from 100%: {nats(between)}, {spread(parts, '{:.0%}')} of the gap"
-    )
+    of_gap = spread(parts, "{:.0%}")
+    ours = f"from {early:.0%} minus from 100%: {nats(between)}, {of_gap} of the gap"
     alone = difference(spliced(first), spliced(last))
     details = [f"The SAEs alone differ by {nats(alone)}. CE on the validation set."]
     return Finding(median(parts) <= 0.1, ours, details)
@@ -71,10 +70,8 @@ def finetuned_sae_beats_lora(case: Evidence) -> Finding:
     paired(e2e, lora)
     between = difference(ends(e2e), ends(lora))
     layers = next(iter(lora.values())).header["config"].get("layers")
-    if layers == "all":
-        holds = not between.distinguishable or abs(between.mean) <= 0.002
-    else:
-        holds = clearly_below(between)
+    equal = not between.distinguishable or abs(between.mean) <= 0.002
+    holds = equal if layers == "all" else clearly_below(between)
     rest = "after the SAE" if layers == "all" else "on all layers"
     why = f"LoRA adapts layers: {layers}. The claim's other half, LoRA {rest}, was not run."
     return Finding(holds, f"e2e minus LoRA {nats(between)}", [why])

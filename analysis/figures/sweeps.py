@@ -132,15 +132,12 @@ def _swept(
 def _paper(axes: Axes, numbers: list[Number], column: str, scale: float, unit: float) -> None:
     """The paper's lines, one for each rank. Where several L0 share a place, the one of 82."""
     greys = dict(zip((1, 4, 16, 64, 256), shades("#606060", 5), strict=True))
-    points = {}
-    for number in numbers:
-        of = number.of
-        if column == "l0" or (of["layer"], of["width"]) != (12, 16) or of["l0"] == 82:
-            place = scale * of.get(column, 1), number.value / unit
-            points.setdefault(of["rank"], []).append(place)
-    for rank, places in sorted(points.items()):
+    varied = [n for n in numbers if (n.of["layer"], n.of["width"]) != (12, 16) or n.of["l0"] == 82]
+    shown = numbers if column == "l0" else varied
+    for rank, row in sorted(grouped(shown, lambda number: number.of["rank"]).items()):
+        places = sorted((scale * n.of.get(column, 1), n.value / unit) for n in row)
         style = {"color": greys[rank], "marker": "o", "markersize": 4, "linewidth": 1.1}
-        axes.plot(*zip(*sorted(places), strict=True), zorder=1.5, **style)
+        axes.plot(*zip(*places, strict=True), zorder=1.5, **style)
 
 
 def _shares(axes: Axes, places: list, groups: list[list[Entry]], style: dict) -> None:

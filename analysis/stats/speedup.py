@@ -113,8 +113,8 @@ def speedup(
 def speedups_by_seed(rival: list[Run], runs: list[Run], share: float, axis: str) -> list[float]:
     """`speedup` of each seed that ran in both and reached the share in both."""
     theirs = {run.header["seed"]: run for run in rival}
-    pairs = [(theirs[run.header["seed"]], run) for run in runs if run.header["seed"] in theirs]
-    ratios = [speedup([their], [our], share, axis) for their, our in pairs]
+    shared = [run for run in runs if run.header["seed"] in theirs]
+    ratios = [speedup([theirs[run.header["seed"]]], [run], share, axis) for run in shared]
     return [ratio for ratio in ratios if ratio is not None]
 
 

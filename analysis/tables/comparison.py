@@ -37,15 +37,12 @@ def results(comparison: Comparison) -> str:
 def _reached(runs: list[Run]) -> list[str]:
     """CE, share of the gap closed with its standard error, and the seeds' range of it."""
     losses = [fmean(end_losses(run)) for run in runs if end_losses(run)]
-    closed = closed_at_end(runs)
-    between = BLANK
-    if closed and closed.low < closed.high:
-        between = f"{100 * closed.low:.1f} to {100 * closed.high:.1f}%"
-    return [
-        f"{fmean(losses):.4f}" if losses else BLANK,
-        percent(closed.share, closed.error or None) if closed else BLANK,
-        between,
-    ]
+    ce, closed = f"{fmean(losses):.4f}" if losses else BLANK, closed_at_end(runs)
+    if not closed:
+        return [ce, BLANK, BLANK]
+    between = f"{100 * closed.low:.1f} to {100 * closed.high:.1f}%"
+    between = between if closed.low < closed.high else BLANK
+    return [ce, percent(closed.share, closed.error or None), between]
 
 
 def _spent(comparison: Comparison, runs: list[Run], axis: str) -> float | None:
