@@ -27,7 +27,8 @@ errors
 FLOOR = {name: n for n, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 
 FOR_METHODS = {"bench.problem", "bench.errors", "bench.loading.peft_format"}
-FOR_ANALYSIS = {"bench.errors", "bench.io.record", "bench.io.files", "bench.io.console"}
+FOR_ANALYSIS = {f"bench.io.{name}" for name in ("record", "schema", "files", "console")}
+FOR_ANALYSIS |= {"bench.errors"}
 
 HEART = ["bench/problem", "bench/harness/drive.py", "bench/harness/meter.py"]
 HEART += ["bench/harness/evaluate.py", "bench/harness/harness.py", "bench/harness/run.py"]
