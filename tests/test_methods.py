@@ -246,7 +246,7 @@ def test_the_readmes_example_works_as_pasted(problem, held_out, tmp_path, monkey
 )
 def test_planted_methods_are_caught(name, check):
     module = importlib.import_module(f"tests.planted.{name}")
-    entry = method.Entry(name, name, module, module.Config(), source="")
+    entry = method.Entry(method.MethodRequest(name), module, module.Config(), source="")
     problem = tiny.problem()
     with pytest.raises(AssertionError):
         check(problem, hold_out(problem), entry)

@@ -18,13 +18,12 @@ def compare(arguments: Namespace) -> None:
     """`python -m bench compare`."""
     from bench.runs.compare import compare as run
 
-    a, (spec, labels) = arguments, problem(arguments)
-    if a.init_adapter:
-        a.sets.append(f"lora.init={a.init_adapter}")
+    if arguments.init_adapter:
+        arguments.sets.append(f"lora.init={arguments.init_adapter}")
+    a, (spec, methods) = arguments, problem(arguments)
     request = Request(
         spec=spec,
         out=Path(a.out),
-        sets=tuple(a.sets),
         every=a.checkpoint_every,
         fresh=a.fresh,
         micro_batch=a.micro_batch,
@@ -32,7 +31,7 @@ def compare(arguments: Namespace) -> None:
         force=a.force,
     )
     if ranks.world() == 1:
-        ended = run(request, labels, seeds(a.seeds))
+        ended = run(request, methods, seeds(a.seeds))
     else:
         from bench.runs.preflight import asks_the_hub, quiet_libraries, set_environment
 
@@ -40,7 +39,7 @@ def compare(arguments: Namespace) -> None:
         quiet_libraries()
         from bench.runs import torchrun
 
-        ended = torchrun.compare(request, labels, seeds(a.seeds))
+        ended = torchrun.compare(request, methods, seeds(a.seeds))
     if ended:  # only the first of several processes holds it
         from bench.cli import show
 
@@ -55,9 +54,9 @@ def speed(arguments: Namespace) -> None:
     defaults = {"batch_size": 1, "seq_len": 1024}
     if arguments.weights == "random":  # on which no SAE was ever trained
         defaults["sae"] = "fresh"
-    spec, labels = problem(arguments, **defaults)
+    spec, methods = problem(arguments, **defaults)
     a = arguments
-    run(spec, labels, a.sets, a.pairs, a.out, a.plain_dtype, a.best_batch)
+    run(spec, methods, a.pairs, a.out, a.plain_dtype, a.best_batch)
 
 
 def experiment(arguments: Namespace) -> None:

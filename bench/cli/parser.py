@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import IO, Any, NoReturn, get_type_hints
 
 from bench import __version__
+from bench.config.method import MethodRequest, requested
 from bench.config.request import EVERY
 from bench.config.spec import CHOICES, Spec, documentation, flag
 from bench.config.specs import named
@@ -169,10 +170,10 @@ def seeds(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, numbers)))
 
 
-def problem(arguments: Namespace, **defaults: object) -> tuple[Spec, list[str]]:
-    """(the spec with what the command line changes, the labels of the methods)."""
+def problem(arguments: Namespace, **defaults: object) -> tuple[Spec, list[MethodRequest]]:
+    """(the spec with what the command line changes, the methods)."""
     labels = [label for label in arguments.methods.split(",") if label]
-    return setting(arguments, **defaults), labels
+    return setting(arguments, **defaults), requested(labels, arguments.sets)
 
 
 def setting(arguments: Namespace, **defaults: object) -> Spec:

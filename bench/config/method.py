@@ -9,6 +9,7 @@ import dataclasses
 import importlib.util
 import math
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,16 +22,24 @@ from bench.errors import Fault, Unavailable, Usage, unknown
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of `--methods`."""
+    """A method that can be run."""
 
-    label: str
-    """As written on the command line."""
-    name: str
+    asked: "MethodRequest"
     module: ModuleType
     config: object
     """The frozen `Config` of the method's file."""
     source: str
     """The text of the method's file, read when it was imported."""
+
+    @property
+    def label(self) -> str:
+        """As `--methods` has it."""
+        return self.asked.label
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return self.asked.name
 
     @property
     def settings(self):
@@ -45,8 +54,33 @@ def names():
     return sorted(name for name in found if not name.startswith("_"))
 
 
-def check_names(labels, sets):
-    """Raise `Usage` for a method that is not there, without importing any."""
+@dataclass(frozen=True)
+class MethodRequest:
+    """A method as it was asked for; nothing of it is imported yet."""
+
+    label: str
+    """As `--methods` has it, such as `lora:rank=64`."""
+    sets: tuple[str, ...] = ()
+    """The `--set` items of this method, such as `lora.clip=2`."""
+
+    @property
+    def name(self) -> str:
+        """The method's name, that of its file."""
+        return self.label.partition(":")[0]
+
+    @property
+    def settings(self) -> list[str]:
+        """`FIELD=VALUE` of each setting; where a field is set twice the later one counts."""
+        sets = [item.removeprefix(f"{self.name}.") for item in self.sets]
+        return sets + self.label.split(":")[1:]
+
+    def with_setting(self, field: str, value: str) -> "MethodRequest":
+        """The same with one more field set."""
+        return dataclasses.replace(self, label=f"{self.label}:{field}={value}")
+
+
+def requested(labels: Sequence[str], sets: Sequence[str]) -> list[MethodRequest]:
+    """`--methods` and the `--set` items; `Usage` for a method that is not there. Imports none."""
     if not labels:
         raise Usage(f"--methods is empty: expected some of {', '.join(names())}")
     for item in sets:
@@ -59,15 +93,24 @@ def check_names(labels, sets):
     for item in sets:
         if item.partition(".")[0] not in run:
             raise Usage(f"--set '{item}': its method is not run; --methods has {', '.join(run)}")
+    named = [(label, f"{name}.") for label, name in zip(labels, run, strict=True)]
+    return [
+        MethodRequest(label, tuple(item for item in sets if item.startswith(prefix)))
+        for label, prefix in named
+    ]
 
 
-def entry(label, sets=()):
-    """`lora:rank=64` and the `--set` items -> `Entry`; `Usage` for a wrong field or value.
+def entry(label: str) -> Entry:
+    """`load` of a method without `--set` items."""
+    return load(MethodRequest(label))
+
+
+def load(asked: MethodRequest) -> Entry:
+    """Import a method and make its config; `Usage` for a wrong field or value.
 
     Raises `Unavailable` for a method whose file imports a package that is not installed.
     """
-    name, *settings = label.split(":")
-    items = [s.removeprefix(f"{name}.") for s in sets if s.startswith(f"{name}.")] + settings
+    name = asked.name
     try:
         module = importlib.import_module(f"methods.{name}")
         types = get_type_hints(module.Config)
@@ -77,7 +120,7 @@ def entry(label, sets=()):
         raise Usage(f"methods/{name}.py does not load: {type(error).__name__}: {error}") from None
     content = source(name)
     values = {}
-    for item in items:
+    for item in asked.settings:
         field, equals, text = item.partition("=")
         if not equals:
             raise Usage(f"'{name}.{item}': expected {name}.FIELD=VALUE")
@@ -85,7 +128,7 @@ def entry(label, sets=()):
             raise unknown(f"field of {name}", field, types or ["(none: it has no fields)"])
         values[field] = parse(text, types[field], f"{name}.{field}")
     try:
-        return Entry(label, name, module, module.Config(**values), content)
+        return Entry(asked, module, module.Config(**values), content)
     except ValueError as error:
         raise Usage(f"{name}: {error}") from None
     except Fault as error:

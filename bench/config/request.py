@@ -19,8 +19,6 @@ class Request:
     out: Path
     model_folder: Path | None = None
     """None until the preparation has brought the model there."""
-    sets: tuple[str, ...] = ()
-    """The `--set` items, as written."""
     every: float = EVERY
     """Seconds between two checkpoints; 0 writes one after every step."""
     fresh: bool = False

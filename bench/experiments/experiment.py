@@ -120,9 +120,9 @@ def check_sources(pool: Pool, wanted: Iterable[Job]) -> None:
     for job in wanted:
         run = pool.runs.get(pool.find(job))
         if run and not job.measure:
-            inputs = (job.method, job.spec.model, job.spec.text, job.spec.stream_tokens)
+            inputs = (job.method.name, job.spec.model, job.spec.text, job.spec.stream_tokens)
             if inputs not in present:
-                present[inputs] = now(job.spec, job.method)
+                present[inputs] = now(job.spec, job.method.name)
             check_unchanged(run.header, present[inputs], run.path)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
+from bench.config.method import MethodRequest
 from bench.config.spec import Spec, own_training
 from bench.config.specs import SPECS
 from bench.errors import Usage, unknown
@@ -42,9 +43,9 @@ class Job:
     """The experiment that it is run for."""
 
     @property
-    def method(self) -> str:
-        """The name of its method."""
-        return self.label.partition(":")[0]
+    def method(self) -> MethodRequest:
+        """Its method, before anything that an earlier run trained is filled in."""
+        return MethodRequest(self.label)
 
     @property
     def seed_of_run(self) -> int:

@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from bench.config.method import MethodRequest
 from bench.config.spec import Spec, as_recorded
 from bench.errors import Rejected
 from bench.experiments.plans import Job
@@ -34,9 +35,9 @@ class Pool:
         """The lock of a job; raises `Locked` where another process holds it."""
         return locks.held(self.folder, f"{job.key[:16]}-job", job.in_short)
 
-    def cut(self, label: str, spec: Spec, seed: int) -> list[Path]:
+    def cut(self, asked: MethodRequest, spec: Spec, seed: int) -> list[Path]:
         """The paths of the records of this run that have no end."""
-        return [run.path for run in self._of(label, spec, seed) if run.status == "cut off"]
+        return [run.path for run in self._of(asked, spec, seed) if run.status == "cut off"]
 
     def left_by(self, job: Job) -> list[Path]:
         """The paths of whatever this job has left, however it ended."""
@@ -46,8 +47,8 @@ class Pool:
         resolved = self.resolve(job)
         return [run.path for run in self._of(*resolved, job.seed_of_run)] if resolved else []
 
-    def _of(self, label: str, spec: Spec, seed: int) -> list[Run]:
-        wanted = digest([label, asdict(spec), seed])
+    def _of(self, asked: MethodRequest, spec: Spec, seed: int) -> list[Run]:
+        wanted = digest([asked.label, asdict(spec), seed])
         return [run for run in _records(self.folder) if wanted == identity_of(run)]
 
     def find(self, job: Job) -> str | None:
@@ -58,26 +59,26 @@ class Pool:
         resolved = self.resolve(job)
         if resolved is None:
             return None
-        label, spec = resolved
-        return self._names.get(digest([label, asdict(spec), job.seed_of_run]))
+        asked, spec = resolved
+        return self._names.get(digest([asked.label, asdict(spec), job.seed_of_run]))
 
-    def resolve(self, job: Job) -> tuple[str, Spec] | None:
-        """(label, spec) with what an earlier run trained filled in; None before it has run.
+    def resolve(self, job: Job) -> tuple[MethodRequest, Spec] | None:
+        """(method, spec) with what an earlier run trained filled in; None before it has run.
 
         After a run that trained an SAE that SAE takes the place of the spec's; after one of lora
         its adapter is what `lora` starts from and what stays in the model for others.
         """
         if not job.after:
-            return job.label, job.spec
+            return job.method, job.spec
         first = self.find(job.after)
         if not first:
             return None
         folder = self.folder / first
-        if job.after.method == "lora":
-            field = "init" if job.method == "lora" else "adapter"
-            return f"{job.label}:{field}={(folder / ADAPTER).as_posix()}", job.spec
+        if job.after.method.name == "lora":
+            field = "init" if job.method.name == "lora" else "adapter"
+            return job.method.with_setting(field, (folder / ADAPTER).as_posix()), job.spec
         sae = (folder / checkpoint_name(1.0, 0, 1)).as_posix()
-        return job.label, replace(job.spec, sae=sae, sae_share=1.0)
+        return job.method, replace(job.spec, sae=sae, sae_share=1.0)
 
     def measure_name(self, job: Job) -> str | None:
         """The stem of a measurement's file: the measure and the digits of the run; None before

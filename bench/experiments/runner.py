@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from bench.config import method
+from bench.config.method import MethodRequest
 from bench.config.request import Outcome, Request
 from bench.config.spec import Spec
 from bench.errors import Fault, RunFailed
@@ -67,9 +68,9 @@ def _bring_weights(first: Job, pool: Pool) -> None:
 
 
 def _run(job: Job, pool: Pool, every: float) -> Done:
-    (label, spec), seed = pool.resolve(job), job.seed_of_run
-    request, cut = Request(spec, pool.folder, every=every), partial(pool.cut, label, spec, seed)
-    path, outcome = run_one(run, request, (label, seed), job.key[:16], cut)
+    (asked, spec), seed = pool.resolve(job), job.seed_of_run
+    request, cut = Request(spec, pool.folder, every=every), partial(pool.cut, asked, spec, seed)
+    path, outcome = run_one(run, request, (asked, seed), job.key[:16], cut)
     if outcome.end != "finished":
         return Done(None, outcome.why or outcome.end, outcome.code)
     return _finished(path)
@@ -79,7 +80,7 @@ def _train(job: Job, pool: Pool, every: float) -> Done:
     """The training of an own SAE, which lies in the cache, with a copy of its record here."""
     own = dataclasses.replace(job.spec, sae="own")
     request = Request(own, pool.folder, every=every)
-    return _finished(process.call(train_own, request, job.label))
+    return _finished(process.call(train_own, request, job.method))
 
 
 def _measure(job: Job, pool: Pool) -> Done:
@@ -96,7 +97,7 @@ def _finished(path: Path) -> Done:
 
 def estimated(job: Job, steps: list[int]) -> dict[int, float]:
     """Rough seconds of a run on the spec of `job`, for each number of steps."""
-    loaded = _load(job.spec, job.label, tell=True)
+    loaded = _load(job.spec, job.method, tell=True)
     changed = {n: dataclasses.replace(loaded.spec, steps=n) for n in steps}
     return {
         n: estimate.seconds(dataclasses.replace(loaded, spec=spec), 1, trains_sae=False)
@@ -104,16 +105,16 @@ def estimated(job: Job, steps: list[int]) -> dict[int, float]:
     }
 
 
-def run(request: Request, label: str, seed: int) -> tuple[Path, Outcome]:
+def run(request: Request, asked: MethodRequest, seed: int) -> tuple[Path, Outcome]:
     """One run -> (its record's path, its `Outcome`)."""
-    bench = _bench(request, label)
+    bench = _bench(request, asked)
     worker.check_sae(bench, force=False)
-    return worker.run_on(bench, request, label, seed)
+    return worker.run_on(bench, request, asked, seed)
 
 
-def train_own(request: Request, label: str) -> Path:
+def train_own(request: Request, asked: MethodRequest) -> Path:
     """The training of an own SAE -> the path of the copy of its record."""
-    return request.out / _bench(request, label).sae_record.name
+    return request.out / _bench(request, asked).sae_record.name
 
 
 def write_adapter(run: Run, target: Path) -> None:
@@ -124,16 +125,16 @@ def write_adapter(run: Run, target: Path) -> None:
             export.write_adapter(run, pairs, temporary)
 
 
-def _bench(request: Request, label: str) -> Bench:
+def _bench(request: Request, asked: MethodRequest) -> Bench:
     """The `Bench` of a spec, with the record of its SAE's training beside the runs."""
-    loaded, mse = _load(request.spec, label), method.of_own_saes(request.spec)
+    loaded, mse = _load(request.spec, asked), method.of_own_saes(request.spec)
     bench = setup.bench(loaded, own_sae.folders(loaded, mse, request.every))
     worker.keep_sae_record(bench, request.out)
     return bench
 
 
-def _load(spec: Spec, label: str, tell: bool = False) -> Loaded:
+def _load(spec: Spec, asked: MethodRequest, tell: bool = False) -> Loaded:
     """Model and text of a spec."""
     check_inputs(spec)
-    folder, _ = check_model(spec, [label])
+    folder, _ = check_model(spec, [asked])
     return load(spec, folder, tell)

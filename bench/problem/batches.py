@@ -64,7 +64,7 @@ class Batches:
 
 
 def noise(
-    vocabulary: int, batch_size: int, seq_len: int, steps: int, device: torch.device
+    vocabulary: int, batch_size: int, seq_len: int, steps: int, device: torch.device | str
 ) -> Batches:
     """Batches of random tokens, for the warm-up."""
     generator = torch.Generator().manual_seed(0)

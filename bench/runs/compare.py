@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.config import method
-from bench.config.method import Entry
+from bench.config.method import Entry, MethodRequest, load
 from bench.config.request import Outcome, Request
 from bench.config.spec import Spec
 from bench.errors import Fault, Locked, Lost, Rejected, RunFailed, Unavailable, Usage
@@ -22,7 +21,7 @@ from bench.io.record import close_cut, digest
 from bench.runs import done, process
 from bench.runs.preflight import asks_the_hub, check_inputs, set_environment
 
-Pair = tuple[str, int]
+Pair = tuple[MethodRequest, int]
 """A run: its label and its seed."""
 Call = Callable[..., Any]
 """`call(function, *arguments)` -> what the function gives, wherever it is run."""
@@ -42,7 +41,7 @@ class Ended(NamedTuple):
 
 def compare(
     request: Request,
-    labels: list[str],
+    methods: list[MethodRequest],
     seeds: Sequence[int] = (0,),
     call: Call | None = None,
     prepare: Call | None = None,
@@ -56,31 +55,36 @@ def compare(
     `Rejected` for an SAE that does not belong here, unless `force` is set, `Locked` where another
     process is at one of the runs. A run that diverged or raised is in `Ended.failed`.
     """
-    spec, sets, call = request.spec, request.sets, call or process.call
-    check_request(request, labels)
-    if "none" not in labels:
-        labels = ["none", *labels]
+    spec, call = request.spec, call or process.call
+    check_request(request)
+    if all(asked.name != "none" for asked in methods):
+        methods = [MethodRequest("none"), *methods]
     wanted = [
-        (label, seed)
+        (asked, seed)
         for seed in seeds
-        for label in labels
-        if label != "none" or seed == seeds[0]  # nothing in it depends on a seed
+        for asked in methods
+        if asked.name != "none" or seed == seeds[0]  # nothing in it depends on a seed
     ]
     if not request.fresh and (runs := done.all_of(request, wanted)):
         diverged = {r.name: ("diverged", RunFailed.code) for r in runs if r.status == "diverged"}
         return Ended({run.name for run in runs}, diverged, todo=0)
     set_environment(online=asks_the_hub(spec))  # before anything imports the libraries
-    entries = {label: method.entry(label, sets) for label in labels}
+    entries = {asked: load(asked) for asked in methods}
     # All comparisons in a folder share their `none`.
-    keys = {(k, n): lock_key(entries[k], spec, n) for k, n in wanted if k != "none"}
-    locks.check_free(request.out, {k: "{} seed {}".format(*pair) for pair, k in keys.items()})
+    keys = {(m, n): lock_key(entries[m], spec, n) for m, n in wanted if m.name != "none"}
+    locks.check_free(request.out, {key: in_short(pair) for pair, key in keys.items()})
     with locks.held(request.out, digest(list(keys.values()))[:16], "this comparison"):
         return run_all(request, wanted, keys, call, prepare or call)
 
 
-def check_request(request: Request, labels: list[str]) -> None:
-    """Raise what is wrong with the methods, the sources of the spec or the folder to write to."""
-    method.check_names(labels, request.sets)
+def in_short(pair: Pair) -> str:
+    """A run as messages name it."""
+    asked, seed = pair
+    return f"{asked.label} seed {seed}"
+
+
+def check_request(request: Request) -> None:
+    """Raise what is wrong with the request, its spec's sources or the folder to write to."""
     if request.micro_batch is not None and request.micro_batch < 1:
         raise Usage(f"--micro-batch must be at least 1, got {request.micro_batch}")
     if request.shard_model and ranks.world() == 1:
@@ -96,7 +100,7 @@ def lock_key(entry: Entry, spec: Spec, seed: int) -> str:
 def run_all(
     request: Request, wanted: list[Pair], keys: dict[Pair, str], call: Call, prepare: Call
 ) -> Ended:
-    """Every (label, seed) in turn -> `Ended`."""
+    """Every (method, seed) in turn -> `Ended`."""
     from bench.runs import worker
 
     folder, runs = prepare(worker.prepare, request, wanted)
@@ -105,12 +109,11 @@ def run_all(
     ended = {name: status for name, status in runs.values() if status}
     failed = {k: (end, RunFailed.code) for k, end in ended.items() if end != "finished"}
     for number, pair in enumerate(todo, start=1):
-        label, seed = pair
         path = request.out / f"{runs[pair][0]}.jsonl"
         key = keys.get(pair, path.stem)
         cut = partial(list, [path])
         _, outcome = run_one(worker.run, request, pair, key, cut, call)
-        say(f"[{number}/{len(todo)}] {label} seed {seed}: {outcome.end}, {path}")
+        say(f"[{number}/{len(todo)}] {in_short(pair)}: {outcome.end}, {path}")
         if outcome.end != "finished":
             say(f"    {outcome.why}")
             failed[path.stem] = (outcome.end, outcome.code)
@@ -127,9 +130,9 @@ def run_one(
     However that process ends; `cut()` are the records that it may have left without an end. Who
     else comes with these settings finds the lock `key`; the record has one of its own.
     """
-    who = "{} seed {}".format(*pair)
+    waits = pair[0].name == "none"
     try:
-        with locks.held(request.out, f"{key}-run", who, wait=pair[0] == "none"):
+        with locks.held(request.out, f"{key}-run", in_short(pair), wait=waits):
             path, outcome = (call or process.call)(run, request, *pair)
     except process.Died as fault:
         for path in cut():

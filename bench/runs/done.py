@@ -1,12 +1,11 @@
 """Which runs are there already; nothing here imports torch."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.config.method import source
+from bench.config.method import MethodRequest, source
 from bench.config.request import Request
 from bench.config.spec import MADE_HERE, Spec, as_recorded
 from bench.errors import Fault, Rejected
@@ -53,8 +52,8 @@ def _at(path: Path) -> Run | None:
         return None
 
 
-def all_of(request: Request, wanted: list[tuple[str, int]]) -> list[Run] | None:
-    """The records of all `wanted` (label, seed) pairs, or None where one is missing or not sure.
+def all_of(request: Request, wanted: list[tuple[MethodRequest, int]]) -> list[Run] | None:
+    """The records of all `wanted` (method, seed) pairs, or None where one is missing or not sure.
 
     Quick: nothing is loaded. Raises `Usage` where what one of them was made of has changed.
     """
@@ -63,21 +62,14 @@ def all_of(request: Request, wanted: list[tuple[str, int]]) -> list[Run] | None:
     except Rejected:
         return None
     runs = []
-    for label, seed in wanted:
-        name = label.partition(":")[0]
-        sets = relevant(request.sets, name)
-        run = there.get(digest([label, sets, asdict(request.spec), seed]))
+    for asked, seed in wanted:
+        run = there.get(digest([asked.label, [*asked.sets], asdict(request.spec), seed]))
         if run is None or not _sure(run, request.spec):
             return None
-        if status(run.path, now(request.spec, name)) is None:
+        if status(run.path, now(request.spec, asked.name)) is None:
             return None
         runs.append(run)
     return runs
-
-
-def relevant(sets: Sequence[str], name: str) -> list[str]:
-    """Those of the `--set` items that are of the method of this name."""
-    return [item for item in sets if item.startswith(f"{name}.")]
 
 
 def _key(header: dict[str, Any]) -> str:

@@ -1,11 +1,11 @@
 """What can be found wrong with a command before anything is loaded."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bench.config import method
+from bench.config.method import MethodRequest, check_fits, load
 from bench.config.spec import Spec, check_site
 from bench.errors import Unavailable
 from bench.loading import documents, hub, models, sae_sources
@@ -21,9 +21,7 @@ def check_inputs(spec: Spec, out: Path | None = None) -> None:
         check_writable(out)
 
 
-def check_model(
-    spec: Spec, labels: Iterable[str] = (), sets: Sequence[str] = ()
-) -> tuple[Path, dict[str, Any]]:
+def check_model(spec: Spec, methods: Iterable[MethodRequest] = ()) -> tuple[Path, dict[str, Any]]:
     """(folder, config) of the model, once spec and methods are seen to fit it.
 
     Fetches and converts what is not in the cache: only for a process that nothing is forked from.
@@ -38,8 +36,8 @@ def check_model(
     models.check_config(config, spec)
     n_blocks = models.n_blocks(config)
     check_site(spec, n_blocks)
-    for label in labels:
-        method.check_fits(method.entry(label, sets), spec.sites, n_blocks)
+    for asked in methods:
+        check_fits(load(asked), spec.sites, n_blocks)
     return folder, config
 
 

@@ -1,6 +1,5 @@
 """Model, text and SAE -> harness and header, with everything that can be cached cached."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from bench.loading import sae_metadata, saes
 from bench.loading.documents import source_sha256
 from bench.problem.problem import Adapted, Problem
 from bench.runs.code_hash import code
-from bench.runs.done import relevant
 from bench.runs.loaded import Loaded
 
 
@@ -44,13 +42,13 @@ class Bench:
         spec = asdict(self.spec)
         return run_name(entry.name, entry.settings, spec, seed, self.sae["sha256"])
 
-    def header(self, entry: Entry, seed: int, sets: Sequence[str] = ()) -> dict[str, object]:
+    def header(self, entry: Entry, seed: int) -> dict[str, object]:
         """The record's first line."""
         return {
             "schema": SCHEMA,
             "method": entry.name,
             "label": entry.label,
-            "sets": relevant(sets, entry.name),
+            "sets": list(entry.asked.sets),
             "config": entry.settings,
             "source": entry.source,
             "spec": asdict(self.spec),

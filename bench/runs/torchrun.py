@@ -16,6 +16,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from bench.config.method import MethodRequest
 from bench.config.request import Request
 from bench.distributed import group as parallel
 from bench.distributed.group import GO_ON, GONE
@@ -34,24 +35,26 @@ GRACE = 5.0
 """Seconds for the main thread to end with a message of its own."""
 
 
-def compare(request: Request, labels: list[str], seeds: Sequence[int]) -> alone.Ended | None:
+def compare(
+    request: Request, methods: list[MethodRequest], seeds: Sequence[int]
+) -> alone.Ended | None:
     """`compare.compare` in every process of torchrun -> what it gives in the first, else None.
 
     Raises `Lost` where one of the others is gone, `Usage` for what cannot be shared.
     """
-    check(request, labels)
+    check(request)
     signals.only_in_step()
     with handling(signals.ask):
         parallel.start(request.spec.device)
         with _watching():
             if parallel.is_first():
-                return _lead(request, labels, seeds)
+                return _lead(request, methods, seeds)
             return _follow()
 
 
-def check(request: Request, labels: list[str]) -> None:
+def check(request: Request) -> None:
     """Raise `Usage` for a request that several processes cannot share."""
-    alone.check_request(request, labels)
+    alone.check_request(request)
     spec, world = request.spec, ranks.world()
     if spec.batch_size < world:
         raise Usage(f"--batch-size {spec.batch_size}: {world} processes need a window each")
@@ -94,11 +97,11 @@ class Leader:
         return result
 
 
-def _lead(request: Request, labels: list[str], seeds: Sequence[int]) -> alone.Ended:
+def _lead(request: Request, methods: list[MethodRequest], seeds: Sequence[int]) -> alone.Ended:
     leader = Leader()
     prepare = leader.run_together if request.shard_model else leader.run_alone
     try:
-        return alone.compare(request, labels, seeds, leader.run_together, prepare)
+        return alone.compare(request, methods, seeds, leader.run_together, prepare)
     finally:
         if leader.others_wait:  # if they do not, they notice that this one left
             parallel.from_first(None)

@@ -13,7 +13,7 @@ import sae_lens  # noqa: F401
 from transformer_lens.model_bridge import TransformerBridge  # noqa: F401
 
 from bench.config import method
-from bench.config.method import Entry
+from bench.config.method import Entry, MethodRequest
 from bench.config.request import Outcome, Request, RunSettings
 from bench.distributed import group
 from bench.errors import Rejected, RunFailed
@@ -27,28 +27,28 @@ from bench.runs.setup import Bench
 
 
 def prepare(
-    request: Request, wanted: list[tuple[str, int]]
+    request: Request, wanted: list[tuple[MethodRequest, int]]
 ) -> tuple[Path, list[tuple[str, str | None]]]:
     """Fetch and load everything once, train the SAE if need be, say what is about to be run.
 
-    `wanted` are (label, seed) pairs -> the model's folder, and for each the name of its run and
+    `wanted` are (method, seed) pairs -> the model's folder, and for each the name of its run and
     its status, if it is done. Raises `Rejected` for an SAE that does not belong, `Usage` where
     what a run was made of has changed since.
     """
     spec = request.spec
-    folder, _ = check_model(spec, dict.fromkeys(label for label, _ in wanted), request.sets)
+    folder, _ = check_model(spec, dict.fromkeys(asked for asked, _ in wanted))
     loaded = load(spec, folder, shard=request.shard_model)
     mse = method.of_own_saes(spec)
     if trains_sae := has_to_train(loaded, mse):
-        say(expectation(loaded, _n_trained(label for label, _ in wanted), trains_sae))
+        say(expectation(loaded, _n_trained(asked for asked, _ in wanted), trains_sae))
     bench = setup.bench(loaded, own_sae.folders(loaded, mse, request.every))
     if group.is_first():
         keep_sae_record(bench, request.out)
     say(describe(bench))
     check_sae(bench, request.force)
     runs = []
-    for label, seed in wanted:
-        entry = method.entry(label, request.sets)
+    for asked, seed in wanted:
+        entry = method.load(asked)
         name = bench.name(entry, seed)
         path = request.out / f"{name}.jsonl"
         if request.fresh and group.is_first():
@@ -56,7 +56,7 @@ def prepare(
         header = bench.header(entry, seed)
         status = done.status(path, header) if group.is_first() else None
         runs.append((name, group.from_first(status)))
-    todo = [label for (label, _), (_, status) in zip(wanted, runs, strict=True) if not status]
+    todo = [asked for (asked, _), (_, status) in zip(wanted, runs, strict=True) if not status]
     if todo and not trains_sae:
         say(expectation(loaded, _n_trained(todo), trains_sae))
     return folder, runs
@@ -67,12 +67,12 @@ def has_to_train(loaded: Loaded, mse: Entry) -> bool:
     return loaded.spec.sae == "own" and not own_sae.own_folder(loaded, mse).exists()
 
 
-def _n_trained(labels: Iterable[str]) -> int:
+def _n_trained(methods: Iterable[MethodRequest]) -> int:
     """How many of these train anything."""
-    return sum(label.partition(":")[0] != "none" for label in labels)
+    return sum(asked.name != "none" for asked in methods)
 
 
-def run(request: Request, label: str, seed: int) -> tuple[Path, Outcome]:
+def run(request: Request, asked: MethodRequest, seed: int) -> tuple[Path, Outcome]:
     """One run -> (its record's path, its `Outcome`)."""
     # Of several processes each builds the problem by itself, unless it takes all to pass the LM.
     with nullcontext() if request.shard_model else group.alone():
@@ -83,18 +83,18 @@ def run(request: Request, label: str, seed: int) -> tuple[Path, Outcome]:
         bench = setup.bench(loaded, own_sae.folders(loaded, mse, request.every))
     if request.micro_batch:
         bench.harness.micro_batch = request.micro_batch
-    return run_on(bench, request, label, seed)
+    return run_on(bench, request, asked, seed)
 
 
-def run_on(bench: Bench, request: Request, label: str, seed: int) -> tuple[Path, Outcome]:
+def run_on(bench: Bench, request: Request, asked: MethodRequest, seed: int) -> tuple[Path, Outcome]:
     """One run on what is loaded -> (its record's path, its `Outcome`)."""
-    entry = method.entry(label, request.sets)
+    entry = method.load(asked)
     name = bench.name(entry, seed)
     path = request.out / f"{name}.jsonl"
-    header = bench.header(entry, seed, request.sets)
+    header = bench.header(entry, seed)
     steps, every = request.spec.steps, request.every
     # All comparisons in a folder share their `none`, which takes no time: that is waited for.
-    lock = locks.held(request.out, name, f"{label} seed {seed}", wait=entry.name == "none")
+    lock = locks.held(request.out, name, f"{asked.label} seed {seed}", wait=entry.name == "none")
     with lock if group.is_first() else nullcontext():
         group.check_same(name, "run (model, text, SAE)")
         # Another call may have done it meanwhile.

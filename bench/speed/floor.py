@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
+from types import ModuleType
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -132,7 +132,9 @@ def harness_seconds(problem: Problem, adapted: Adapted, steps: int = 20) -> floa
                 meter.saw_pass(None, None, number * 1)
             yield adapted
 
-    run = drive(SimpleNamespace(train=train), problem, noise(8, 1, 4, steps, "cpu"), None, meter)
+    method = ModuleType("nothing")
+    method.train = train
+    run = drive(method, problem, noise(8, 1, 4, steps, "cpu"), None, meter)
     with TemporaryDirectory() as folder:
         writer = Writer(Path(folder) / "row.jsonl")
 

@@ -1,6 +1,5 @@
 """Our side of a race; only its own process imports this."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bench.config import method
+from bench.config.method import MethodRequest
 from bench.config.spec import Spec
 from bench.harness.drive import drive
 from bench.harness.meter import Meter, timed
@@ -30,14 +30,12 @@ AFTER = 3
 class Ours(Contestant):
     """The method as the harness drives it: same generator, same meter, same batches."""
 
-    def __init__(
-        self, spec: Spec, folder: str, label: str, sets: Sequence[str], steps: int
-    ) -> None:
+    def __init__(self, spec: Spec, folder: str, asked: MethodRequest, steps: int) -> None:
         """`folder` is the model's; `steps` is how often `step` will be called."""
         loaded = load(spec, Path(folder))
         super().__init__(loaded.bridge.unembed.weight.device, spec.dtype)
         self.spec, self.steps, self.model_type = spec, steps + AFTER, loaded.model["type"]
-        self.entry = method.entry(label, sets)
+        self.entry = method.load(asked)
         folders = own_sae.folders(loaded, method.of_own_saes(spec))
         (self.sae_folder,) = folders
         self.problem = loaded.problem(saes.load_all(folders, loaded.widths, spec.device))

@@ -8,12 +8,12 @@ loss at every step.
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from bench.config import method
+from bench.config.method import Entry, MethodRequest, load
 from bench.config.spec import Spec, block_of
 from bench.errors import Rejected, RunFailed, Unavailable, Usage
 from bench.io.console import say
@@ -32,8 +32,7 @@ WORTH_IT = 1.05
 
 def speed(
     spec: Spec,
-    labels: Sequence[str],
-    sets: Sequence[str] = (),
+    methods: Sequence[MethodRequest],
     pairs: int = 5,
     out: str | Path = "runs",
     plain_dtype: str | None = None,
@@ -45,25 +44,24 @@ def speed(
     `best_batch` each side is then also timed at the batch that is best for it. Raises `RunFailed`
     where the losses are not the same.
     """
-    method.check_names(labels, sets)
     if pairs < 1:
         raise Usage(f"--pairs must be at least 1, got {pairs}")
     out = Path(out)
     check_inputs(spec, out)
     # The paper's step size: no step is slower for it, and rounding does not run away with the
     # losses, as it does where large steps meet a TopK.
-    sets = [*(f"{name}.lr=5e-5" for name in ("lora", "e2e")), *sets]
-    entries = [method.entry(label, sets) for label in labels]
-    for entry in entries:
-        check_reference(spec, entry)
+    methods = [replace(asked, sets=(f"{asked.name}.lr=5e-5", *asked.sets)) for asked in methods]
+    for asked in methods:
+        check_reference(spec, asked)
     if best_batch and spec.cache_clean:
         raise Usage("--best-batch: not with --cache-clean, filling the cache would be timed")
     set_environment(online=asks_the_hub(spec))
-    folder, config = process.call(check_model, spec, labels, sets)
+    folder, config = process.call(check_model, spec, methods)
     if not config["model_type"].startswith(("llama", "gemma")):
         raise Rejected(f"speed: the plain step is for Llama and Gemma, not {config['model_type']}")
     plain_dtype = plain_dtype or spec.dtype
-    races = [Race(spec, str(folder), entry, sets, pairs, plain_dtype) for entry in entries]
+    entries = [load(asked) for asked in methods]
+    races = [Race(spec, str(folder), entry, pairs, plain_dtype) for entry in entries]
     filling, apart = races[0].prepare(), []
     for race in races:
         begun, result = race.run()
@@ -88,13 +86,14 @@ def identity(result: report.Fields) -> list[Any]:
     return named if plain_dtype == spec["dtype"] else [*named, plain_dtype]
 
 
-def check_reference(spec: Spec, entry: method.Entry) -> None:
+def check_reference(spec: Spec, asked: MethodRequest) -> None:
     """Raise `Usage` for what the plain step cannot do, `Unavailable` without PEFT.
 
     The plain side knows no special token but the first one: the BOS that is put before a text.
     """
-    if entry.name not in ("lora", "e2e"):
-        raise Usage(f"speed: there is no plain step of '{entry.name}', expected lora or e2e")
+    if asked.name not in ("lora", "e2e"):
+        raise Usage(f"speed: there is no plain step of '{asked.name}', expected lora or e2e")
+    entry = load(asked)
     if getattr(entry.config, "dropout", 0) or getattr(entry.config, "loss", "kl") != "kl":
         raise Usage(f"speed: '{entry.label}': dropout and losses other than kl cannot be compared")
     if spec.weights == "random" and spec.sae == "own":
@@ -122,15 +121,14 @@ class Race:
     spec: Spec
     folder: str
     """The model's."""
-    entry: method.Entry
-    sets: Sequence[str]
+    entry: Entry
     pairs: int
     plain_dtype: str
 
     def ours(self) -> Side:
         """Our side, not yet started."""
         n_pairs = WARM_UP + self.pairs
-        return Side("Ours", self.spec, self.folder, self.entry.label, self.sets, n_pairs)
+        return Side("Ours", self.spec, self.folder, self.entry.asked, n_pairs)
 
     def plain(self, begun: report.Fields) -> Side:
         """The plain side, at the SAE and the adapters that our side began with."""
@@ -224,9 +222,7 @@ def step_in_turn(ours: Side, plain: Side, n_pairs: int) -> list[report.Fields]:
     return rows
 
 
-def plain_settings(
-    spec: Spec, entry: method.Entry, begun: report.Fields, dtype: str
-) -> dict[str, Any]:
+def plain_settings(spec: Spec, entry: Entry, begun: report.Fields, dtype: str) -> dict[str, Any]:
     """The keyword arguments of `Reference`; `dtype` is the number format of its LM."""
     config = entry.config
     settings = {"lr": config.lr, "clip": config.clip, "skipped": int(spec.scored != "all")}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.config.method import MethodRequest
 from bench.config.request import Request
 from bench.config.spec import Spec
 from bench.errors import Fault
@@ -97,7 +98,7 @@ def test_the_commands_own_process_fetches_and_converts_nothing(folder, monkeypat
         monkeypatch.setattr(name, never)
     spec = Spec(model=str(folder / "model"), text=str(folder / "text"))
     with pytest.raises(Called):
-        compare.compare(Request(spec, tmp_path), ["lora"], call=call)
+        compare.compare(Request(spec, tmp_path), [MethodRequest("lora")], call=call)
     assert asked == ["prepare"]
 
 

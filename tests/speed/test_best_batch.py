@@ -10,7 +10,7 @@ from bench.speed import sides, speed
 from bench.speed.ours import Ours
 from bench.speed.report import describe_best
 from bench.speed.speed import climb
-from tests.speed.test_speed import SETS, spec_on
+from tests.speed.test_speed import asked, spec_on
 
 pytestmark = pytest.mark.runs
 
@@ -87,7 +87,7 @@ def fail():
 def test_a_batch_in_smaller_parts_is_told(folder, monkeypatch):
     monkeypatch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
     spec = spec_on(folder)
-    ours, whole = Ours(spec, spec.model, "lora:rank=4", SETS, steps=1), Problem._pass
+    ours, whole = Ours(spec, spec.model, asked("lora:rank=4"), steps=1), Problem._pass
 
     def small_memory(self, tokens, adapted, loss):
         if self.micro.size > most:
@@ -111,7 +111,7 @@ def test_a_batch_in_smaller_parts_is_told(folder, monkeypatch):
 def test_a_probe_leaves_the_race_as_it_was(folder, monkeypatch):
     monkeypatch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
     spec = spec_on(folder)
-    ours = Ours(spec, spec.model, "lora:rank=4", SETS, steps=1)
+    ours = Ours(spec, spec.model, asked("lora:rank=4"), steps=1)
     before = ours.setting()
     ours.problem.last_loss = torch.tensor(float("nan"))  # of a run before, which a fresh one is not
     assert ours.probe(4)["micro_batch"] == 4

@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("peft", reason="pip install 'splicebench[speed]'")
 
 from bench import devices
-from bench.config.method import entry
+from bench.config.method import MethodRequest, load
 from bench.config.spec import block_of
 from bench.config.specs import named
 from bench.errors import Rejected, RunFailed, Unavailable
@@ -25,7 +25,12 @@ from bench.speed.speed import identity, plain_settings
 from tests.conftest import SMALL
 from tests.helpers import tiny
 
-SETS = ("lora.lr=5e-5", "e2e.lr=5e-5")
+
+def asked(label):
+    """A method as `speed` asks for it, with the paper's step size."""
+    return MethodRequest(label, (f"{label.partition(':')[0]}.lr=5e-5",))
+
+
 RANDOM = {"weights": "random", "text": "random"}
 
 pytestmark = pytest.mark.runs
@@ -60,9 +65,9 @@ def spec_on(folder, model="model", **changes):
 
 def both(spec, label, plain_dtype=None):
     """The two sides, ready to step."""
-    ours = Ours(spec, spec.model, label, SETS, steps=6)
+    ours = Ours(spec, spec.model, asked(label), steps=6)
     begun = ours.start()
-    settings = plain_settings(spec, entry(label, SETS), begun, plain_dtype or spec.dtype)
+    settings = plain_settings(spec, load(asked(label)), begun, plain_dtype or spec.dtype)
     plain = Plain(spec.model, begun["sae"], block_of(spec.site), settings, spec.dtype)
     plain.start(begun["weights"])
     return ours, plain
