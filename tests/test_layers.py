@@ -30,13 +30,16 @@ FOR_METHODS = {"bench.problem", "bench.errors", "bench.loading.peft_format"}
 FOR_ANALYSIS = {f"bench.io.{name}" for name in ("record", "schema", "files", "console")}
 FOR_ANALYSIS |= {"bench.errors"}
 
-HEART = ["bench/problem", "bench/harness/drive.py", "bench/harness/meter.py"]
-HEART += ["bench/harness/evaluate.py", "bench/harness/harness.py", "bench/harness/run.py"]
-HEART += ["bench/io/record.py", "bench/config/spec.py", "methods", "analysis/stats"]
+PASSES = "hooks blocks losses objectives training batches clean_cache problem"
+HEART = [f"bench/problem/{name}.py" for name in PASSES.split()]
+HEART += [f"bench/harness/{name}.py" for name in "drive meter evaluate run".split()]
+HEART += ["bench/io/record.py", "bench/config/spec.py", "methods"]
+HEART += ["analysis/stats/gap.py", "analysis/stats/speedup.py"]
 """What decides a number: to be read in an afternoon."""
-HEART_LINES = 3_700
-ALL_LINES = 18_070
-"""What is there today; the aim is 3,000 and 12,500. A change that raises one says what for."""
+HEART_LINES = 2_700
+ALL_LINES = 14_450
+"""Lines that are not blank, about what is there today. The aims are 3,000 and 12,500; a change
+that raises one says what for."""
 
 
 def files(*places):
@@ -179,7 +182,8 @@ def test_every_package_says_what_it_is_for_and_what_it_knows_nothing_of():
 
 
 def lines(*places):
-    return sum(len(text_of(file).splitlines()) for file in files(*places))
+    """How many lines of these files are not blank."""
+    return sum(bool(line.strip()) for f in files(*places) for line in text_of(f).splitlines())
 
 
 def test_the_heart_can_be_read_in_an_afternoon():
