@@ -32,7 +32,7 @@ FOR_ANALYSIS |= {"bench.errors"}
 
 PASSES = "hooks blocks losses objectives training batches clean_cache problem"
 HEART = [f"bench/problem/{name}.py" for name in PASSES.split()]
-HEART += [f"bench/harness/{name}.py" for name in "drive meter evaluate run".split()]
+HEART += [f"bench/harness/{name}.py" for name in ["drive", "meter", "evaluate", "run"]]
 HEART += ["bench/io/record.py", "bench/config/spec.py", "methods"]
 HEART += ["analysis/stats/gap.py", "analysis/stats/speedup.py"]
 """What decides a number: to be read in an afternoon."""
