@@ -7,7 +7,6 @@ __all__ = [
     "checkpoint",
     "drive",
     "evaluate",
-    "harness",
     "meter",
     "provenance",
     "run",

@@ -28,7 +28,7 @@ def resumed_from(
     folder = path.with_suffix("")
     if not path.exists() and folder.exists():  # somebody took the record away
         set_aside(path)
-    _keep_whole_and_damaged(path, folder)
+    _set_damaged_aside(path, folder)
     state = checkpoint.latest(folder, path.stem) if path.exists() else None
     if state is None:
         return None, [{**now, "step": 0, "started": timestamp()}], {}
@@ -39,11 +39,11 @@ def resumed_from(
     return state, segments, _end_fields(segments, header["spec"].get("cache_clean"))
 
 
-def _keep_whole_and_damaged(path: Path, folder: Path) -> None:
-    """Set a finished record aside, and one that cannot be read and has no checkpoint."""
+def _set_damaged_aside(path: Path, folder: Path) -> None:
+    """Set a record aside that cannot be read and has no checkpoint."""
     try:
-        if path.exists() and read(path).status == "finished":
-            set_aside(path)
+        if path.exists():
+            read(path)
     except Rejected as error:
         if not checkpoint.found(folder):
             say(f"{error}; it is set aside")

@@ -24,8 +24,9 @@ def status(path: Path, header: dict[str, Any]) -> str | None:
     `header` is the one that the run would have now; `Usage` where what it was made of has
     changed since, for a run that is done or has left a checkpoint.
     """
-    run = _at(path)
-    if run is None:
+    try:
+        run = read(path)
+    except Rejected:  # there is none, or what can be made of it is seen when it is run
         return None
     folder = path.with_suffix("")
     if run.status in ENDED or checkpoint.found(folder):
@@ -33,23 +34,6 @@ def status(path: Path, header: dict[str, Any]) -> str | None:
     if run.status == "finished":
         checkpoint.clear(folder)  # of a process that was killed after its last line
     return run.status if run.status in ENDED else None
-
-
-def ended(path: Path) -> str | None:
-    """How the run with its record at `path` ended, where that is a result; else None."""
-    run = _at(path)
-    return run.status if run and run.status in ENDED else None
-
-
-def _at(path: Path) -> Run | None:
-    """The record at `path`; None where there is none, or it cannot be read.
-
-    What can be made of such a one is seen when it is run.
-    """
-    try:
-        return read(path) if path.exists() else None
-    except Rejected:
-        return None
 
 
 def all_of(request: Request, wanted: list[tuple[MethodRequest, int]]) -> list[Run] | None:

@@ -15,7 +15,7 @@ from bench.io.files import new_folder, synchronize
 from bench.io.record import digest
 from bench.loading import sae_sources, saes
 from bench.runs import setup
-from bench.runs.done import ended
+from bench.runs.done import status
 from bench.runs.loaded import Loaded
 
 
@@ -84,7 +84,7 @@ def _train(loaded: Loaded, mse: Entry, folder: Path, every: float) -> None:
     name = bench.name(mse, spec.sae_seed)
     begun = folder.with_name(f"{folder.name}.{name}.begun")
     path = begun / f"{name}.jsonl"
-    if ended(path) != "finished":  # killed, perhaps, when all but the next line was done
+    if status(path, header) != "finished":  # killed, perhaps, when all but the next line was done
         settings = RunSettings(mse.module, mse.config, header, spec.steps, path, every)
         outcome = bench.harness.run(settings)
         if outcome.end == "interrupted":

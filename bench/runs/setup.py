@@ -7,8 +7,8 @@ from bench.config.method import Entry
 from bench.config.spec import Spec
 from bench.distributed import group
 from bench.harness import evaluate
-from bench.harness.harness import Harness
 from bench.harness.provenance import clock, provenance
+from bench.harness.run import Harness
 from bench.io import cache
 from bench.io.record import run_name
 from bench.io.schema import SCHEMA

@@ -98,7 +98,7 @@ def run_on(bench: Bench, request: Request, asked: MethodRequest, seed: int) -> t
     with lock if group.is_first() else nullcontext():
         group.check_same(name, "run (model, text, SAE)")
         # Another call may have done it meanwhile.
-        status = group.from_first(done.ended(path) if group.is_first() else None)
+        status = group.from_first(done.status(path, header) if group.is_first() else None)
         if status:
             code = RunFailed.code if status == "diverged" else 0
             return path, Outcome(status, "as before (--fresh runs it again)", code)
