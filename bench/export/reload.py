@@ -16,6 +16,7 @@ from bench.export import artefacts
 from bench.io.record import Run
 from bench.loading import documents, models, sae_sources, saes, text
 from bench.problem import hooks
+from bench.problem.batches import Batches
 from bench.problem.blocks import named_weights
 from bench.problem.objectives import reconstruction, splice
 from bench.problem.problem import Adapted, Problem
@@ -148,7 +149,7 @@ def _adapted(run, problem, spec):
     if "init" in config:
         config["init"] = ""  # what it ended with is in its own folder
     module = method.entry(run.header["method"]).module
-    adapted = next(module.train(problem, [], module.Config(**config)))
+    adapted = next(module.train(problem, Batches(problem.train), module.Config(**config)))
     path = run.path.with_suffix("") / "state.safetensors"
     state = load_file(path) if path.is_file() else {}
     for name, part in adapted.state.items():

@@ -69,7 +69,7 @@ def trained_by(adapted: Adapted) -> list[torch.nn.Parameter]:
     return list(dict.fromkeys(p for module in modules for p in module.parameters()))
 
 
-def copy_of(saes: ModuleList) -> ModuleList:
+def copy_of(saes: Iterable[Module]) -> ModuleList:
     """An own, trainable copy of the SAEs: a method never trains what it was lent.
 
     A JumpReLU's threshold is trained too, in SAELens' training form; after a step of the

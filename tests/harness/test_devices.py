@@ -8,9 +8,10 @@ from bench import devices
 from bench.config.method import entry
 from bench.harness import evaluate
 from bench.harness.drive import drive, seed_all
-from bench.harness.evaluate import HeldOut, clean_side, measure
+from bench.harness.evaluate import clean_side, measure
 from bench.harness.meter import Meter
 from bench.io.record import read
+from bench.loading.text import Windows
 from bench.problem import losses
 from bench.problem.batches import Batches
 from tests.helpers import tiny
@@ -87,7 +88,7 @@ def scores(path):
     """The scores of a short run of lora, clean side included."""
     problem, one = tiny.problem(), entry("lora")
     seed_all(0)
-    windows = HeldOut(tiny.windows(4, seed=5), list("aabb"), None, [])
+    windows = Windows(tiny.windows(4, seed=5), list("aabb"))
     held_out = clean_side(problem, windows, path, with_kl=True)
     batches = Batches(problem.train, 2, 3, seed=0)
     run = drive(one.module, problem, batches, one.config, Meter(problem.bridge))
