@@ -10,9 +10,8 @@ from pathlib import Path
 
 from bench.config.spec import sources
 from bench.errors import Rejected, Usage
-from bench.io import cache
 from bench.io.console import say
-from bench.io.files import new_folder, os_errors
+from bench.io.files import cache_root, new_folder, os_errors
 from bench.io.record import read
 from bench.loading import hub, packages, peft_format, sae_sources, saes
 from bench.runs import process
@@ -101,7 +100,7 @@ def lent_saes(run):
     cached = [cached] if isinstance(cached, str) else cached  # in older records
     if any(map(sae_sources.from_hub, given)):
         return []
-    places = [cache.root() / path for path in cached if path]
+    places = [cache_root() / path for path in cached if path]
     places = places if len(places) == len(cached) > 0 else [Path(source) for source in given]
     whole = all((place / saes.WEIGHTS).is_file() for place in places)
     return places if whole and saes.sha256_of(places) == sae["sha256"] else []

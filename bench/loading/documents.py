@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from bench.config.spec import Spec
 from bench.errors import Rejected, Unavailable, Usage
-from bench.io import hashes
+from bench.io.files import sha256_of_file
 from bench.loading import streams
 
 SUFFIXES = (".txt", ".jsonl")
@@ -72,7 +72,7 @@ def sha256(source: Source) -> str:
 
 def _hash(path: Path) -> str:
     try:
-        return hashes.of_file(path)
+        return sha256_of_file(path)
     except OSError as error:
         raise _unreadable(path, error) from None
 

@@ -9,9 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from bench.errors import Rejected, Unavailable, Usage, unknown
-from bench.io import cache, hashes
 from bench.io.console import others_quiet, say
-from bench.io.files import new_folder, os_errors
+from bench.io.files import cache_root, new_folder, os_errors, sha256_of_file
 from bench.loading import gguf_check, gguf_keys, weights
 
 if TYPE_CHECKING:
@@ -100,12 +99,12 @@ def check_file(model: str) -> Path:
 def locate_file(model: str) -> Path:
     """The folder (config, safetensors, tokenizer) of a GGUF file, converted on first use."""
     path = check_file(model)
-    return _converted(path.name, hashes.of_file(path)[:16], lambda folder: path)
+    return _converted(path.name, sha256_of_file(path)[:16], lambda folder: path)
 
 
 def _converted(name: str, version: str, file: Callable[[Path], Path]) -> Path:
     """The folder in the cache of a GGUF file of this name; `file(folder)` is asked for its path."""
-    folder = cache.root() / "models" / f"{Path(name).stem}-{version}"
+    folder = cache_root() / "models" / f"{Path(name).stem}-{version}"
     if not folder.exists():
         say(f"converting {name} to safetensors (once; then it is cached)")
         made = new_folder(folder)

@@ -13,9 +13,8 @@ from typing import Any
 
 from bench.config.spec import MADE_HERE
 from bench.errors import Rejected, Unavailable, Usage, reason, unknown
-from bench.io import cache
 from bench.io.console import say
-from bench.io.files import new_folder
+from bench.io.files import cache_root, new_folder
 from bench.loading import hub, saes, sparsify, tensors_only
 
 FOLDER = f"a folder with cfg.json and {saes.WEIGHTS}, as SAELens saves it"
@@ -59,7 +58,7 @@ def locate(sae: str) -> Path:
     read = hashlib.sha256((folder / "cfg.json").read_bytes())
     with (folder / sparsify.WEIGHTS).open("rb") as file:
         read.update(hashlib.file_digest(file, "sha256").digest())
-    target = cache.root() / "saes" / f"sparsify-{read.hexdigest()[:16]}" / folder.name
+    target = cache_root() / "saes" / f"sparsify-{read.hexdigest()[:16]}" / folder.name
     if not target.exists():
         with new_folder(target) as temporary:
             sparsify.convert(folder, temporary, folder.name)
@@ -110,7 +109,7 @@ def _near(name: str, choices: Collection[str]) -> list[str]:
 
 
 def _cached(sae: str) -> Path:
-    return cache.root() / "saes" / "hub" / sae.replace(":", "--").replace("/", "--")
+    return cache_root() / "saes" / "hub" / sae.replace(":", "--").replace("/", "--")
 
 
 def _from_hub(sae: str) -> Path:

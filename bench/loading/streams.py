@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.errors import Unavailable, reason
-from bench.io import cache
 from bench.io.console import bar, say
-from bench.io.files import new_file
+from bench.io.files import cache_root, new_file
 from bench.loading import hub
 
 CHARACTERS = 4
@@ -66,7 +65,7 @@ def file(name: str, tokens: int) -> Path:
 
 def path_of(name: str, tokens: int) -> Path:
     """Where the beginning of a stream is kept."""
-    return cache.root() / "streams" / f"{name}-{tokens}.jsonl"
+    return cache_root() / "streams" / f"{name}-{tokens}.jsonl"
 
 
 def _write(stream: Stream, tokens: int, path: Path) -> None:

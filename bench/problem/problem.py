@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch.profiler import record_function
 
-from bench.distributed import group, shares, unshared
+from bench.distributed import group, shares
 from bench.errors import out_of_memory
 from bench.problem.blocks import Blocks
 from bench.problem.hooks import HookPoints, block_after, end_block, start_block
@@ -143,7 +143,7 @@ class Problem:
         so does every one after it: the same step, in more passes. Raises `OutOfMemory` where a
         micro-batch is one window already.
         """
-        unshared.check_loss(loss)
+        shares.check_loss(loss)
         # Asked for only where there is something to add up: this is on the clock.
         parameters = trained_by(adapted) if group.world() > 1 else []
         before = shares.gradients_before(parameters)
@@ -164,7 +164,7 @@ class Problem:
                     raise
             if value is None:  # out here, where the error no longer holds what the pass had made
                 before.restore()
-                unshared.check_may_halve()
+                shares.check_may_halve()
                 self.micro.halve(len(shares.share(tokens)), tokens.shape[1])
         for halving in self.micro.halvings[known:]:  # other parts draw other numbers
             changed = not getattr(loss, "mean_over_tokens", False) or before.has_drawn()
@@ -185,7 +185,7 @@ class Problem:
 
     def look(self, tokens, adapted):
         """What a training pass sees of each micro-batch (`Seen`), for a method without a loss."""
-        unshared.check_looks()
+        shares.check_looks()
         return [Seen(self, part, adapted) for part in tokens.split(self.micro.size)]
 
     def copy_of_blocks(self):
@@ -194,7 +194,7 @@ class Problem:
         The first goes to `Adapted.blocks`; the module holds each weight once, for the optimizer
         and for `Adapted.state`.
         """
-        unshared.check_copies()
+        shares.check_copies()
         first = min(map(block_after, self.site_names))
         return self._blocks.copies(range(first, self.n_blocks))
 
