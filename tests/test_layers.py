@@ -34,7 +34,7 @@ HEART += ["bench/harness/evaluate.py", "bench/harness/harness.py", "bench/harnes
 HEART += ["bench/io/record.py", "bench/config/spec.py", "methods", "analysis/stats"]
 """What decides a number: to be read in an afternoon."""
 HEART_LINES = 3_700
-ALL_LINES = 18_070
+ALL_LINES = 18_096
 """What is there today; the aim is 3,000 and 12,500. A change that raises one says what for."""
 
 

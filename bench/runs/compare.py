@@ -108,7 +108,7 @@ def run_all(
         label, seed = pair
         path = request.out / f"{runs[pair][0]}.jsonl"
         key = keys.get(pair, path.stem)
-        cut = partial(list, [path])
+        cut: Cut = partial(list, [path])
         _, outcome = run_one(worker.run, request, pair, key, cut, call)
         say(f"[{number}/{len(todo)}] {label} seed {seed}: {outcome.end}, {path}")
         if outcome.end != "finished":

@@ -29,7 +29,11 @@ from bench.harness.signals import Interrupted, blocked, handle, handling
 from bench.io import clock
 from bench.io.console import flush, say, tolerate
 
-CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+CONTEXT = (
+    multiprocessing.get_context("forkserver")
+    if sys.platform == "linux"
+    else multiprocessing.get_context("spawn")
+)
 Result = TypeVar("Result")
 GRACE = 30.0
 """Seconds that a process which was asked to stop may go on without an answer."""
@@ -76,9 +80,13 @@ class Task:
         settings = (answer, dict(os.environ), function, arguments)
         self.process = CONTEXT.Process(target=_work, args=settings)
         self.process.start()
+        assert self.process.pid is not None
+        self._pid = self.process.pid
         answer.close()
-        self.kind, self._value = "died", None
-        self._asked = self._active = None
+        self.kind = "died"
+        self._value: Any = None
+        self._asked: clock.Reading | None = None
+        self._active: clock.Reading | None = None
         self._cpu = 0.0
 
     def ask(self) -> None:
@@ -86,13 +94,13 @@ class Task:
         if self._asked is None:
             self._asked = self._active = clock.read()
         if self.process.is_alive():
-            os.kill(self.process.pid, signal.SIGTERM)
+            os.kill(self._pid, signal.SIGTERM)
 
     def end_if_silent(self) -> None:
         """Kill it where it was asked to stop, its grace is over, and it computes nothing."""
-        if self._asked is None:
+        if self._asked is None or self._active is None:
             return
-        now, cpu = clock.read(), cpu_seconds(self.process.pid)
+        now, cpu = clock.read(), cpu_seconds(self._pid)
         if cpu > self._cpu + 0.1:
             self._cpu, self._active = cpu, now
         silent = now.since(self._asked).seconds
@@ -124,7 +132,9 @@ class Tasks:
     """Several tasks at a time; what ends them all is a signal, and `Interrupted` is raised."""
 
     def __init__(self) -> None:
-        self._running, self._came, self._waits_for_server = [], [], False
+        self._running: list[Task] = []
+        self._came: list[int] = []
+        self._waits_for_server = False
 
     def start(self, function: Callable[..., Any], *arguments: object) -> Task:
         """Begin a task -> the `Task`."""
@@ -224,9 +234,9 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[user]) + int(fields[system])) / os.sysconf("SC_CLK_TCK")
 
 
-def _how(code: int) -> str:
+def _how(code: int | None) -> str:
     """How a process without an answer ended, in words."""
-    if code >= 0:
+    if code is None or code >= 0:
         return f"its process left with exit code {code}"
     name = signal.Signals(-code).name
     memory = ", as the system does when memory runs out" if name == "SIGKILL" else ""
@@ -259,7 +269,9 @@ def _work(
 
 def _watch_parent() -> None:
     """End this process when the one that it works for is gone, which is not who forked it."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this runs in a child
+    parent.join()
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -46,7 +46,8 @@ def compare(request: Request, labels: list[str], seeds: Sequence[int]) -> alone.
         with _watching():
             if parallel.is_first():
                 return _lead(request, labels, seeds)
-            return _follow()
+            _follow()
+            return None
 
 
 def check(request: Request, labels: list[str]) -> None:
