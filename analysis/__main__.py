@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from bench.errors import Fault, Rejected, Unavailable, Usage
@@ -20,16 +22,27 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         folders = _folders(arguments.folder)
-        if arguments.claims:
-            return _claims(arguments)
     except Fault as fault:
-        return _tell(fault)
-    codes = [_report(folder, arguments) for folder in folders]
-    try:
-        check_output()
-    except Fault as fault:
-        codes.append(_tell(fault))
+        return _printed(fault)
+    steps = [partial(_report, folder, arguments) for folder in folders] + [check_output]
+    codes = [_code(step) for step in ([partial(_claims, arguments)] if arguments.claims else steps)]
     return next((code for code in codes if code), 0)
+
+
+def _code(step: Callable[[], object]) -> int:
+    """0, or the exit code of the fault that a step ends with."""
+    try:
+        step()
+    except Fault as fault:
+        return _printed(fault)
+    except OSError as error:
+        return _printed(Unavailable(f"cannot write: {error}"))
+    return 0
+
+
+def _printed(fault: Fault) -> int:
+    print(f"analysis: {fault}", file=sys.stderr)
+    return fault.code
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -43,34 +56,19 @@ def _folders(folder: Path) -> list[Path]:
     return folders
 
 
-def _report(folder: Path, arguments: argparse.Namespace) -> int:
+def _report(folder: Path, arguments: argparse.Namespace) -> None:
     from analysis.report import report
 
     out = arguments.out and arguments.out / folder.relative_to(arguments.folder)
-    try:
-        text, paths = report(folder, out)
-    except Fault as fault:
-        return _tell(fault)
-    except OSError as error:
-        return _tell(Unavailable(f"cannot write: {error}"))
+    text, paths = report(folder, out)
     say("\n".join([f"{folder}\n\n{text}", *map(str, paths), ""]))
-    return 0
 
 
-def _claims(arguments: argparse.Namespace) -> int:
+def _claims(arguments: argparse.Namespace) -> None:
     from analysis.claims.claims import write
 
-    try:
-        path, lines = write(arguments.folder, arguments.out)
-    except OSError as error:
-        raise Unavailable(f"cannot write: {error}") from None
+    path, lines = write(arguments.folder, arguments.out)
     say("\n".join([*lines, str(path)]))
-    return 0
-
-
-def _tell(fault: Fault) -> int:
-    print(f"analysis: {fault}", file=sys.stderr)
-    return fault.code
 
 
 if __name__ == "__main__":

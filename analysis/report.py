@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from analysis import figures
 from analysis.figures.comparison import draw, save
 from analysis.records import manifest
@@ -30,17 +32,10 @@ def report(
     if names is None and _experiments_of(folder):
         return report_experiments(folder, out)
     comparisons = load(folder, names)
-    out = Path(out or folder)
-    out.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for number, comparison in enumerate(comparisons, start=1):
-        if not comparison.random:
-            stem = "curves" if number == 1 else f"curves-{number}"
-            paths += save(draw(comparison), out / stem)
-    text = "\n\n".join(map(table, comparisons))
-    path = out / "table.txt"
-    new_text(path, text)
-    return text, [*paths, path]
+    stems = ["curves", *(f"curves-{number}" for number in range(2, len(comparisons) + 1))]
+    pairs = zip(stems, comparisons, strict=True)
+    drawn = {stem: draw(comparison) for stem, comparison in pairs if not comparison.random}
+    return _written(Path(out or folder), drawn, "table.txt", "\n\n".join(map(table, comparisons)))
 
 
 def report_experiments(folder: Path, out: Path | None = None) -> tuple[str, list[Path]]:
@@ -52,25 +47,28 @@ def report_experiments(folder: Path, out: Path | None = None) -> tuple[str, list
     """
     if not Path(folder).is_dir():
         raise Usage(f"no folder '{folder}': expected one that holds experiments (NAME.json)")
-    found = _experiments_of(folder)
-    if not found:
+    named = _experiments_of(folder)
+    if not named:
         raise Rejected(f"{folder}: no experiments (NAME.json) here")
-    out = Path(out or folder)
+    drawn = {name: figures.draw(experiment) for name, experiment in named.items()}
+    return _written(Path(out or folder), drawn, "experiments.txt", tables(named))
+
+
+def _written(
+    out: Path, drawn: dict[str, Figure | None], name: str, text: str
+) -> tuple[str, list[Path]]:
+    """Write the figures, each under its stem, and the text under `name` -> (text, paths)."""
     out.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, experiment in found.items():
-        figure = figures.draw(experiment)
-        paths += save(figure, out / name) if figure else []
-    text, path = tables(found), out / "experiments.txt"
-    new_text(path, text)
-    return text, [*paths, path]
+    paths = [path for stem, figure in drawn.items() if figure for path in save(figure, out / stem)]
+    new_text(out / name, text)
+    return text, [*paths, out / name]
 
 
 def _experiments_of(folder: Path) -> dict[str, Experiment]:
     """Name -> `Experiment`, in the order of `figures.DRAW`."""
-    found = manifest.load(folder)
-    order = [*figures.DRAW, *sorted(found.keys() - figures.DRAW.keys())]
-    return {name: found[name] for name in order if name in found}
+    named = manifest.load(folder)
+    order = [*figures.DRAW, *sorted(named.keys() - figures.DRAW.keys())]
+    return {name: named[name] for name in order if name in named}
 
 
 def experiments(folder: Path) -> list[Path]:
@@ -78,17 +76,10 @@ def experiments(folder: Path) -> list[Path]:
 
     NAME/ beside NAME.jsonl is that run's saved state and is not looked into.
     """
-    found = []
+    with_records = []
     for here, folders, files in os.walk(folder):
         states = {name.removesuffix(".jsonl") for name in files if name.endswith(".jsonl")}
         if states:
-            found.append(Path(here))
+            with_records.append(Path(here))
         folders[:] = sorted(name for name in folders if name not in states and name[0] != ".")
-    return found
-
-
-def is_drawn(folder: Path) -> bool:
-    """Whether the table in a folder of records is as young as they are."""
-    tables = [folder / "table.txt", folder / "experiments.txt"]
-    changed = max(path.stat().st_mtime_ns for path in folder.glob("*.jsonl"))
-    return any(path.exists() and path.stat().st_mtime_ns >= changed for path in tables)
+    return with_records

@@ -3,12 +3,15 @@
 The smallest correction there is: 2 x d_in numbers, folded into the SAE's decoder when saved.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from bench.errors import require_positive
-from bench.problem import Adapted, correct, descend
+from bench.problem import Adapted, Batches, Problem, correct, descend
 
 
 @dataclass(frozen=True)
@@ -20,24 +23,23 @@ class Config:
     clip: float = 1.0
     """Largest gradient norm."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_positive(self, "lr", "clip")
 
 
 class Affine(torch.nn.Module):
     """y * scale + shift, at first the identity."""
 
-    def __init__(self, d_in):
+    def __init__(self, d_in: int) -> None:
         super().__init__()
         self.scale = torch.nn.Parameter(torch.ones(d_in))
         self.shift = torch.nn.Parameter(torch.zeros(d_in))
 
-    def forward(self, y):
-        """[..., d_in] -> [..., d_in]."""
+    def forward(self, y: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_in"]:
         return y * self.scale + self.shift
 
 
-def train(problem, batches, config):
+def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapted]:
     """Yield the adapted model before training and after every step."""
     maps, saes = correct(problem.saes, Affine)
     adam = torch.optim.Adam(maps.parameters(), lr=config.lr)

@@ -5,6 +5,7 @@ token; or KL and reconstruction together, balanced as Karvonen (2503.17272) does
 the SAE is trained in a model that LoRA has adapted already.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,16 @@ import torch
 
 from bench.errors import require_positive
 from bench.loading import peft_format
-from bench.problem import LOSSES, Adapted, clamp_thresholds, copy_of, descend, falling
+from bench.problem import (
+    LOSSES,
+    Adapted,
+    Batches,
+    Problem,
+    clamp_thresholds,
+    copy_of,
+    descend,
+    falling,
+)
 from methods import lora
 
 
@@ -33,7 +43,7 @@ class Config:
     adapter_sha256: str = ""
     """Filled in: the hash of that adapter, so that another one is another run."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_positive(self, "lr", "clip")
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay must be in [0, 1], got {self.decay}")
@@ -41,7 +51,7 @@ class Config:
             object.__setattr__(self, "adapter_sha256", peft_format.sha256(self.adapter))
 
 
-def train(problem, batches, config):
+def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapted]:
     """Yield the adapted model before training and after every step."""
     saes = copy_of(problem.saes)
     adam = torch.optim.Adam(saes.parameters(), lr=config.lr)
@@ -50,7 +60,7 @@ def train(problem, batches, config):
     state = {"saes": saes, "adam": adam, "schedule": schedule}
     adapted = Adapted(saes=saes, hooks=hooks, state=state)
 
-    def after_step():
+    def after_step() -> None:
         clamp_thresholds(saes)
         schedule.step()
 

@@ -1,12 +1,13 @@
 """LoRA on the model after the SAE and the SAE itself, trained together on the same loss."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from bench.errors import require_positive
-from bench.problem import Adapted, clamp_thresholds, copy_of, descend
+from bench.problem import Adapted, Batches, Problem, clamp_thresholds, copy_of, descend
 from methods import lora
 
 
@@ -27,16 +28,16 @@ class Config:
     clip: float = 1.0
     """Largest gradient norm, of both together."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_positive(self, "sae_lr", "clip")
         self.adapters()  # which checks the rest
 
-    def adapters(self):
+    def adapters(self) -> lora.Config:
         """The config of `lora` that these adapters are built from."""
         return lora.Config(rank=self.rank, alpha=self.alpha, layers=self.layers, lr=self.lr)
 
 
-def train(problem, batches, config):
+def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapted]:
     """Yield the adapted model before training and after every step."""
     adapters, hooks = lora.build(problem, config.adapters())
     saes = copy_of(problem.saes)
@@ -51,6 +52,6 @@ def train(problem, batches, config):
     yield from descend(problem, batches, adapted, adam, config.clip, after_step=put_right)
 
 
-def check(config, site_names, n_blocks):
+def check(config: Config, site_names: Sequence[str], n_blocks: int) -> None:
     """Raise ValueError if the model has no such layer."""
     lora.check(config.adapters(), site_names, n_blocks)

@@ -3,14 +3,17 @@
 Nothing in the LM is adapted, and the adapter is folded into the SAE's decoder when saved.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from bench.errors import require_positive
-from bench.problem import LOSSES, Adapted, correct, descend
+from bench.problem import LOSSES, Adapted, Batches, Problem, correct, descend
 
 
 @dataclass(frozen=True)
@@ -26,25 +29,24 @@ class Config:
     clip: float = 1.0
     """Largest gradient norm."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_positive(self, "rank", "lr", "clip")
 
 
 class LowRankResidual(torch.nn.Module):
     """y + B A y, with B = 0 at first."""
 
-    def __init__(self, d_in, rank):
+    def __init__(self, d_in: int, rank: int) -> None:
         super().__init__()
         self.a = torch.nn.Parameter(torch.empty(rank, d_in))
         self.b = torch.nn.Parameter(torch.zeros(d_in, rank))
         torch.nn.init.kaiming_uniform_(self.a, a=5**0.5)
 
-    def forward(self, y):
-        """[..., d_in] -> [..., d_in]."""
+    def forward(self, y: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_in"]:
         return y + y @ self.a.T @ self.b.T
 
 
-def train(problem, batches, config):
+def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapted]:
     """Yield the adapted model before training and after every step."""
     maps, saes = correct(problem.saes, partial(LowRankResidual, rank=config.rank))
     adam = torch.optim.Adam(maps.parameters(), lr=config.lr)

@@ -4,12 +4,15 @@ No block after the site is run and no gradient enters the LM: this is how SAEs a
 trained, and how the suite trains its own.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from bench.errors import require_positive
-from bench.problem import Adapted, descend, falling, to_training
+from bench.problem import Adapted, Batches, Problem, Seen, descend, falling, to_training
 
 CHECKPOINTS = 10
 """The harness keeps the SAE, with its cost, at this many even shares of the run."""
@@ -28,13 +31,13 @@ class Config:
     dead_after: int = 1000
     """Steps without firing after which a latent counts as dead (SAELens' auxiliary loss)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_positive(self, "lr", "clip")
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay must be in [0, 1], got {self.decay}")
 
 
-def train(problem, batches, config):
+def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapted]:
     """Yield the adapted model before training and after every step."""
     saes = torch.nn.ModuleList(map(to_training, problem.saes))
     adam = torch.optim.Adam(saes.parameters(), lr=config.lr)
@@ -43,7 +46,7 @@ def train(problem, batches, config):
     state = {"saes": saes, "adam": adam, "schedule": schedule, "idle": idle}
     adapted = Adapted(saes=saes, state=state)
 
-    def loss(seen):
+    def loss(seen: Seen) -> Float[Tensor, ""]:
         trained = zip(saes, seen.sites, idle.steps(), strict=True)
         return sum(sae_loss(sae, site, steps, config) for sae, site, steps in trained)
 
@@ -53,17 +56,22 @@ def train(problem, batches, config):
 class Idle(torch.nn.Module):
     """For every latent of every SAE, the number of steps since it last fired."""
 
-    def __init__(self, saes):
+    def __init__(self, saes: Iterable[torch.nn.Module]) -> None:
         super().__init__()
         for index, sae in enumerate(saes):
             self.register_buffer(str(index), torch.zeros(sae.cfg.d_sae, dtype=torch.long))
 
-    def steps(self):
-        """One [d_sae] tensor per SAE."""
+    def steps(self) -> list[Int[Tensor, " d_sae"]]:
+        """One tensor for each SAE."""
         return list(self.buffers())
 
 
-def sae_loss(sae, activations, idle_steps, config):
+def sae_loss(
+    sae: torch.nn.Module,
+    activations: Float[Tensor, "tokens d_in"],
+    idle_steps: Int[Tensor, " d_sae"],
+    config: Config,
+) -> Float[Tensor, ""]:
     """SAELens' loss (squared error summed over dimensions, mean over tokens, auxiliary TopK).
 
     An SAE that was never trained (its decoder bias is 0) first gets the mean of the first

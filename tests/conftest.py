@@ -4,10 +4,6 @@ Runs are forked from the tests' own process, so that what a test plants is there
 thread that is safe. `test_process.py` and `test_real_kills.py` start processes as users do.
 """
 
-import os
-
-os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-
 import hashlib
 import multiprocessing
 import sys

@@ -27,14 +27,15 @@ errors
 FLOOR = {name: n for n, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 
 FOR_METHODS = {"bench.problem", "bench.errors", "bench.loading.peft_format"}
-FOR_ANALYSIS = {"bench.errors", "bench.io.record", "bench.io.files", "bench.io.console"}
+FOR_ANALYSIS = {f"bench.io.{name}" for name in ("record", "schema", "files", "console")}
+FOR_ANALYSIS |= {"bench.errors"}
 
 HEART = ["bench/problem", "bench/harness/drive.py", "bench/harness/meter.py"]
 HEART += ["bench/harness/evaluate.py", "bench/harness/harness.py", "bench/harness/run.py"]
 HEART += ["bench/io/record.py", "bench/config/spec.py", "methods", "analysis/stats"]
 """What decides a number: to be read in an afternoon."""
 HEART_LINES = 3_700
-ALL_LINES = 18_096
+ALL_LINES = 17_730
 """What is there today; the aim is 3,000 and 12,500. A change that raises one says what for."""
 
 
@@ -155,7 +156,7 @@ PLANTED = [
     (of_others, "bench/harness/drive.py", "from methods import lora"),
     (behind_a_face, "bench/runs/setup.py", "from bench.loading.tokens import Packed"),
     (behind_a_face, "bench/runs/setup.py", "from bench.loading import tokens"),
-    (behind_a_face, "methods/lora.py", "from bench.problem.products import forward"),
+    (behind_a_face, "methods/lora.py", "from bench.loading.tokens import Packed"),
     (methods_reach, "methods/lora.py", "from bench.harness.meter import Meter"),
     (methods_reach, "methods/lora.py", "import bench.io.clock"),
     (analysis_reaches, "analysis/report.py", "from bench.problem import Adapted"),

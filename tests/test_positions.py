@@ -49,7 +49,7 @@ def test_micro_batches_do_not_change_the_gradient(label):
     for micro_batch in (4, 1):
         one = problem(batch_size=4, micro_batch=micro_batch)
         torch.manual_seed(0)
-        adapted = next(entry.module.train(one, [], entry.config))
+        adapted = next(entry.module.train(one, Batches(one.train), entry.config))
         loss = one.backward(TOKENS, adapted)
         modules = [m for m in adapted.state.values() if isinstance(m, torch.nn.Module)]
         found = [p.grad for m in modules for p in m.parameters() if p.grad is not None]
@@ -59,7 +59,9 @@ def test_micro_batches_do_not_change_the_gradient(label):
 
 def test_a_window_of_special_tokens_alone_adds_nothing():
     one = problem(batch_size=2, micro_batch=1)
-    adapted = next(method.entry("e2e").module.train(one, [], method.entry("e2e").config))
+    adapted = next(
+        method.entry("e2e").module.train(one, Batches(one.train), method.entry("e2e").config)
+    )
     only = torch.full((1, tiny.SEQ), 2)
     with_it = one.backward(torch.cat([TOKENS[1:2], only]), adapted)
     without = one.backward(TOKENS[1:2], adapted)
@@ -71,7 +73,9 @@ def test_the_clean_cache_knows_the_rule(tmp_path):
     for folder in (None, tmp_path, tmp_path):
         one = problem(batch_size=4)
         one.clean_cache = folder and CleanCache(folder)
-        adapted = next(method.entry("e2e").module.train(one, [], method.entry("e2e").config))
+        adapted = next(
+            method.entry("e2e").module.train(one, Batches(one.train), method.entry("e2e").config)
+        )
         losses.append(one.backward(TOKENS, adapted).item())
     assert losses[1] == losses[2] == pytest.approx(losses[0], rel=1e-5)
 

@@ -78,14 +78,14 @@ class Verdict:
     """A claim as one folder's records decide it."""
 
     claim: Claim
-    word: str
-    """One of `HOLDS`, `FAILS`, `UNMEASURED`."""
-    ours: str
-    details: tuple
-    missing: str
-    """What a claim that is not measured would need."""
     case: Evidence
     """With the records that were looked at."""
+    finding: Finding
+
+    @property
+    def word(self) -> str:
+        """One of `HOLDS`, `FAILS`, `UNMEASURED`."""
+        return {True: HOLDS, False: FAILS, None: UNMEASURED}[self.finding.holds]
 
 
 def claims() -> list[Claim]:
@@ -95,20 +95,19 @@ def claims() -> list[Claim]:
         return [Claim(**row) for row in csv.DictReader(file)]
 
 
-def judge(found: Evidence) -> list[Verdict]:
+def judge(folder: Evidence) -> list[Verdict]:
     """`Evidence` of a folder -> a `Verdict` for each claim."""
-    return [_verdict(claim, found.case()) for claim in claims()]
+    cases = [(claim, folder.case()) for claim in claims()]
+    return [Verdict(claim, case, _finding(claim, case)) for claim, case in cases]
 
 
-def _verdict(claim: Claim, case: Evidence) -> Verdict:
+def _finding(claim: Claim, case: Evidence) -> Finding:
     if claim.missing:
-        return Verdict(claim, UNMEASURED, "", (), claim.missing, case)
+        return Finding(None, missing=claim.missing)
     try:
-        finding: Finding = RULES[claim.id](case)
+        return RULES[claim.id](case)
     except Missing as missing:
-        return Verdict(claim, UNMEASURED, missing.ours, missing.details, str(missing), case)
-    word = HOLDS if finding.holds else FAILS
-    return Verdict(claim, word, finding.ours, tuple(finding.details), "", case)
+        return Finding(None, missing.ours, missing=str(missing))
 
 
 def write(folder: Path, out: Path | None = None) -> tuple[Path, list[str]]:
@@ -118,10 +117,10 @@ def write(folder: Path, out: Path | None = None) -> tuple[Path, list[str]]:
     """
     judged, lines = {}, []
     for place in experiments(folder):
-        found = evidence.read(place)
-        if found:
+        read = evidence.read(place)
+        if read:
             name = place.name if place == folder else str(place.relative_to(folder))
-            judged[name] = _judge(found, place)
+            judged[name] = _judge(read, place)
             words = [verdict.word for verdict in judged[name]]
             counts = ", ".join(f"{words.count(word)} {word}" for word in (HOLDS, FAILS, UNMEASURED))
             lines.append(f"{name}: {counts}")
@@ -133,10 +132,10 @@ def write(folder: Path, out: Path | None = None) -> tuple[Path, list[str]]:
     return path, lines
 
 
-def _judge(found: Evidence, place: Path) -> list[Verdict]:
+def _judge(read: Evidence, place: Path) -> list[Verdict]:
     """`judge`, where what was read may be anything that JSON can hold."""
     try:
-        return judge(found)
+        return judge(read)
     except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise Rejected(f"{place}: a record does not fit its manifest ({error!r})") from error
 
@@ -152,7 +151,7 @@ def markdown(judged: dict[str, list[Verdict]]) -> str:
 def _summary(verdicts: list[Verdict]) -> str:
     heads = ["id", "claim", "paper", "ours", "verdict"]
     rows = [
-        [v.claim.id, v.claim.statement, v.claim.number or BLANK, v.ours or BLANK, _word(v)]
+        [v.claim.id, v.claim.statement, v.claim.number or BLANK, v.finding.ours or BLANK, _word(v)]
         for v in verdicts
     ]
     rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
@@ -168,18 +167,18 @@ def _word(verdict: Verdict) -> str:
 
 def _section(verdict: Verdict) -> str:
     """A claim's own section: everything that its verdict rests on."""
-    claim, used = verdict.claim, verdict.case.used
+    claim, finding, used = verdict.claim, verdict.finding, verdict.case.used
     source = "; ".join(filter(None, [claim.setting, claim.source, claim.precision]))
-    told = {
+    items = {
         "verdict": _word(verdict),
-        "missing": verdict.missing,
+        "missing": finding.missing,
         "paper": f"{claim.number or 'no number found'} ({source})",
-        "ours": verdict.ours,
+        "ours": finding.ours,
         "rule": claim.rule or " ".join(RULES[claim.id].__doc__.split()),
     }
     if used:
-        told["setting"] = f"{evidence.setting(used)}; {seeds(verdict.case.seeds)}"
-        told["records"] = ", ".join(f"`{name}`" for name in sorted(used))
+        items["setting"] = f"{evidence.setting(used)}; {seeds(verdict.case.seeds)}"
+        items["records"] = ", ".join(f"`{name}`" for name in sorted(used))
     lines = [f"### {claim.id}: {claim.statement}\n"]
-    lines += [f"- {name}: {text}" for name, text in told.items() if text]
-    return "\n".join([*lines, *(f"\n{part}" for part in verdict.details), ""])
+    lines += [f"- {name}: {text}" for name, text in items.items() if text]
+    return "\n".join([*lines, *(f"\n{part}" for part in finding.details), ""])

@@ -6,15 +6,7 @@ fixed before the runs that they decide on were made.
 
 from statistics import median
 
-from analysis.claims.evidence import (
-    Evidence,
-    Finding,
-    Missing,
-    one_clock,
-    paired,
-    spread,
-    table,
-)
+from analysis.claims.evidence import Evidence, Finding, Missing, one_clock, paired, spread, table
 from analysis.stats.speedup import Ratio, ce_at, curve, over_seeds, speedup, to_same_ce, whole_runs
 from analysis.tables.notes import BLANK, times
 from bench.io.record import Run
@@ -35,7 +27,7 @@ def sooner_on_llama(case: Evidence) -> Finding:
 
 def _sooner(case: Evidence, experiment: str, least: float) -> Finding:
     scratch, training = case.runs(experiment, "e2e"), case.runs(experiment, "mse")
-    found, rows = {}, []
+    speedups, rows = {}, []
     for share in sorted(case.values(experiment, "share", "lora")):
         lora = case.runs(experiment, "lora", share=share)
         one_clock(*scratch.values(), *training.values(), *lora.values())
@@ -44,13 +36,14 @@ def _sooner(case: Evidence, experiment: str, least: float) -> Finding:
         whole = [whole_runs(*pair, "seconds") for pair in pairs]
         if None in same or None in whole:
             raise Missing("what the SAE has cost in seconds, on the same clock")
-        found[share] = over_seeds(same), Ratio(median(whole))
+        speedups[share] = over_seeds(same), over_seeds(whole)
         lasts = [[run.rows[-1]["ce"] for run in runs] for runs in (lora.values(), scratch.values())]
         rows.append(
             [f"{share:.0%}", *(spread(losses, "{:.3f}") for losses in lasts), _ratios(same)]
-            + [spread(whole, "{:.2f}x"), _against_finetuned(case, experiment, lora, share)]
+            + [spread([ratio.value for ratio in whole], "{:.2f}x")]
+            + [_against_finetuned(case, experiment, lora, share)]
         )
-    if not found:
+    if not speedups:
         raise Missing(f"lora of {experiment}")
     heads = ["SAE", "LoRA ends at CE", "e2e ends at CE", "to the same CE", "whole runs"]
     details = [
@@ -61,26 +54,25 @@ def _sooner(case: Evidence, experiment: str, least: float) -> Finding:
         "over seeds (range); > is a lower bound.",
         table([*heads, "against e2e finetuned"], rows),
     ]
-    told = [", ".join(f"{_ratio(r[i])} from {s:.0%}" for s, r in found.items()) for i in (0, 1)]
-    ours = f"to the same CE {told[0]} (by whole runs {told[1]})"
-    found = [same for same, _ in found.values()]
-    if any(ratio.value < least and ratio.at_least for ratio in found):
+    words = [", ".join(f"{_ratio(r[i])} from {s:.0%}" for s, r in speedups.items()) for i in (0, 1)]
+    ours = f"to the same CE {words[0]} (by whole runs {words[1]})"
+    deciding = [ratios[0] for ratios in speedups.values()]
+    if any(ratio.value < least and ratio.at_least for ratio in deciding):
         details.append("Not shown rather than refuted: a longer run of e2e could raise the bound.")
-    return Finding(all(ratio.value >= least for ratio in found), ours, details)
+    return Finding(all(ratio.value >= least for ratio in deciding), ours, details)
 
 
 def _against_finetuned(case: Evidence, experiment: str, lora: dict[int, Run], share: float) -> str:
     """Speedup of LoRA over e2e from the same SAE, where both close a share of the gap."""
     try:
-        finetuned = case.runs(experiment, "e2e-finetune", share=share)
-        pairs = paired(finetuned, lora)
+        pairs = paired(case.runs(experiment, "e2e-finetune", share=share), lora)
     except Missing:
         return BLANK
-    found = []
+    ratios = []
     for pair in pairs:
         both = min(curve(run, "seconds")[1][-1] for run in pair)
-        found.append(speedup(*([run] for run in pair), both, "seconds") if both > 0 else None)
-    return BLANK if None in found else spread(found, "{:.2f}x")
+        ratios.append(speedup(*([run] for run in pair), both, "seconds") if both > 0 else None)
+    return BLANK if None in ratios else spread(ratios, "{:.2f}x")
 
 
 def _ratio(ratio: Ratio) -> str:
@@ -89,8 +81,8 @@ def _ratio(ratio: Ratio) -> str:
 
 def _ratios(ratios: list[Ratio]) -> str:
     """Median over seeds and range."""
-    told, ordered = _ratio(over_seeds(ratios)), sorted(ratios, key=lambda ratio: ratio.value)
-    return told + (f" ({_ratio(ordered[0])} to {_ratio(ordered[-1])})" if len(ratios) > 1 else "")
+    middle, ordered = _ratio(over_seeds(ratios)), sorted(ratios, key=lambda ratio: ratio.value)
+    return middle + (f" ({_ratio(ordered[0])} to {_ratio(ordered[-1])})" if len(ratios) > 1 else "")
 
 
 def fewer_passes(case: Evidence) -> Finding:
@@ -99,10 +91,11 @@ def fewer_passes(case: Evidence) -> Finding:
     takes none.)"""
     lora, scratch = case.runs("timing", "lora", share=1.0), case.runs("timing", "e2e")
     pairs = paired(scratch, lora)
-    ratios = [whole_runs(*pair, "backwards") for pair in pairs]
+    whole = [whole_runs(*pair, "backwards") for pair in pairs]
     same = [to_same_ce(*pair, "backwards") for pair in pairs]
-    if None in ratios or None in same:
+    if None in whole or None in same:
         raise Missing("the backward passes that the SAE has cost")
+    ratios = [ratio.value for ratio in whole]
     counts = [median(pair[i].rows[-1]["backwards"] for pair in pairs) for i in (0, 1)]
     tokens = [median(pair[i].rows[-1]["tokens"] for pair in pairs) for i in (0, 1)]
     ours = f"{spread(ratios, '{:.1f}x')}: {counts[0]:,.0f} against {counts[1]:,.0f} passes"
@@ -124,10 +117,8 @@ def first_tokens(case: Evidence) -> Finding:
     for share in shares:
         runs = case.runs("timing", "lora", share=share).values()
         parts[share] = [_part_at_an_eighth(run) for run in runs]
-    told = [
-        f"{spread(found, '{:.0%}')} from the SAE at {share:.0%}" for share, found in parts.items()
-    ]
-    return Finding(median(parts[shares[0]]) >= 0.5, told[0], ["; ".join(told) + "."])
+    each = [f"{spread(of, '{:.0%}')} from the SAE at {share:.0%}" for share, of in parts.items()]
+    return Finding(median(parts[shares[0]]) >= 0.5, each[0], ["; ".join(each) + "."])
 
 
 def _part_at_an_eighth(run: Run) -> float:
@@ -151,8 +142,8 @@ def only_later(case: Evidence) -> Finding:
         )
         holds = holds and early[0] > early[1] and late[0] < late[1]
         crossings = [_crossing(ours, local, axis) for axis in ("seconds", "tokens")]
-        told = [BLANK if cost is None else f"{cost:,.0f}" for cost in crossings]
-        rows.append([seed, *(f"{ce:.3f}" for ce in (*early, *late)), *told])
+        costs = [BLANK if cost is None else f"{cost:,.0f}" for cost in crossings]
+        rows.append([seed, *(f"{ce:.3f}" for ce in (*early, *late)), *costs])
     heads = ["seed", "e2e at a tenth", "mse at a tenth", "e2e at its end", "mse at its end"]
     heads += ["e2e below from, seconds", "tokens"]
     crossed = ", ".join("never" if row[-2] == BLANK else f"{row[-2]} s" for row in rows)

@@ -5,7 +5,7 @@ numbers, from real weights; seconds only where all were timed in one go on one c
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -24,20 +24,23 @@ from bench.io.record import Run
 class Missing(Exception):
     """What a claim would need to be measured; `ours` is a number to give all the same."""
 
-    def __init__(self, what: str, ours: str = "", details: Iterable[str] = ()) -> None:
+    def __init__(self, what: str, ours: str = "") -> None:
         super().__init__(what)
-        self.ours, self.details = ours, tuple(details)
+        self.ours = ours
 
 
 @dataclass(frozen=True)
 class Finding:
     """What a rule found."""
 
-    holds: bool
-    ours: str
+    holds: bool | None
+    """None where that was not measured."""
+    ours: str = ""
     """The number that decides, in a line."""
-    details: tuple = ()
+    details: Sequence[str] = ()
     """Further paragraphs and tables, in Markdown."""
+    missing: str = ""
+    """What it would need to be measured."""
 
 
 @dataclass(frozen=True)
@@ -64,44 +67,44 @@ class Evidence:
 
     def runs(self, experiment: str, role: str, **at) -> dict[int, Run]:
         """Seed -> run; raises `Missing` unless all that were planned are there and sound."""
-        found = {e.seed: e.run for e in self._entries(experiment, role, at)}
-        for seed, run in found.items():
+        runs = {e.seed: e.run for e in self._entries(experiment, role, at)}
+        for seed, run in runs.items():
             if run is None:
                 raise Missing(f"a run: a {role} of {experiment} is a measurement")
             self._use(run.name, seed, run)
-        return found
+        return runs
 
     def measures(self, experiment: str, role: str, **at) -> dict[int, tuple[dict, Run]]:
         """Seed -> (values, the run they are of); like `runs`."""
-        found = {}
+        measures = {}
         for entry in self._entries(experiment, role, at):
             path = self.folder / f"{(entry.measure or {}).get('of')}.jsonl"
             if not path.is_file():
                 raise Missing(f"the run that {entry.name} is a measurement of")
             run = record.read(path)
-            self._use(run.name, entry.seed, run)
-            self._use(entry.name, entry.seed, run)
-            found[entry.seed] = entry.measure.get("values") or {}, run
-        return found
+            for name in (run.name, entry.name):
+                self._use(name, entry.seed, run)
+            measures[entry.seed] = entry.measure.get("values") or {}, run
+        return measures
 
     def plan(self, experiment: str) -> Experiment:
-        """An experiment with all its entries, bare; raises `Missing` where it was not planned."""
+        """An experiment with all planned entries; raises `Missing` where it was not planned."""
         if experiment not in self.experiments:
             raise Missing(f"experiment {experiment}")
-        some = self.experiments[experiment]
-        return replace(some, entries=some.plan)
+        planned = self.experiments[experiment].plan
+        return replace(self.experiments[experiment], entries=planned)
 
     def _entries(self, experiment: str, role: str, at: dict) -> list[Entry]:
         wanted = len(self.plan(experiment).of(role, **at))
-        found = self.experiments[experiment].of(role, **at)
+        there = self.experiments[experiment].of(role, **at)
         what = " ".join([f"{role} of {experiment}", *(f"at {k} {v}" for k, v in at.items())])
         if not wanted:
             raise Missing(f"{what}, which was not planned")
-        if len(found) < wanted:
-            raise Missing(f"{wanted - len(found)} of {wanted} runs: {what}")
-        if len({entry.seed for entry in found}) < wanted:
+        if len(there) < wanted:
+            raise Missing(f"{wanted - len(there)} of {wanted} runs: {what}")
+        if len({entry.seed for entry in there}) < wanted:
             raise Rejected(f"{what}: one seed twice")
-        return found
+        return there
 
     def _use(self, name: str, seed: int, run: Run) -> None:
         self.used[name] = seed, run
@@ -125,10 +128,10 @@ def paired(*groups: dict[int, Run]) -> list[tuple[Run, ...]]:
 
 def closed(runs: dict[int, Run]) -> Closed:
     """`Closed` of the runs of all seeds; `Missing` where there is no gap."""
-    found = closed_at_end(list(runs.values()))
-    if not found:
+    closed = closed_at_end(list(runs.values()))
+    if not closed:
         raise Missing("a gap to close")
-    return found
+    return closed
 
 
 def one_clock(*runs: Run) -> None:
@@ -136,7 +139,7 @@ def one_clock(*runs: Run) -> None:
     broken = [run.name for run in runs if resumed(run)]
     if broken:
         raise Missing(f"seconds taken in one go: resumed were {', '.join(broken)}")
-    if len({clock(run) for run in runs}) > 1:
+    if len({clock(run.header) for run in runs}) > 1:
         raise Missing("seconds of one clock: these are of several machines, devices or threads")
 
 
@@ -145,42 +148,38 @@ def setting(used: dict) -> str:
     runs = [run for _, run in used.values()]
     specs = [run.header["spec"] for run in runs]
 
-    def told(name: str) -> list[str]:
-        return list(dict.fromkeys(str(spec[name]) for spec in specs if spec.get(name) is not None))
+    def field(name: str, form: str, value: Callable = str) -> list[str]:
+        """The values of a field, the first six of them, in a sentence; [] without any."""
+        values = dict.fromkeys(value(spec[name]) for spec in specs if spec.get(name) is not None)
+        more = " and more" * (len(values) > 6)
+        return [form.format(", ".join([*values][:6]) + more)] if values else []
 
-    parts = [", ".join(map(model_name, told("model")))]
-    parts += [f"SAE at {_some(told('site'))}"] if told("site") else []
+    models = dict.fromkeys(str(spec["model"]) for spec in specs if spec.get("model") is not None)
+    parts = [", ".join(map(model_name, models))]
+    parts += field("site", "SAE at {}")
     if any(spec.get("sae") in ("own", "fresh") for spec in specs):
-        parts += [f"TopK, k = {_some(told('sae_k'))}"] if told("sae_k") else []
-        tokens = [f"{int(number):,}" for number in told("sae_tokens")]
-        parts += [f"own SAE of {_some(tokens)} tokens"] if tokens else []
-    steps = sorted({(spec.get("steps"), _step(spec)) for spec in specs if spec.get("steps")})
-    parts += [f"{number:,} steps of {size:,} tokens" for number, size in steps]
+        parts += field("sae_k", "TopK, k = {}")
+        parts += field("sae_tokens", "own SAE of {} tokens", lambda number: f"{int(number):,}")
+    steps = sorted(
+        (s["steps"], s.get("batch_size", 1) * s.get("seq_len", 1)) for s in specs if s.get("steps")
+    )
+    parts += [f"{number:,} steps of {size:,} tokens" for number, size in dict.fromkeys(steps)]
     parts += sorted({clock_in_words(run) for run in runs})
     return "; ".join(part for part in parts if part)
 
 
-def _step(spec: dict) -> int:
-    return spec.get("batch_size", 1) * spec.get("seq_len", 1)
-
-
-def _some(values: list[str]) -> str:
-    return ", ".join(values[:6]) + (" and more" if len(values) > 6 else "")
-
-
 def block_of(site: object) -> int | None:
     """Number of the block of the last of these sites, or None."""
-    found = re.findall(r"blocks\.(\d+)\.", str(site))
-    return max(map(int, found)) if found else None
+    return max(map(int, re.findall(r"blocks\.(\d+)\.", str(site))), default=None)
 
 
 def spread(values: Iterable[float], form: str) -> str:
     """Median over seeds and, in brackets, their range, each printed by `form`."""
     values = list(values)
-    told = form.format(median(values))
+    text = form.format(median(values))
     if len(values) > 1:
-        told += f" ({form.format(min(values))} to {form.format(max(values))})"
-    return told
+        text += f" ({form.format(min(values))} to {form.format(max(values))})"
+    return text
 
 
 def nats(difference: Difference) -> str:

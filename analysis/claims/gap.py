@@ -9,16 +9,8 @@ import math
 from collections.abc import Iterable
 from statistics import StatisticsError, correlation, median
 
-from analysis.claims.evidence import (
-    Evidence,
-    Finding,
-    Missing,
-    block_of,
-    closed,
-    nats,
-    table,
-)
-from analysis.stats.gap import difference
+from analysis.claims.evidence import Evidence, Finding, Missing, block_of, closed, nats, table
+from analysis.stats.gap import Closed, difference
 from analysis.stats.usable import ends, spliced
 from analysis.tables.notes import percent
 from bench.io.record import Run
@@ -56,58 +48,59 @@ def _all(case: Evidence, experiment: str) -> list[Run]:
 def falls_with_l0(case: Evidence) -> Finding:
     """At rank 64, or the largest below it, the closed share falls with the SAE's L0: the rank
     correlation over three values or more is -0.7 or less."""
-    ours, found = _swept(case, "sparsity", "k", most=64)
-    falls = _rank_correlation(found, [share for share, _ in found.values()]) <= FALLS
-    return Finding(falls, ours)
+    ours, shares, _ = _swept(case, "sparsity", "k", most=64)
+    return Finding(_rank_correlation(shares, shares.values()) <= FALLS, ours)
 
 
 def falls_with_width(case: Evidence) -> Finding:
     """At rank 64, or the largest below it, the closed share is larger at the narrowest SAE than at
     the widest, and its fall per doubling over the wider half of the values is at most half of
     that over the narrower half."""
-    ours, found = _swept(case, "width", "width", most=64)
-    widths = list(found)
-    ends_at = [widths[0], widths[len(widths) // 2], widths[-1]]
-    narrow, wide = (
-        (found[low][0] - found[high][0]) / math.log2(high / low)
-        for low, high in itertools.pairwise(ends_at)
-    )
-    return Finding(found[widths[0]][0] > found[widths[-1]][0] and wide <= narrow / 2, ours)
+    ours, shares, _ = _swept(case, "width", "width", most=64)
+    first, *_, last = widths = list(shares)
+    halves = itertools.pairwise([first, widths[len(widths) // 2], last])
+    narrow, wide = ((shares[low] - shares[high]) / math.log2(high / low) for low, high in halves)
+    return Finding(shares[first] > shares[last] and wide <= narrow / 2, ours)
 
 
 def peaks_in_the_middle(case: Evidence) -> Finding:
     """At the largest rank, the closed share is largest at a layer that is neither the first nor
     the last of three or more, and the gain in nats rises with the layer (rank correlation 0.7 or
     more)."""
-    ours, found = _swept(case, "layer", "layer")
-    layers = list(found)
-    inside = max(layers, key=lambda at: found[at][0]) in layers[1:-1]
-    rises = _rank_correlation(found, [gain for _, gain in found.values()]) >= -FALLS
-    gains = ", ".join(f"{gain:.4f} at {at}" for at, (_, gain) in found.items())
-    return Finding(inside and rises, ours, [f"Gain in nats by layer: {gains}."])
+    ours, shares, gains = _swept(case, "layer", "layer")
+    inside = max(shares, key=shares.get) in list(shares)[1:-1]
+    rises = _rank_correlation(gains, gains.values()) >= -FALLS
+    words = ", ".join(f"{gain:.4f} at {layer}" for layer, gain in gains.items())
+    return Finding(inside and rises, ours, [f"Gain in nats by layer: {words}."])
 
 
 def _swept(
     case: Evidence, experiment: str, variable: str, most: float = math.inf
-) -> tuple[str, dict]:
-    """A sweep at its largest rank up to `most` -> (the shares in words, value -> (share, nats))."""
+) -> tuple[str, dict, dict]:
+    """A sweep at its largest rank up to `most` -> (the shares in words, value -> share of the gap
+    closed, value -> gain in nats)."""
     ranks = [rank for rank in case.values(experiment, "rank", "lora") if rank <= most]
     if not ranks:
         raise Missing(f"a rank up to {most} in experiment {experiment}")
-    found = {}
+    shares, gains = {}, {}
     for value in sorted(case.values(experiment, variable, "lora")):
         runs = case.runs(experiment, "lora", rank=max(ranks), **{variable: value})
-        found[value] = closed(runs), -difference(ends(runs), spliced(runs)).mean
-    if len(found) < 3:
+        shares[value], gains[value] = closed(runs), -difference(ends(runs), spliced(runs)).mean
+    if len(shares) < 3:
         raise Missing(f"three values of {variable} or more")
-    told = ", ".join(f"{percent(c.share, c.error)} at {value:,}" for value, (c, _) in found.items())
-    values = {value: (share.share, gain) for value, (share, gain) in found.items()}
-    return f"{told} ({variable}; rank {max(ranks)})", values
+    words = _in_words({f"{value:,}": closed for value, closed in shares.items()})
+    shares = {value: closed.share for value, closed in shares.items()}
+    return f"{words} ({variable}; rank {max(ranks)})", shares, gains
 
 
-def _rank_correlation(one: Iterable, other: list) -> float:
-    """Spearman's; 0 where one of the two does not vary."""
-    ranks = [[sorted(values).index(value) for value in values] for values in (list(one), other)]
+def _in_words(closed: dict[object, Closed], before: str = "at") -> str:
+    """Value -> `Closed` there, as `12.0% ± 1.0 at 8, ...`."""
+    return ", ".join(f"{percent(c.share, c.error)} {before} {at}" for at, c in closed.items())
+
+
+def _rank_correlation(*series: Iterable[float]) -> float:
+    """Spearman's, of two; 0 where one of the two does not vary."""
+    ranks = [[sorted(values).index(value) for value in values] for values in map(list, series)]
     try:
         return correlation(*ranks)
     except StatisticsError:
@@ -117,38 +110,37 @@ def _rank_correlation(one: Iterable, other: list) -> float:
 def rank_one_gives_most(case: Evidence) -> Finding:
     """With alpha fixed, as in the paper, the largest rank closes more than rank 1; rank 1 closes at
     least half of that; and the upper half of the steps in rank adds less than the lower half."""
-    rows, told, holds = [], [], {}
+    rows, parts, holds = [], [], {}
     for alpha in case.values("rank", "alpha", "lora"):
-        found = {}
-        for rank in sorted(case.values("rank", "rank", "lora")):
-            found[rank] = closed(case.runs("rank", "lora", rank=rank, alpha=alpha))
-        if len(found) < 3 or 1 not in found:
+        ranks = sorted(case.values("rank", "rank", "lora"))
+        by_rank = {at: closed(case.runs("rank", "lora", rank=at, alpha=alpha)) for at in ranks}
+        if len(ranks) < 3 or 1 not in ranks:
             raise Missing("rank 1 and two more")
-        shares = [one.share for one in found.values()]
+        shares = [at_rank.share for at_rank in by_rank.values()]
         middle = shares[len(shares) // 2]
         diminishes = shares[-1] - middle < middle - shares[0]
         holds[alpha] = shares[-1] > shares[0] >= shares[-1] / 2 and diminishes
         word = "holds" if holds[alpha] else "does not hold"
-        rows.append([alpha, *(percent(c.share, c.error) for c in found.values()), word])
+        rows.append([alpha, *(percent(c.share, c.error) for c in by_rank.values()), word])
         part = f"{shares[0] / shares[-1]:.0%}" if shares[-1] > 0 else "no share"
-        told.append(f"rank 1 closes {part} of what rank {max(found)} does with alpha {alpha}")
+        parts.append(f"rank 1 closes {part} of what rank {max(by_rank)} does with alpha {alpha}")
     if "fixed" not in holds:
         raise Missing("a series with alpha fixed")
     why = "With alpha fixed the update's scale, alpha over rank, falls as the rank grows."
-    heads = ["alpha", *(f"rank {rank}" for rank in found), "by the rule"]
+    heads = ["alpha", *(f"rank {rank}" for rank in by_rank), "by the rule"]
     details = [f"Gap closed by rank. {why}", table(heads, rows)]
-    return Finding(holds["fixed"], "; ".join(told), details)
+    return Finding(holds["fixed"], "; ".join(parts), details)
 
 
 def persists_in_larger_models(case: Evidence) -> Finding:
     """At 9B and at 27B parameters, LoRA of the largest rank closes at least half of the share that
     it closes at 2B."""
     models = case.values("size", "model", "lora")
-    rank, found = max(case.values("size", "rank", "lora"), default=None), {}
+    rank, by_model = max(case.values("size", "rank", "lora"), default=None), {}
     for model in models:
-        found[str(model).lower()] = closed(case.runs("size", "lora", model=model, rank=rank))
-    ours = ", ".join(f"{percent(c.share, c.error)} on {m}" for m, c in found.items())
-    of = {s: [c.share for m, c in found.items() if f"-{s}" in m] for s in ("2b", "9b", "27b")}
+        by_model[str(model).lower()] = closed(case.runs("size", "lora", model=model, rank=rank))
+    ours, sizes = _in_words(by_model, "on"), ("2b", "9b", "27b")
+    of = {size: [c.share for model, c in by_model.items() if f"-{size}" in model] for size in sizes}
     if not all(of.values()):
         raise Missing("Gemma-2 with 2B, 9B and 27B parameters and SAEs of Gemma Scope", ours)
     return Finding(min(of["9b"] + of["27b"]) >= max(of["2b"]) / 2, ours)
@@ -163,15 +155,14 @@ def next_layer_gives_most(case: Evidence) -> Finding:
     if len(layers) < 3:
         raise Missing("three single layers or more")
     every = closed(case.runs("one-layer", "lora", layer="after"))
-    found = {layer: closed(case.runs("one-layer", "lora", layer=layer)) for layer in layers}
+    by_layer = {layer: closed(case.runs("one-layer", "lora", layer=layer)) for layer in layers}
     site = block_of(next(iter(case.used.values()))[1].header["spec"].get("site"))
     if site is not None and layers[0] != site + 1:
         raise Missing(f"layer {site + 1}, the one right after the SAE, adapted alone")
-    shares = [one.share for one in found.values()]
+    shares = [single.share for single in by_layer.values()]
     part = shares[0] / every.share if every.share > 0 else 0.0
     trend = _rank_correlation(layers, shares)
-    each = ", ".join(f"{percent(c.share, c.error)} at {at}" for at, c in found.items())
-    details = [f"{each}; all after: {percent(every.share, every.error)}."]
+    details = [f"{_in_words(by_layer)}; all after: {percent(every.share, every.error)}."]
     ours = f"layer {layers[0]} closes {part:.0%} of what all do; rank correlation {trend:+.1f}"
     return Finding(part >= 0.5 and trend <= FALLS, ours, details)
 

@@ -48,12 +48,13 @@ def early_sae(case: Evidence) -> Finding:
     if early > 0.2:
         raise Missing("LoRA from an SAE at 20% of its training or less")
     first, last = case.runs("timing", "lora", share=early), case.runs("timing", "lora", share=1.0)
-    found, parts = difference(ends(first), ends(last)), []
+    between, parts = difference(ends(first), ends(last)), []
     for one, whole in paired(first, last):
         clean, bare = (fmean(whole.header[f"ce_full_{kind}"]) for kind in ("clean", "spliced"))
         above = fmean(one.end["ce_full"]) - fmean(whole.end["ce_full"])
         parts.append(above / (bare - clean) if bare > clean else float("inf"))
-    ours = f"from {early:.0%} minus from 100%: {nats(found)}, {spread(parts, '{:.0%}')} of the gap"
+    of_gap = spread(parts, "{:.0%}")
+    ours = f"from {early:.0%} minus from 100%: {nats(between)}, {of_gap} of the gap"
     alone = difference(spliced(first), spliced(last))
     details = [f"The SAEs alone differ by {nats(alone)}. CE on the validation set."]
     return Finding(median(parts) <= 0.1, ours, details)
@@ -67,15 +68,13 @@ def finetuned_sae_beats_lora(case: Evidence) -> Finding:
     place = ("rivals", "e2e") if "rivals" in case.experiments else ("timing", "e2e-finetune")
     e2e, lora = case.runs(*place, share=1.0), case.runs(place[0], "lora", share=1.0)
     paired(e2e, lora)
-    found = difference(ends(e2e), ends(lora))
+    between = difference(ends(e2e), ends(lora))
     layers = next(iter(lora.values())).header["config"].get("layers")
-    if layers == "all":
-        holds = not found.distinguishable or abs(found.mean) <= 0.002
-    else:
-        holds = clearly_below(found)
+    equal = not between.distinguishable or abs(between.mean) <= 0.002
+    holds = equal if layers == "all" else clearly_below(between)
     rest = "after the SAE" if layers == "all" else "on all layers"
     why = f"LoRA adapts layers: {layers}. The claim's other half, LoRA {rest}, was not run."
-    return Finding(holds, f"e2e minus LoRA {nats(found)}", [why])
+    return Finding(holds, f"e2e minus LoRA {nats(between)}", [why])
 
 
 def not_additive(case: Evidence) -> Finding:
@@ -83,7 +82,7 @@ def not_additive(case: Evidence) -> Finding:
     first is less than half of what it gains alone, in the median over seeds, on the validation
     set. Shown beside it: whether more of the first kind adds as much with equal tokens."""
     alone = {kind: case.runs("additivity", kind, stage=1) for kind in ("lora", "e2e")}
-    rows, medians, told = [], [], []
+    rows, medians, ours = [], [], []
     for first, then in (("lora", "e2e"), ("e2e", "lora")):
         mixed = case.runs("additivity", f"{first}+{then}", stage=2)
         more = case.runs("additivity", f"{first}+{first}", stage=2)
@@ -95,12 +94,12 @@ def not_additive(case: Evidence) -> Finding:
             parts.append((fmean(start.end["ce_full"]) - fmean(end.end["ce_full"])) / gain)
         paired(mixed, more)
         medians.append(median(parts))
-        told.append(f"{then} after {first} adds {spread(parts, '{:.0%}')} of what it gains alone")
+        ours.append(f"{then} after {first} adds {spread(parts, '{:.0%}')} of what it gains alone")
         pairs = [(mixed, alone[first]), (more, alone[first]), (mixed, more)]
         changes = [nats(difference(ends(one), ends(other))) for one, other in pairs]
         rows.append([f"{first}, then {then}", *changes])
     heads = ["CE", "second kind adds", "more of the first adds", "second minus more of the first"]
-    return Finding(max(medians) < 0.5, "; ".join(told), [table(heads, rows)])
+    return Finding(max(medians) < 0.5, "; ".join(ours), [table(heads, rows)])
 
 
 def closer_to_the_clean_model(case: Evidence) -> Finding:
@@ -122,7 +121,7 @@ def closer_to_the_clean_model(case: Evidence) -> Finding:
             middles.setdefault(layer, []).append(mean)
     if not scores:
         raise Missing("a layer after the SAE")
-    closer = [layer for layer, found in scores.items() if median(found) <= -2]
+    closer = [layer for layer, of_seeds in scores.items() if median(of_seeds) <= -2]
     ours = f"closer at {len(closer)} of the {len(scores)} later layers"
     rows = [[at, spread(middles[at], "{:+.3f}"), f"{median(scores[at]):+.1f}"] for at in scores]
     heads = ["layer", "L2, adapted minus spliced", "in standard errors"]

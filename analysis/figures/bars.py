@@ -3,19 +3,7 @@
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.panels import (
-    bar,
-    handle,
-    legend,
-    line_across,
-    look,
-    paper_handle,
-    percent_axis,
-    say,
-    seeds_curve,
-    sheet,
-    spread,
-)
+from analysis.figures import panels
 from analysis.figures.style import PAPER, REFERENCE, method_look
 from analysis.records.comparison import Comparison
 from analysis.records.manifest import Experiment
@@ -23,41 +11,40 @@ from analysis.records.paper import find, one
 from analysis.stats.gap import closed_at_end
 from analysis.stats.speedup import curve
 from analysis.stats.usable import timed
+from bench.io.record import Run
 
 
 def rivals(experiment: Experiment) -> Figure:
     """Gap closed by method from each checkpoint of the SAE; CE against seconds from the last."""
     sizes = {"width_ratios": (1.6, 1)}
-    figure, (bars, losses) = sheet(experiment, 1, 2, (13, 5.8), **sizes)
+    figure, (bars, losses) = panels.sheet(experiment, 1, 2, (13, 5.8), **sizes)
     shares = sorted(experiment.values("share"))
     width = 0.84 / len(experiment.roles)
     for group, share in enumerate(shares):
         for n, role in enumerate(experiment.roles):
-            _closed_bar(bars, group - 0.42 + (n + 0.5) * width, experiment, role, share, width)
+            at, colour = group - 0.42 + (n + 0.5) * width, method_look(role)[0]
+            _closed_bar(bars, at, experiment.runs(role, share=share), 0.9 * width, colour)
     names = [f"SAE at {share:.0%}" for share in shares] + ["Karvonen,\nGemma-2-2B"]
     _karvonen(bars, len(shares))
     bars.set_xticks(range(len(names)), names)
     bars.set_xlabel("share of the SAE's training before adaptation")
     bars.axhline(0, color=REFERENCE, linewidth=0.9)
     bars.set_ylabel("gap closed")
-    percent_axis(bars.yaxis)
-    bars.set_title(f"{spread(experiment)}; dots: seeds")
+    panels.percent_axis(bars.yaxis)
+    bars.set_title(f"{panels.spread(experiment)}; dots: seeds")
     _losses(losses, experiment, shares[-1])
-    handles = [handle(role, **look(role)) for role in experiment.roles]
-    handles.append(paper_handle("2503.17272, from its csv files", linewidth=6))
-    legend(figure, handles, columns=5)
+    handles = [panels.handle(role, **panels.look(role)) for role in experiment.roles]
+    handles.append(panels.paper_handle("2503.17272, from its csv files", linewidth=6))
+    panels.legend(figure, handles, columns=5)
     return figure
 
 
-def _closed_bar(
-    axes: Axes, at: float, experiment: Experiment, role: str, share: float, width: float
-) -> None:
-    runs = experiment.runs(role, share=share)
-    found = closed_at_end(runs)
-    if found:
+def _closed_bar(axes: Axes, at: float, runs: list[Run], width: float, colour: str) -> None:
+    """Gap closed by runs of one label, with a dot for each seed."""
+    closed = closed_at_end(runs)
+    if closed:
         dots = [one_seed.share for one_seed in (closed_at_end([run]) for run in runs) if one_seed]
-        colour = method_look(role)[0]
-        bar(axes, at, found.share, found.error, dots, width=0.9 * width, color=colour)
+        panels.bar(axes, at, closed.share, closed.error, dots, width=width, color=colour)
 
 
 KARVONEN = (
@@ -73,9 +60,9 @@ def _karvonen(axes: Axes, at: float) -> None:
     for n, (method, run, budget) in enumerate(KARVONEN):
         share = find("karvonen", "closed", run=run, budget=budget)[0].value / 100
         place = at + 0.25 * (n - 1)
-        bar(axes, place, share, None, width=0.2, color=PAPER)
-        told = f"{method}\n{budget}"
-        axes.text(place, share, told, ha="center", va="bottom", fontsize=7.5, color=REFERENCE)
+        panels.bar(axes, place, share, None, width=0.2, color=PAPER)
+        text = {"ha": "center", "va": "bottom", "fontsize": 7.5, "color": REFERENCE}
+        axes.text(place, share, f"{method}\n{budget}", **text)
 
 
 def _losses(axes: Axes, experiment: Experiment, share: float) -> None:
@@ -84,16 +71,17 @@ def _losses(axes: Axes, experiment: Experiment, share: float) -> None:
     kept, why = timed(experiment)
     runs = kept.runs(share=share)
     if why or not runs:
-        return say(axes, why or "not measured")
+        return panels.say(axes, why or "not measured")
     faced = Comparison({"all": runs})
     clean, spliced = faced.ce_clean, faced.ce_spliced
     for role in experiment.roles:
         curves = [curve(run, "seconds") for run in kept.runs(role, share=share)]
         if curves:
             costs, shares = zip(*curves, strict=True)
-            losses = [[spliced - part * (spliced - clean) for part in some] for some in shares]
-            seeds_curve(axes, costs, losses, {**look(role), "markersize": 4})
-    line_across(axes, spliced, f"spliced {spliced:.3f}; clean model: {clean:.3f}", linestyle=":")
+            losses = [[spliced - s * (spliced - clean) for s in by_step] for by_step in shares]
+            panels.seeds_curve(axes, costs, losses, {**panels.look(role), "markersize": 4})
+    text = f"spliced {spliced:.3f}; clean model: {clean:.3f}"
+    panels.line_across(axes, spliced, text, linestyle=":")
     lowest, highest = axes.get_ylim()
     axes.set_ylim(lowest, min(highest, spliced + 0.5 * (spliced - lowest)))
     axes.set_xlabel("seconds of training")
@@ -102,31 +90,26 @@ def _losses(axes: Axes, experiment: Experiment, share: float) -> None:
 
 def one_layer(experiment: Experiment) -> Figure:
     """Gap closed with one adapted layer, beside that of all layers after the SAE."""
-    figure, (axes,) = sheet(experiment, 1, 1, (8.4, 5.2))
-    values = experiment.values("layer")
-    layers = sorted(value for value in values if isinstance(value, int))
-    style = look("lora")
+    figure, (axes,) = panels.sheet(experiment, 1, 1, (8.4, 5.2))
+    layers = sorted(value for value in experiment.values("layer") if isinstance(value, int))
+    colour, _ = method_look("lora")
     for n, layer in enumerate(layers):
-        runs = experiment.runs("lora", layer=layer)
-        found = closed_at_end(runs)
-        if found:
-            dots = [closed_at_end([run]).share for run in runs]
-            bar(axes, n, found.share, found.error, dots, width=0.7, color=style["color"])
+        _closed_bar(axes, n, experiment.runs("lora", layer=layer), 0.7, colour)
     every = closed_at_end(experiment.runs("lora", layer="after"))
     if every:
-        axes.axhline(every.share, color=style["color"], linewidth=1.8)
+        axes.axhline(every.share, color=colour, linewidth=1.8)
         low, high = every.share - (every.error or 0), every.share + (every.error or 0)
-        axes.axhspan(low, high, color=style["color"], alpha=0.15, linewidth=0)
+        axes.axhspan(low, high, color=colour, alpha=0.15, linewidth=0)
     row = {"layer": 12, "width": 16, "l0": 82, "rank": 64}
     axes.axhline(one("scaling", "closed", **row) / 100, color=PAPER, linewidth=1.6)
     axes.axhline(0, color=REFERENCE, linewidth=0.9)
     axes.set_xticks(range(len(layers)), layers)
     axes.set_xlabel("the one adapted block")
     axes.set_ylabel("gap closed")
-    axes.set_title(spread(experiment))
-    percent_axis(axes.yaxis)
-    handles = [handle("lora on one block", color=style["color"], linewidth=6)]
-    handles += [handle("lora on all blocks after the SAE", color=style["color"], linewidth=1.8)]
-    handles += [paper_handle("paper: Gemma-2-2B, digitised, all layers after (L0 82, rank 64)")]
-    legend(figure, handles, columns=2)
+    axes.set_title(panels.spread(experiment))
+    panels.percent_axis(axes.yaxis)
+    names = {"lora on one block": 6, "lora on all blocks after the SAE": 1.8}
+    handles = [panels.handle(name, color=colour, linewidth=wide) for name, wide in names.items()]
+    paper = "paper: Gemma-2-2B, digitised, all layers after (L0 82, rank 64)"
+    panels.legend(figure, [*handles, panels.paper_handle(paper)], columns=2)
     return figure

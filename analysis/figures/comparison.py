@@ -17,7 +17,7 @@ from analysis.figures.panels import handle, legend, log_ticks, say
 from analysis.figures.style import LOOK, REFERENCE, line_styles
 from analysis.records.comparison import REFERENCE as NONE
 from analysis.records.comparison import Comparison
-from analysis.stats.speedup import curve, ranked, resumed, speedup, speedups_by_seed, targets
+from analysis.stats.speedup import curve, finite_rows, ranked, speedup, speedups_by_seed, targets
 from analysis.stats.usable import SEVERAL_CLOCKS
 from analysis.tables.notes import budget, setting
 from bench.io.files import new_file
@@ -46,7 +46,7 @@ def draw(comparison: Comparison) -> Figure:
         _speedups(panels[3], comparison, styles)
         figure.suptitle(f"{setting(comparison)}\n{budget(comparison)}", fontsize=11.5)
         handles = _handles(comparison, styles)
-        longest = max(len(some.get_label()) for some in handles)
+        longest = max(len(handle.get_label()) for handle in handles)
         legend(figure, handles, min(5, max(1, 110 // (longest + 7))))  # 110 characters fit
     return figure
 
@@ -159,7 +159,7 @@ def _curve(comparison: Comparison, run: Run, axis: str) -> tuple[list[float], li
     mean gap, so that the axis of shares holds for every run."""
     costs, shares = curve(run, axis)
     if comparison.one_sae or not comparison.gap > 0:
-        return costs, [row["ce"] for row in run.rows[: len(costs)]]
+        return costs, [row["ce"] for row in finite_rows(run)]
     return costs, [comparison.ce_spliced - share * comparison.gap for share in shares]
 
 
@@ -167,7 +167,7 @@ def _median_curve(
     comparison: Comparison, runs: list[Run], axis: str
 ) -> tuple[list[float], list[float]]:
     """Median over seeds of (cost, CE) at each step; a run that has diverged counts as inf."""
-    counted = [run for run in runs if ranked(run) and not (axis == "seconds" and resumed(run))]
+    counted = [run for run in runs if ranked(run, axis)]
     points = {}
     for run in counted:
         for row, cost, ce in zip(run.rows, *_curve(comparison, run, axis), strict=False):
@@ -195,9 +195,11 @@ def _speedups(axes: Axes, comparison: Comparison, styles: dict) -> None:
     counted = ("seconds", "backwards") if comparison.one_clock else ("backwards",)
     axes.axhline(1, color=styles[rival]["color"], linewidth=1.6)
     drawn = [1.0]
-    for label, runs in trained.items():
-        for axis in counted if label != rival else ():
-            drawn += _speedup(axes, trained[rival], runs, axis, shares, marked, styles[label])
+    at = [i for i, share in enumerate(shares) if share in marked]
+    for label in [label for label in trained if label != rival]:
+        style, sides = {**styles[label], "markevery": at}, (trained[rival], trained[label])
+        for axis in counted:
+            drawn += _speedup(axes, sides, axis, shares, style)
     seeds = "; shade: single seeds" if len(comparison.seeds) > 1 else ""
     seconds = "filled: seconds; " if comparison.one_clock else ""
     axes.set_title(f"{seconds}open: backward passes{seeds}")
@@ -207,24 +209,16 @@ def _speedups(axes: Axes, comparison: Comparison, styles: dict) -> None:
     _ratio_scale(axes, drawn)
 
 
-def _speedup(
-    axes: Axes,
-    rival: list[Run],
-    runs: list[Run],
-    axis: str,
-    shares: list[float],
-    marked: list[float],
-    style: dict,
-) -> list[float]:
-    """One label's curve, its range over seeds shaded -> the ratios drawn."""
-    ratios = [speedup(rival, runs, share, axis) for share in shares]
+def _speedup(axes: Axes, sides: tuple, axis: str, shares: list[float], style: dict) -> list[float]:
+    """The curve of `sides`, runs of the rival and of one label, its range over seeds shaded -> the
+    ratios drawn."""
+    ratios = [speedup(*sides, share, axis) for share in shares]
     ratios = [math.nan if ratio is None else ratio for ratio in ratios]
-    spread = [speedups_by_seed(rival, runs, share, axis) or [math.nan] for share in shares]
-    low, high = [min(found) for found in spread], [max(found) for found in spread]
-    at = [i for i, share in enumerate(shares) if share in marked]
+    spread = [speedups_by_seed(*sides, share, axis) or [math.nan] for share in shares]
+    low, high = list(map(min, spread)), list(map(max, spread))
     filled = axis == "seconds"
     axes.fill_between(shares, low, high, color=style["color"], alpha=0.13, linewidth=0)
-    look = {**style, "markerfacecolor": style["color"] if filled else "white", "markevery": at}
+    look = {**style, "markerfacecolor": style["color"] if filled else "white"}
     axes.plot(shares, ratios, **{**look, "linewidth": 1.9 if filled else 1.1})
     return [ratio for ratio in [*ratios, *low, *high] if not math.isnan(ratio)]
 

@@ -17,7 +17,6 @@ from analysis.tables.notes import title
 METHOD_OF = {"e2e-finetune": "e2e"}
 """Role -> method, where the role has another name; of `lora+e2e` the second one."""
 
-
 INK = "#222222"
 """Colour of error bars and of the seeds on a bar."""
 
@@ -62,14 +61,18 @@ def paper_handle(label: str, **style) -> Line2D:
     return handle(label, **{"color": PAPER, "linewidth": 1.6, "markersize": 5, **style})
 
 
+def over_seeds(values: Iterable) -> list[list[float]]:
+    """[seed][place] -> [median, smallest, largest][place], up to the end of the shortest."""
+    places = list(zip(*values, strict=False))
+    return [[statistic(at) for at in places] for statistic in (median, min, max)]
+
+
 def seeds_curve(axes: Axes, costs: Iterable, losses: list, style: dict) -> None:
     """Costs and CE, each [seed][step] with equal steps -> the median a line, the range shaded."""
-    at = [median(some) for some in zip(*costs, strict=False)]
-    by_step = list(zip(*losses, strict=False))
+    at, (middle, low, high) = over_seeds(costs)[0], over_seeds(losses)
     if len(losses) > 1:
-        low, high = [min(some) for some in by_step], [max(some) for some in by_step]
         axes.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    axes.plot(at, [median(some) for some in by_step], **style)
+    axes.plot(at, middle, **style)
 
 
 def bar(

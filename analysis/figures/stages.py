@@ -23,8 +23,8 @@ def additivity(experiment: Experiment) -> Figure:
     axes.set_xticks(range(len(ORDERS) + 1), [*names, "Karvonen, Gemma-2-2B:\nSAE, then adapter"])
     axes.axhline(0, color=REFERENCE, linewidth=0.9)
     axes.set_ylabel("gain, nats per scored token")
-    told = "lower part: first stage; upper part: second"
-    axes.set_title(f"{told}; {spread(experiment)}; dots: seeds")
+    parts = "lower part: first stage; upper part: second"
+    axes.set_title(f"{parts}; {spread(experiment)}; dots: seeds")
     handles = [handle(m, color=method_look(m)[0], linewidth=6) for m in ("lora", "e2e")]
     handles.append(handle("first stages of both, added", color=REFERENCE, linestyle=":"))
     handles.append(paper_handle("2503.17272, from its csv files", linewidth=6))
@@ -48,12 +48,10 @@ def _stages(axes: Axes, at: float, experiment: Experiment, role: str) -> None:
     top = {"color": method_look(second)[0], "edgecolor": "white"}
     axes.bar(at, abs(added.mean), 0.62, low, hatch=None if added.mean >= 0 else "///", **top)
     # The two side by side: they are about heights that may be close.
-    for shift, height, error in (
-        (-0.2, gained.mean, gained.error),
-        (0.2, gained.mean + added.mean, added.error),
-    ):
-        if error:
-            axes.errorbar(at + shift, height, error, capsize=2.5, linewidth=1, color=INK)
+    sums = ((-0.2, gained.mean, gained), (0.2, gained.mean + added.mean, added))
+    for shift, height, part in sums:
+        if part.error:
+            axes.errorbar(at + shift, height, part.error, capsize=2.5, linewidth=1, color=INK)
     seed_dots(axes, at, [difference({s: before[s]}, {s: end[s]}).mean for s in seeds], 0.4)
     alone = [experiment.of(method, stage=1) for method in (first, second)]
     if first != second and all(alone):
@@ -107,13 +105,13 @@ def _state(
     """The bar of one model, by document against the clean model, with its CE in numbers."""
     clean = {seed: of["ce_clean"] for seed, of in values.items()}
     losses = {seed: of[state] for seed, of in values.items()}
-    found = difference(losses, clean)
+    above_clean = difference(losses, clean)
     nothing = {seed: [0.0] * len(ce) for seed, ce in losses.items()}
     dots = [difference({s: losses[s]}, {s: clean[s]}).mean for s in losses]
     colour = REFERENCE if state in ("ce_clean", "ce_spliced") else colour
     dots = dots if state != "ce_clean" else ()
-    bar(axes, at, found.mean, found.error, dots, width=width, color=colour)
-    top = max([found.mean + (found.error or 0), *dots, 0])
-    told = f"{difference(losses, nothing).mean:.3f}"
+    bar(axes, at, above_clean.mean, above_clean.error, dots, width=width, color=colour)
+    top = max([above_clean.mean + (above_clean.error or 0), *dots, 0])
+    text = f"{difference(losses, nothing).mean:.3f}"
     place = {"ha": "center", "textcoords": "offset points", "fontsize": 9}
-    axes.annotate(told, (at, top), (0, 5), **place)
+    axes.annotate(text, (at, top), (0, 5), **place)

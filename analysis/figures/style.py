@@ -74,10 +74,10 @@ def line_styles(trained: dict[str, list[Run]]) -> dict[str, dict]:
 
     Colour and marker tell the method, the line style tells labels of one method apart.
     """
-    styles, met = {}, {}
+    styles, labels_of = {}, {}
     for label, runs in trained.items():
         method = runs[0].header["method"]
-        line = LINES[met.setdefault(method, 0) % len(LINES)]
-        met[method] += 1
+        line = LINES[labels_of.setdefault(method, 0) % len(LINES)]
+        labels_of[method] += 1
         styles[label] = line_look(method, line, width=1.9)
     return styles

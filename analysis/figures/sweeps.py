@@ -9,6 +9,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.figures.panels import handle, legend, look, paper_handle, percent_axis, sheet, spread
 from analysis.figures.style import PAPER, REFERENCE, shades
+from analysis.records.comparison import grouped
 from analysis.records.manifest import Entry, Experiment
 from analysis.records.paper import Number, find
 from analysis.stats.gap import closed_at_end
@@ -26,9 +27,9 @@ def rank(experiment: Experiment) -> Figure:
     for kind in experiment.values("alpha"):
         ranks = sorted({e.at["rank"] for e in experiment.of("lora", alpha=kind)})
         style = {**look("lora"), "linestyle": SCALED.get(kind, ":")}
-        found = [experiment.of("lora", alpha=kind, rank=number) for number in ranks]
-        _shares(axes, ranks, found, style)
-        handles.append(handle(f"lora, {_alpha(found, kind)}", **style))
+        groups = [experiment.of("lora", alpha=kind, rank=number) for number in ranks]
+        _shares(axes, ranks, groups, style)
+        handles.append(handle(f"lora, {_alpha(groups, kind)}", **style))
     row = find("scaling", "closed", layer=12, width=16, l0=82)
     theirs = [(number.of["rank"], number.value / 100) for number in row]
     axes.plot(*zip(*theirs, strict=True), color=PAPER, marker="o", linewidth=1.6, markersize=5)
@@ -41,12 +42,12 @@ def rank(experiment: Experiment) -> Figure:
     return figure
 
 
-def _alpha(found: list[list[Entry]], kind: str) -> str:
+def _alpha(groups: list[list[Entry]], kind: str) -> str:
     if kind == "scaled":
         return "alpha = rank"
-    alphas = {e.run.header["config"].get("alpha") for entries in found for e in entries}
-    told = f" at {alphas.pop():g}" if len(alphas) == 1 and None not in alphas else ""
-    return f"alpha {kind}{told}"
+    alphas = {e.run.header["config"].get("alpha") for entries in groups for e in entries}
+    value = f" at {alphas.pop():g}" if len(alphas) == 1 and None not in alphas else ""
+    return f"alpha {kind}{value}"
 
 
 def sparsity(experiment: Experiment) -> Figure:
@@ -107,17 +108,15 @@ def _swept(
     handles = []
     for number, colour in zip(ranks, shades(look("lora")["color"], len(ranks)), strict=True):
         style = {**look("lora"), "color": colour}
-        by_place = {}
-        for entry in experiment.of("lora", rank=number):
-            by_place.setdefault(place(entry), []).append(entry)
+        by_place = grouped(experiment.of("lora", rank=number), place)
         places = sorted(by_place)
         _shares(shares, places, [by_place[at] for at in places], style)
         _gains(nats, places, [by_place[at] for at in places], style)
         handles.append(handle(f"lora, rank {number}", **style))
     for axes, quantity, unit in ((shares, "closed", 100), (nats, "gain", 1)):
         _paper(axes, find("scaling", quantity, **theirs), column, scale, unit)
-    told = "rank 1 to 256, darker: higher; gains of 1 and 256"
-    handles.append(paper_handle(f"{PAPER_NAME} ({told})", marker="o"))
+    ranks_of_paper = "rank 1 to 256, darker: higher; gains of 1 and 256"
+    handles.append(paper_handle(f"{PAPER_NAME} ({ranks_of_paper})", marker="o"))
     _closed_axis(shares)
     nats.set_ylabel("gain, nats per scored token")
     nats.set_ylim(min(0, nats.get_ylim()[0]), None)
@@ -133,27 +132,24 @@ def _swept(
 def _paper(axes: Axes, numbers: list[Number], column: str, scale: float, unit: float) -> None:
     """The paper's lines, one for each rank. Where several L0 share a place, the one of 82."""
     greys = dict(zip((1, 4, 16, 64, 256), shades("#606060", 5), strict=True))
-    points = {}
-    for number in numbers:
-        of = number.of
-        if column == "l0" or (of["layer"], of["width"]) != (12, 16) or of["l0"] == 82:
-            place = scale * of.get(column, 1), number.value / unit
-            points.setdefault(of["rank"], []).append(place)
-    for rank, places in sorted(points.items()):
+    varied = [n for n in numbers if (n.of["layer"], n.of["width"]) != (12, 16) or n.of["l0"] == 82]
+    shown = numbers if column == "l0" else varied
+    for rank, row in sorted(grouped(shown, lambda number: number.of["rank"]).items()):
+        places = sorted((scale * n.of.get(column, 1), n.value / unit) for n in row)
         style = {"color": greys[rank], "marker": "o", "markersize": 4, "linewidth": 1.1}
-        axes.plot(*zip(*sorted(places), strict=True), zorder=1.5, **style)
+        axes.plot(*zip(*places, strict=True), zorder=1.5, **style)
 
 
 def _shares(axes: Axes, places: list, groups: list[list[Entry]], style: dict) -> None:
     """Share of the gap closed at each place, with its standard error."""
-    found = [closed_at_end([entry.run for entry in entries]) for entries in groups]
-    _line(axes, [(at, c.share, c.error) for at, c in zip(places, found, strict=True) if c], style)
+    closed = [closed_at_end([entry.run for entry in entries]) for entries in groups]
+    _line(axes, [(at, c.share, c.error) for at, c in zip(places, closed, strict=True) if c], style)
 
 
 def _gains(axes: Axes, places: list, groups: list[list[Entry]], style: dict) -> None:
     """Nats gained at each place, with their standard error."""
-    found = [gain(entries) for entries in groups]
-    _line(axes, [(at, g.mean, g.error) for at, g in zip(places, found, strict=True)], style)
+    gains = [gain(entries) for entries in groups]
+    _line(axes, [(at, g.mean, g.error) for at, g in zip(places, gains, strict=True)], style)
 
 
 def _line(axes: Axes, points: list[tuple], style: dict) -> None:
@@ -184,12 +180,12 @@ def multi_sae(experiment: Experiment) -> Figure:
     numbers = sorted(experiment.values("saes"))
     handles = []
     for role in ("lora", "e2e"):
-        found = {n: experiment.of(role, saes=n) for n in numbers if experiment.of(role, saes=n)}
-        if found:
-            groups = list(found.values())
+        by_number = {n: experiment.of(role, saes=n) for n in numbers if experiment.of(role, saes=n)}
+        if by_number:
+            groups = list(by_number.values())
             means = [_mean(ends(by_seed(entries))) for entries in groups]
-            losses.plot(list(found), means, **look(role))
-            _shares(shares, list(found), groups, look(role))
+            losses.plot(list(by_number), means, **look(role))
+            _shares(shares, list(by_number), groups, look(role))
             handles.append(handle(role, **look(role)))
     every = {n: experiment.of(saes=n) for n in numbers}
     style = {"color": REFERENCE, "linewidth": 1.4, "markersize": 4, "marker": "."}

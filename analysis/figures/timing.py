@@ -2,26 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from analysis.figures.panels import (
-    handle,
-    legend,
-    line_across,
-    log_ticks,
-    look,
-    paper_handle,
-    percent_axis,
-    say,
-    seeds_curve,
-    sheet,
-)
+from analysis.figures import panels
 from analysis.figures.style import PAPER, REFERENCE, method_look
+from analysis.records.comparison import grouped
 from analysis.records.manifest import Experiment
 from analysis.records.paper import Number, find, one
 from analysis.stats.speedup import over_seeds, sae_cost, to_same_ce, whole_runs
@@ -65,25 +54,26 @@ class Curve:
 
 def draw(experiment: Experiment) -> Figure:
     """Four panels: ours, the paper's on the same axes, speedup by checkpoint, speedup by CE."""
-    figure, panels = sheet(experiment, 2, 2, (11.5, 8.8))
-    ours, theirs, checkpoints, targets = panels
+    figure, places = panels.sheet(experiment, 2, 2, (11.5, 8.8))
+    ours, theirs, checkpoints, targets = places
     model = "Llama-3.2-1B" if experiment.name == "timing-llama" else "Gemma-2-2B"
     whole, why = placed(experiment)
     _paper_losses(theirs, model)
     if why:
         for axes in (ours, checkpoints, targets):
             axes.set_title("ours")
-            say(axes, why)
+            panels.say(axes, why)
     else:
         curves = _curves(whole)
         clean = curves[0].run.header["ce_clean"]
         _losses(ours, curves, clean)
         _speedups_by_share(checkpoints, curves, model)
         _speedups_by_target(targets, curves, clean, model)
-    handles = [handle(NAMES[role], **look(role)) for role in NAMES if experiment.of(role)]
-    handles.append(handle("clean model", color=REFERENCE, linestyle="--", linewidth=1.2))
-    handles.append(paper_handle(f"paper: {model}, digitised", marker="o"))
-    legend(figure, handles, columns=3)
+    there = [role for role in NAMES if experiment.of(role)]
+    handles = [panels.handle(NAMES[role], **panels.look(role)) for role in there]
+    handles.append(panels.handle("clean model", color=REFERENCE, linestyle="--", linewidth=1.2))
+    handles.append(panels.paper_handle(f"paper: {model}, digitised", marker="o"))
+    panels.legend(figure, handles, columns=3)
     return figure
 
 
@@ -91,21 +81,16 @@ def _curves(experiment: Experiment) -> list[Curve]:
     """A `Curve` of each run, by seed."""
     curves = []
     for entry in experiment.of():
-        before = sae_cost(entry.run, "seconds")
-        costs = [before + row["seconds"] for row in entry.run.rows]
-        losses = [row["ce"] for row in entry.run.rows]
-        place = entry.role, entry.at.get("share"), entry.seed
-        curves.append(Curve(*place, entry.run, costs, losses))
-    return [curve for curve in curves if curve.role in NAMES]
+        run, before = entry.run, sae_cost(entry.run, "seconds")
+        points = [before + row["seconds"] for row in run.rows], [row["ce"] for row in run.rows]
+        if entry.role in NAMES:
+            curves.append(Curve(entry.role, entry.at.get("share"), entry.seed, run, *points))
+    return curves
 
 
 def _by_share(curves: list[Curve], role: str) -> dict:
     """Share of the SAE's training -> the curves of one role from there."""
-    found = {}
-    for curve in curves:
-        if curve.role == role:
-            found.setdefault(curve.share, []).append(curve)
-    return found
+    return grouped([curve for curve in curves if curve.role == role], lambda curve: curve.share)
 
 
 def _pairs(curves: list[Curve], role: str) -> dict:
@@ -125,11 +110,11 @@ def _losses(axes: Axes, curves: list[Curve], clean: float) -> None:
         for group in _by_share(curves, role).values():
             costs = [[cost / seconds for cost in curve.costs] for curve in group]
             losses = [curve.losses for curve in group]
-            seeds_curve(axes, costs, losses, {**look(role), "markersize": 4})
+            panels.seeds_curve(axes, costs, losses, {**panels.look(role), "markersize": 4})
     axes.set_xlabel(f"{unit} of training, the SAE's included")
     axes.set_ylabel("CE, nats per scored token")
     _loss_scale(axes, clean, curves)
-    line_across(axes, clean, f"clean model {clean:.3f}")
+    panels.line_across(axes, clean, f"clean model {clean:.3f}")
     axes.set_title("ours: median over seeds, range shaded")
 
 
@@ -173,7 +158,7 @@ def _paper_losses(axes: Axes, model: str) -> None:
     else:
         axes.text(0.5, 0.5, "curves not found", transform=axes.transAxes, ha="center")
         axes.set(xlim=(0, 1), xticks=[])
-    line_across(axes, clean, f"clean model {clean:.3f}")
+    panels.line_across(axes, clean, f"clean model {clean:.3f}")
 
 
 def _pair(model: str, checkpoint: float) -> tuple:
@@ -186,7 +171,7 @@ def _speedups_by_share(axes: Axes, curves: list[Curve], model: str) -> None:
     """Both speedups over e2e from scratch, by the share of the SAE's training that is done."""
     for role in LADDERS:
         for whole in (True, False):
-            _ladder(axes, _pairs(curves, role), look(role), whole)
+            _ladder(axes, _pairs(curves, role), panels.look(role), whole)
     paper = find("timing", "speedup", model=model)
     shares = [number.of["checkpoint"] / 100 for number in paper]
     _paper_speedups(axes, shares, paper)
@@ -194,30 +179,27 @@ def _speedups_by_share(axes: Axes, curves: list[Curve], model: str) -> None:
     if not paper and None not in bounds:
         axes.axhspan(*bounds, color=PAPER, alpha=0.25, linewidth=0)
     axes.set_xlabel("share of the SAE's training before adaptation")
-    percent_axis(axes.xaxis)
+    panels.percent_axis(axes.xaxis)
     axes.set_title("filled: whole runs, as the paper; open: to the same CE; up: at least")
     _ratio_scale(axes)
 
 
 def _ladder(axes: Axes, pairs: dict, style: dict, whole: bool) -> None:
-    """One role's speedups by one definition: median and range over seeds."""
-    ratio, found = (whole_runs if whole else to_same_ce), {}
-    for share in sorted(pairs):
-        ratios = [ratio(*pair, "seconds") for pair in pairs[share]]
-        found[share] = [some for some in ratios if some]
-    found = {share: ratios for share, ratios in found.items() if ratios}
-    values = [[r if whole else r.value for r in ratios] for ratios in found.values()]
-    middle = [median(some) for some in values]
-    spread = [(m - min(some), max(some) - m) for m, some in zip(middle, values, strict=True)]
+    """One role's speedups by one definition: median and range over seeds, an arrow up from a
+    lower bound."""
+    definition = whole_runs if whole else to_same_ce
+    ratios = {s: [definition(*pair, "seconds") for pair in pairs[s]] for s in sorted(pairs)}
+    medians = {share: over_seeds(of_seeds) for share, of_seeds in ratios.items()}
+    medians = {share: ratio for share, ratio in medians.items() if ratio}
+    if not medians:
+        return
+    seeds = [(m.value, [r.value for r in ratios[share] if r]) for share, m in medians.items()]
+    middle, below, above = zip(*((m, m - min(s), max(s) - m) for m, s in seeds), strict=True)
     style |= {"markerfacecolor": style["color"] if whole else "white", "markersize": 6}
-    if found:
-        errors = list(zip(*spread, strict=True))
-        axes.errorbar(list(found), middle, errors, capsize=2.5, elinewidth=1, **style)
-    bounds = [] if whole else [s for s, some in found.items() if over_seeds(some).at_least]
-    for share in bounds:
-        at = (share, over_seeds(found[share]).value)
+    axes.errorbar(list(medians), middle, (below, above), capsize=2.5, elinewidth=1, **style)
+    for at in ((share, ratio.value) for share, ratio in medians.items() if ratio.at_least):
         arrow = {"arrowstyle": "<-", "color": style["color"]}
-        axes.annotate("", at, (0, 22), textcoords="offset points", arrowprops={**arrow})
+        axes.annotate("", at, (0, 22), textcoords="offset points", arrowprops=arrow)
 
 
 def _speedups_by_target(axes: Axes, curves: list[Curve], clean: float, model: str) -> None:
@@ -225,13 +207,13 @@ def _speedups_by_target(axes: Axes, curves: list[Curve], clean: float, model: st
     for role in LADDERS:
         for share, pairs in _pairs(curves, role).items():
             if pairs:
-                _targets(axes, pairs, clean, look(role), f"{share:.0%}")
+                _targets(axes, pairs, clean, panels.look(role), f"{share:.0%}")
     base = one("timing", "CE", model=model, curve="clean")
     paper = find("timing", "speedup to CE", model=model)
     _paper_speedups(axes, [number.of["ce"] - base for number in paper], paper)
     axes.set_xscale("log")
     axes.invert_xaxis()
-    log_ticks(axes.xaxis)
+    panels.log_ticks(axes.xaxis)
     axes.set_xlabel("target: CE above the clean model, nats")
     axes.set_title("to the same CE, by checkpoint (dotted: e2e ends before, at least)")
     _ratio_scale(axes)
@@ -251,16 +233,14 @@ def _targets(
     if not 0 < last < first:
         return
     targets = [first * (last / first) ** (i / 40) for i in range(41)]
-    found = {
-        gap: over_seeds([to_same_ce(*pair, "seconds", clean + gap) for pair in pairs])
-        for gap in targets
-    }
-    found = {gap: ratio for gap, ratio in found.items() if ratio}
+    ratios = [[to_same_ce(*pair, "seconds", clean + gap) for pair in pairs] for gap in targets]
+    medians = zip(targets, map(over_seeds, ratios), strict=True)
+    medians = {gap: ratio for gap, ratio in medians if ratio}
     for bound, line in ((False, style["linestyle"]), (True, ":")):
-        part = [ratio.value if ratio.at_least == bound else math.nan for ratio in found.values()]
-        axes.plot(list(found), part, **{**style, "linestyle": line, "marker": ""})
-    if found:
-        gap, ratio = list(found.items())[-1]
+        part = [ratio.value if ratio.at_least == bound else math.nan for ratio in medians.values()]
+        axes.plot(list(medians), part, **{**style, "linestyle": line, "marker": ""})
+    if medians:
+        gap, ratio = list(medians.items())[-1]
         text = {"color": style["color"], "fontsize": 8.5, "va": "center"}
         axes.annotate(name, (gap, ratio.value), (4, 0), textcoords="offset points", **text)
 
@@ -271,5 +251,5 @@ def _ratio_scale(axes: Axes) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, 0.7), max(high * 1.3, 3))
-    log_ticks(axes.yaxis, "x")
+    panels.log_ticks(axes.yaxis, "x")
     axes.set_ylabel("speedup over e2e from scratch, seconds")

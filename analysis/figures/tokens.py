@@ -6,10 +6,10 @@ from statistics import fmean, median
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.panels import handle, legend, look, percent_axis, sheet
+from analysis.figures.panels import handle, legend, look, over_seeds, percent_axis, sheet
 from analysis.figures.style import DEGRADED, IMPROVED, REFERENCE
 from analysis.records.manifest import Entry, Experiment
-from analysis.stats.usable import units_of
+from analysis.stats.usable import changed_tokens, units_of
 
 NINETY = 1.645
 """Standard errors on each side of a 90% interval, as in the paper."""
@@ -27,7 +27,7 @@ def token_loss(experiment: Experiment) -> Figure:
         axes.set_xscale("log")
         axes.set_xlabel("change of a token's loss, nats")
         percent_axis(axes.yaxis)
-        axes.set_title(_told(role, values))
+        axes.set_title(_title(role, values))
         axes.set_ylim(0, None)
     panels[0].set_ylabel("tokens in a bin, median over seeds")
     handles = [handle("loss improved", color=IMPROVED, linewidth=6, alpha=0.6)]
@@ -42,21 +42,16 @@ def _histogram(axes: Axes, values: list[dict], kind: str, colour: str) -> None:
     """One kind's share of all tokens by bin: the median over seeds filled, the range shaded."""
     edges = values[0]["edges"]
     shares = [[count / seed["n_tokens"] for count in seed[kind]] for seed in values]
-    bins = list(zip(*shares, strict=True))
-    middle = [median(some) for some in bins]
+    middle, low, high = over_seeds(shares)
     axes.stairs(middle, edges, color=colour, alpha=0.3, fill=True)
     axes.stairs(middle, edges, color=colour, linewidth=1.5)
     if len(values) > 1:
-        low, high = [min(some) for some in bins], [max(some) for some in bins]
         axes.stairs(high, edges, baseline=low, color=colour, alpha=0.25, fill=True)
 
 
-def _told(role: str, values: list[dict]) -> str:
+def _title(role: str, values: list[dict]) -> str:
     """The shares of tokens that get better and worse, in words."""
-    better, worse = (
-        median(seed[f"n_{kind}"] / seed["n_tokens"] for seed in values)
-        for kind in ("improved", "degraded")
-    )
+    better, worse = changed_tokens(values)
     unseen = median((seed["below"] + seed["above"]) / seed["n_tokens"] for seed in values)
     outside = f" ({unseen:.1%} outside)" if unseen >= 0.001 else ""
     return f"{role}: {better:.1%} improved, {worse:.1%} degraded{outside}"
@@ -96,9 +91,8 @@ def _differences(axes: Axes, entries: list[Entry], kind: str, style: dict) -> No
         at = [values["layers"].index(layer) for layer in layers]
         by_seed.append([values["difference"][kind][i] for i in at])
         errors.append([values["difference"][f"{kind}_error"][i] for i in at])
-    middle = [fmean(some) for some in zip(*by_seed, strict=True)]
-    half = [NINETY * fmean(some) for some in zip(*errors, strict=True)]
-    low, high = ([m + sign * h for m, h in zip(middle, half, strict=True)] for sign in (-1, 1))
+    middle, error = ([fmean(at) for at in zip(*each, strict=True)] for each in (by_seed, errors))
+    low, high = ([m + n * e for m, e in zip(middle, error, strict=True)] for n in (-NINETY, NINETY))
     axes.fill_between(layers, low, high, color=style["color"], alpha=0.2, linewidth=0)
     if len(by_seed) > 1:
         for values in by_seed:

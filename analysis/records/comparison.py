@@ -1,12 +1,14 @@
 """A folder of records -> comparisons: the runs that faced one problem and may be ranked."""
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from bench.errors import Rejected, Usage
 from bench.io.record import Run, digest, read_folder
+from bench.io.schema import KINDS, Header, Row, fields_of, is_a, required
 
 REFERENCE = "none"
 """The method that leaves the spliced model as it is: a reference, never a rival."""
@@ -77,7 +79,7 @@ class Comparison:
     def one_clock(self) -> bool:
         """Whether all runs were timed on one machine, device, threads, matrix product and
         number of processes."""
-        return len({clock(run) for run in self.all}) == 1
+        return len({clock(run.header) for run in self.all}) == 1
 
     @property
     def trained(self) -> dict[str, list[Run]]:
@@ -92,16 +94,21 @@ class Comparison:
         return next(iter(e2e + labels), None)
 
 
-def clock(run: Run) -> tuple:
-    """What seconds depend on: (machine, device, threads, matmul, processes)."""
+def clock(header: dict) -> tuple:
+    """What seconds depend on: (machine, device, threads, matmul, processes). The processes are in
+    words, "" for one."""
+    number = header.get("world_size", 1)
+    words = f"{number} processes" + ", sharded" * header.get("sharded", False)
     fields = ("machine", "device", "threads", "matmul")
-    return (*(run.header.get(field) for field in fields), processes(run.header))
+    return (*(header.get(field) for field in fields), "" if number == 1 else words)
 
 
-def processes(told: dict) -> str:
-    """How many processes worked together, in words; "" for one, and for what does not say."""
-    number = told.get("world_size", 1)
-    return "" if number == 1 else f"{number} processes" + ", sharded" * told.get("sharded", False)
+def grouped(values: Iterable, key: Callable) -> dict:
+    """`key(value)` -> the values that have it, both in the order of the values."""
+    groups = {}
+    for value in values:
+        groups.setdefault(key(value), []).append(value)
+    return groups
 
 
 def load(folder: Path, names: list[str] | None = None) -> list[Comparison]:
@@ -136,19 +143,14 @@ def _read(folder: Path, names: list[str] | None) -> list[Run]:
 
 
 def _check(run: Run) -> None:
-    """Raise `Rejected` unless everything that is computed with later is a number."""
-    for field in ("spec", "sae", "config"):
-        if not isinstance(run.header[field], dict):
-            raise Rejected(f"{run.path}:1: '{field}' is not an object")
-    for field in ("ce_clean", "ce_spliced"):
-        if not _finite(run.header[field]):
-            raise Rejected(f"{run.path}:1: {field} {run.header[field]!r}, expected a number")
-    for number, row in enumerate(run.rows, start=2):
-        for field in ("step", "seconds", "backwards", "tokens"):
-            if not _finite(row[field]):
-                raise Rejected(f"{run.path}:{number}: {field} {row[field]!r}, expected a number")
-        if row["ce"] is not None and not _finite(row["ce"]):
-            raise Rejected(f"{run.path}:{number}: ce {row['ce']!r}, expected a number or null")
+    """Raise `Rejected` unless each required field is of its kind, and each number finite."""
+    lines = [(Header, run.header), *((Row, row) for row in run.rows)]
+    for number, (line, values) in enumerate(lines, start=1):
+        for name in required(line):
+            kind, value = fields_of(line)[name].kind, values[name]
+            if not is_a(kind, value) or (isinstance(value, float) and not math.isfinite(value)):
+                expected = KINDS[kind][0]
+                raise Rejected(f"{run.path}:{number}: {name} {value!r}, expected {expected}")
     full = [run.header.get("ce_full_clean"), run.header.get("ce_full_spliced")]
     full.append((run.end or {}).get("ce_full"))
     if len({len(losses) for losses in full if losses}) > 1:
@@ -158,24 +160,20 @@ def _check(run: Run) -> None:
 def _problems(runs: list[Run]) -> list[list[Run]]:
     """Runs -> lists of runs on one problem each."""
     recipes = {run.name: _recipe(run) for run in runs}
-    buckets = {}
-    for run in runs:
+
+    def setting(run: Run) -> str:
         sae = run.header["sae"]
         origin = "fresh" if _fresh(run) else recipes.get(sae.get("run"), sae.get("sha256"))
-        key = digest([_spec(run), origin, sae.get("share"), run.header.get("weights")])
-        buckets.setdefault(key, []).append(run)
-    return [problem for bucket in buckets.values() for problem in _split(bucket)]
+        return digest([_spec(run), origin, sae.get("share"), run.header.get("weights")])
+
+    return [problem for alike in grouped(runs, setting).values() for problem in _split(alike)]
 
 
 def _split(runs: list[Run]) -> list[list[Run]]:
     """One SAE per seed is one problem, like one SAE for all; two SAEs at one seed are two."""
-    met = {(run.header["seed"], run.header["sae"].get("sha256")) for run in runs}
-    if len(met) == len({seed for seed, _ in met}):
-        return [runs]
-    by_sae = {}
-    for run in runs:
-        by_sae.setdefault(run.header["sae"].get("sha256"), []).append(run)
-    return list(by_sae.values())
+    saes = {(run.header["seed"], _sae(run)) for run in runs}
+    one_each = len(saes) == len({seed for seed, _ in saes})
+    return [runs] if one_each else list(grouped(runs, _sae).values())
 
 
 def _comparison(runs: list[Run]) -> Comparison:
@@ -200,8 +198,8 @@ def _label(run: Run, runs: list[Run]) -> str:
     configs = [other.header["config"] for other in runs if other.label == run.label]
     config = run.header["config"]
     differ = [k for k in config if any(other.get(k) != config[k] for other in configs)]
-    told = ",".join(f"{k}={config[k]}" for k in differ if f"{k}=" not in run.label)
-    return run.label + ("," if ":" in run.label else ":") * bool(told) + told
+    settings = ",".join(f"{k}={config[k]}" for k in differ if f"{k}=" not in run.label)
+    return run.label + ("," if ":" in run.label else ":") * bool(settings) + settings
 
 
 def _is_reference(by_seed: dict[int, Run]) -> bool:
@@ -209,7 +207,11 @@ def _is_reference(by_seed: dict[int, Run]) -> bool:
 
 
 def _by_sae(runs: list[Run]) -> dict[str | None, float]:
-    return {run.header["sae"].get("sha256"): run.header["ce_spliced"] for run in runs}
+    return {_sae(run): run.header["ce_spliced"] for run in runs}
+
+
+def _sae(run: Run) -> str | None:
+    return run.header["sae"].get("sha256")
 
 
 def _spec(run: Run) -> dict:
@@ -223,7 +225,3 @@ def _recipe(run: Run) -> str:
 
 def _fresh(run: Run) -> bool:
     return run.header["sae"].get("source") == "fresh"
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

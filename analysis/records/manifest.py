@@ -5,7 +5,7 @@ what the experiment varies; the runs lie beside it, shared by the experiments th
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import Rejected
@@ -33,7 +33,7 @@ class Entry:
 
     @property
     def header(self) -> dict:
-        """What is told of its setting: the record's first line, or the measurement itself."""
+        """Where its setting is: the record's first line, or the measurement itself."""
         return self.run.header if self.run else self.measure
 
 
@@ -43,14 +43,9 @@ class Experiment:
 
     name: str
     plan: list[Entry]
-    """All its entries, bare of what was made of them."""
+    """All its entries."""
     entries: list[Entry]
-    """Those that are there, with their record or measurement."""
-
-    @property
-    def planned(self) -> int:
-        """How many entries the whole experiment has."""
-        return len(self.plan)
+    """Those whose record or measurement is there."""
 
     @property
     def roles(self) -> list[str]:
@@ -64,8 +59,8 @@ class Experiment:
 
     def of(self, role: str | None = None, **at) -> list[Entry]:
         """The entries of a role at these values, in order of seeds."""
-        found = [e for e in self.entries if role in (None, e.role) and at.items() <= e.at.items()]
-        return sorted(found, key=lambda entry: entry.seed)
+        those = [e for e in self.entries if role in (None, e.role) and at.items() <= e.at.items()]
+        return sorted(those, key=lambda entry: entry.seed)
 
     def runs(self, role: str | None = None, **at) -> list[Run]:
         """The records of `of`."""
@@ -73,10 +68,8 @@ class Experiment:
 
     def values(self, variable: str, role: str | None = None) -> list:
         """All values of what is varied, in the order they were planned."""
-        found = [
-            e.at[variable] for e in self.entries if variable in e.at and role in (None, e.role)
-        ]
-        return list(dict.fromkeys(found))
+        places = [entry.at for entry in self.entries if role in (None, entry.role)]
+        return list(dict.fromkeys(at[variable] for at in places if variable in at))
 
 
 def load(folder: Path) -> dict[str, Experiment]:
@@ -87,35 +80,32 @@ def load(folder: Path) -> dict[str, Experiment]:
     """
     folder = Path(folder)
     try:
-        told = [_json(path) for path in sorted(folder.glob("*.json"))]
-        found = [_experiment(folder, some) for some in told if "experiment" in some]
+        files = [_json(path) for path in sorted(folder.glob("*.json"))]
+        experiments = [_experiment(folder, file) for file in files if "experiment" in file]
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise Rejected(f"{folder}: a file here is no manifest ({error!r})") from None
-    return {experiment.name: experiment for experiment in found}
+    return {experiment.name: experiment for experiment in experiments}
 
 
-def _experiment(folder: Path, told: dict) -> Experiment:
-    plan = [Entry(entry["role"], entry["seed"], dict(entry["at"])) for entry in told["runs"]]
-    names = [entry["record"] for entry in told["runs"]]
-    made = [_made(folder, *planned) for planned in zip(plan, names, strict=True)]
-    return Experiment(told["experiment"], plan, [entry for entry in made if entry])
+def _experiment(folder: Path, manifest: dict) -> Experiment:
+    plan = [_entry(folder, planned) for planned in manifest["runs"]]
+    return Experiment(manifest["experiment"], plan, [e for e in plan if e.run or e.measure])
 
 
-def _made(folder: Path, entry: Entry, name: str) -> Entry | None:
-    """The entry with what was made of it; None where that is not there."""
+def _entry(folder: Path, planned: dict) -> Entry:
+    """One of a manifest's `runs`, with the record or measurement that lies in `folder`."""
+    place, name = (planned["role"], planned["seed"], dict(planned["at"])), planned["record"]
     record, measure = folder / f"{name}.jsonl", folder / f"{name}.json"
     if record.is_file():
-        return replace(entry, run=read(record))
-    if measure.is_file():
-        return replace(entry, measure={**_json(measure), "name": name})
-    return None
+        return Entry(*place, run=read(record))
+    return Entry(*place, measure={**_json(measure), "name": name} if measure.is_file() else None)
 
 
 def _json(path: Path) -> dict:
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        file = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Rejected(f"{path}: not JSON ({error})") from None
-    if not isinstance(told, dict):
+    if not isinstance(file, dict):
         raise Rejected(f"{path}: expected a JSON object")
-    return told
+    return file

@@ -32,11 +32,7 @@ class Number:
     """What it is of: the columns that are not empty, as numbers where they are numbers."""
     quantity: str
     value: float
-    unit: str
-    precision: float | None
-    """In the value's unit, plus or minus; None where it was printed, computed or not told."""
     source: str
-    note: str
 
 
 @functools.cache
@@ -55,8 +51,8 @@ def numbers(name: str, folder: Path = FOLDER) -> tuple[Number, ...]:
 
 def find(name: str, quantity: str, **of) -> list[Number]:
     """The numbers of a file that are this quantity, of these."""
-    found = [number for number in numbers(name) if number.quantity == quantity]
-    return [number for number in found if of.items() <= number.of.items()]
+    same = [number for number in numbers(name) if number.quantity == quantity]
+    return [number for number in same if of.items() <= number.of.items()]
 
 
 def one(name: str, quantity: str, **of) -> float | None:
@@ -69,11 +65,11 @@ def _number(row: dict[str, str]) -> Number:
         raise ValueError(f"a row has more or fewer cells than the head: {row}")
     if not row["source"] or not row["quantity"]:
         raise ValueError(f"a row has no source or no quantity: {row}")
-    precision = _finite(row["precision"]) if row["precision"] else None
-    told = {key: text for key, text in row.items() if text and key not in FIELDS}
-    words = (row["unit"], precision, row["source"], row["note"])
-    of = {key: _number_or_text(text) for key, text in told.items()}
-    return Number(of, row["quantity"], _finite(row["value"]), *words)
+    if row["precision"]:  # In the value's unit; empty where it was printed, computed or not given.
+        _finite(row["precision"])
+    columns = {key: text for key, text in row.items() if text and key not in FIELDS}
+    of = {key: _number_or_text(text) for key, text in columns.items()}
+    return Number(of, row["quantity"], _finite(row["value"]), row["source"])
 
 
 def _finite(text: str) -> float:

@@ -71,12 +71,11 @@ def closed_at_end(runs: list[Run]) -> Closed | None:
     """
     gains, gaps = [], []  # [seed][document]
     for run in runs:
-        losses, header = end_losses(run), run.header
-        if losses and header.get("ce_full_spliced") and header.get("ce_full_clean"):
-            pairs = zip(header["ce_full_spliced"], losses, strict=True)
-            gains.append([spliced - ce for spliced, ce in pairs])
-            pairs = zip(header["ce_full_spliced"], header["ce_full_clean"], strict=True)
-            gaps.append([spliced - clean for spliced, clean in pairs])
+        before, after = run.header.get("ce_full_spliced"), end_losses(run)
+        clean = run.header.get("ce_full_clean")
+        if before and after and clean:
+            gains.append([spliced - ce for spliced, ce in zip(before, after, strict=True)])
+            gaps.append([spliced - ce for spliced, ce in zip(before, clean, strict=True)])
     if not gains or any(fmean(gap) <= 0 for gap in gaps):
         return None
     gain, gap = _over_seeds(gains), _over_seeds(gaps)

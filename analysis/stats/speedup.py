@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from statistics import median, median_high, median_low
 
-from analysis.records.comparison import REFERENCE, clock, processes
+from analysis.records.comparison import REFERENCE, clock
 from bench.io.record import Run
 
 AXES = ("seconds", "backwards", "tokens")
@@ -23,21 +23,18 @@ TARGETS = 4
 """How many shares of the gap costs are reported for."""
 
 
-def closed_share(ce: float, clean: float, spliced: float) -> float:
-    """Share of the gap that `ce` closes; nan when splicing costs nothing."""
-    return (spliced - ce) / (spliced - clean) if spliced > clean else math.nan
+def finite_rows(run: Run) -> list[dict]:
+    """The evaluations of a run up to the first CE that is not finite."""
+    return list(itertools.takewhile(lambda row: row["ce"] is not None, run.rows))
 
 
 def curve(run: Run, axis: str) -> tuple[list[float], list[float]]:
-    """(costs, shares) of a run, one each per evaluation, up to the first CE that is not finite."""
-    clean, spliced = run.header["ce_clean"], run.header["ce_spliced"]
-    costs, shares = [], []
-    for row in run.rows:
-        if row["ce"] is None:
-            break
-        costs.append(row[axis])
-        shares.append(closed_share(row["ce"], clean, spliced))
-    return costs, shares
+    """(costs, shares) of a run, one each per evaluation of `finite_rows`; shares are nan when
+    splicing costs nothing."""
+    rows, spliced = finite_rows(run), run.header["ce_spliced"]
+    gap = spliced - run.header["ce_clean"]
+    shares = [(spliced - row["ce"]) / gap if gap > 0 else math.nan for row in rows]
+    return [row[axis] for row in rows], shares
 
 
 def cost_to_reach(costs: list[float], shares: list[float], share: float) -> float:
@@ -52,14 +49,15 @@ def cost_to_reach(costs: list[float], shares: list[float], share: float) -> floa
     return math.inf
 
 
-def ranked(run: Run) -> bool:
-    """Whether a run counts: it finished, or diverged and thereby failed. One that was cut short
-    from outside says nothing about what it would have reached."""
-    return run.status in ("finished", "diverged")
+def ranked(run: Run, axis: str = "") -> bool:
+    """Whether a run counts on an axis: it finished, or diverged and thereby failed. One that was
+    cut short from outside says nothing about what it would have reached; one that was resumed
+    says nothing about seconds."""
+    return run.status in ("finished", "diverged") and not (axis == "seconds" and resumed(run))
 
 
 def resumed(run: Run) -> bool:
-    """Whether a run was put together from several processes: drawn, not ranked on seconds."""
+    """Whether several processes made a run one after the other: drawn, not ranked on seconds."""
     end = run.end or {}
     segments = max(end.get("segments") or 1, run.header.get("segments") or 1)
     return segments > 1 or "resumed" in (end.get("timing"), run.header.get("timing"))
@@ -72,7 +70,9 @@ def sae_cost(run: Run, axis: str) -> float | None:
     if header["sae"].get("source") == "fresh":
         return 0.0
     cost = header.get("sae_cost") or {}
-    if axis == "seconds" and cost and _sae_clock(cost, header) != clock(run):
+    # A cost that names no machine or matrix product is of the run's own.
+    own = {"machine": header.get("machine"), "matmul": header.get("matmul")}
+    if axis == "seconds" and clock(own | cost) != clock(header):
         return None
     return cost.get(axis)
 
@@ -82,17 +82,17 @@ def cost(run: Run, share: float, axis: str, total: bool = False) -> float | None
 
     inf when the run never does, None when it is not ranked on this axis.
     """
-    if not ranked(run) or (axis == "seconds" and resumed(run)):
-        return None
     before = sae_cost(run, axis) if total else 0.0
-    return None if before is None else before + cost_to_reach(*curve(run, axis), share)
+    if before is None or not ranked(run, axis):
+        return None
+    return before + cost_to_reach(*curve(run, axis), share)
 
 
 def median_cost(runs: list[Run], share: float, axis: str, total: bool = False) -> float | None:
     """Median over seeds of `cost`, a miss counting as inf; None when no run is ranked."""
     costs = [cost(run, share, axis, total) for run in runs]
-    costs = [value for value in costs if value is not None]
-    return median(costs) if costs else None
+    known = [cost for cost in costs if cost is not None]
+    return median(known) if known else None
 
 
 def speedup(
@@ -103,9 +103,9 @@ def speedup(
     `rival` and `runs` are one label's runs each. None when either misses the share (a miss is
     not a speedup), costs nothing on this axis, or was timed on another clock.
     """
-    if axis == "seconds" and len({clock(run) for run in [*rival, *runs]}) > 1:
+    if axis == "seconds" and len({clock(run.header) for run in [*rival, *runs]}) > 1:
         return None
-    theirs, ours = (median_cost(some, share, axis, total) for some in (rival, runs))
+    theirs, ours = (median_cost(side, share, axis, total) for side in (rival, runs))
     measured = all(value is not None and 0 < value < math.inf for value in (theirs, ours))
     return theirs / ours if measured else None
 
@@ -113,8 +113,8 @@ def speedup(
 def speedups_by_seed(rival: list[Run], runs: list[Run], share: float, axis: str) -> list[float]:
     """`speedup` of each seed that ran in both and reached the share in both."""
     theirs = {run.header["seed"]: run for run in rival}
-    pairs = [(theirs[run.header["seed"]], run) for run in runs if run.header["seed"] in theirs]
-    ratios = [speedup([their], [our], share, axis) for their, our in pairs]
+    shared = [run for run in runs if run.header["seed"] in theirs]
+    ratios = [speedup([theirs[run.header["seed"]]], [run], share, axis) for run in shared]
     return [ratio for ratio in ratios if ratio is not None]
 
 
@@ -125,12 +125,11 @@ def largest_share(runs: dict[str, list[Run]]) -> float:
     The lower median, since with an even number of seeds one miss in the middle is a miss.
     """
     reached = []
-    for some in runs.values():
-        best = [max(curve(run, "tokens")[1], default=0.0) for run in some if ranked(run)]
-        if best and some[0].header["method"] != REFERENCE:
+    for of_label in runs.values():
+        best = [max(curve(run, "tokens")[1], default=0.0) for run in of_label if ranked(run)]
+        if best and of_label[0].header["method"] != REFERENCE:
             reached.append(median_low(best))
-    best_two = sorted(reached, reverse=True)[:2]
-    return max(min(best_two, default=0.0), 0.0)
+    return max(min(sorted(reached, reverse=True)[:2], default=0.0), 0.0)
 
 
 def targets(runs: dict[str, list[Run]], count: int = TARGETS) -> list[float]:
@@ -170,12 +169,12 @@ def to_same_ce(scratch: Run, run: Run, axis: str, ce: float | None = None) -> Ra
     ce = run.rows[-1]["ce"] if ce is None else ce
     theirs, ours = _cost_to_ce(scratch, axis, ce), _cost_to_ce(run, axis, ce)
     never = theirs == math.inf
-    theirs = sae_cost(scratch, axis) + scratch.rows[-1][axis] if never else theirs
+    theirs = _whole_cost(scratch, axis) if never else theirs
     return Ratio(theirs / ours, never) if theirs > 0 and 0 < ours < math.inf else None
 
 
-def whole_runs(scratch: Run, run: Run, axis: str) -> float | None:
-    """Speedup by whole runs -> number or None: so the "3x to 20x" of 2501.19406 comes out, as 312
+def whole_runs(scratch: Run, run: Run, axis: str) -> Ratio | None:
+    """Speedup by whole runs -> `Ratio` or None: so the "3x to 20x" of 2501.19406 comes out, as 312
     hours over 104 to 15.4.
 
     The whole cost of `scratch` over that of the SAE that `run` starts from plus all of `run`,
@@ -185,23 +184,22 @@ def whole_runs(scratch: Run, run: Run, axis: str) -> float | None:
     """
     if not comparable(scratch, run, axis):
         return None
-    theirs, ours = (sae_cost(some, axis) + some.rows[-1][axis] for some in (scratch, run))
-    return theirs / ours if theirs > 0 and ours > 0 else None
+    theirs, ours = _whole_cost(scratch, axis), _whole_cost(run, axis)
+    return Ratio(theirs / ours) if theirs > 0 and ours > 0 else None
 
 
 def comparable(scratch: Run, run: Run, axis: str) -> bool:
     """Whether two runs that start from different SAEs may be compared: both finished with a
     CE, on one model and text, with known costs, in seconds only on one clock and in one go.
 
-    What is not in these two records, whether the training of the SAE was resumed, is for who
-    has its record to check.
+    Whether the training of the SAE was resumed is not in these two records: the caller checks it.
     """
-    runs = (scratch, run)
-    if any(some.status != "finished" or not some.rows for some in runs):
-        return False
-    if any(some.rows[-1]["ce"] is None or sae_cost(some, axis) is None for some in runs):
-        return False
-    if axis == "seconds" and (clock(scratch) != clock(run) or any(map(resumed, runs))):
+    for each in (scratch, run):
+        if each.status != "finished" or not each.rows or each.rows[-1]["ce"] is None:
+            return False
+        if sae_cost(each, axis) is None or not ranked(each, axis):
+            return False
+    if axis == "seconds" and clock(scratch.header) != clock(run.header):
         return False
     return math.isclose(scratch.header["ce_clean"], run.header["ce_clean"], rel_tol=1e-4)
 
@@ -230,13 +228,10 @@ def ce_at(run: Run, axis: str, cost: float) -> float:
 
 def _cost_to_ce(run: Run, axis: str, ce: float) -> float:
     """Cost of first reaching a CE, that of the SAE added; inf when the run never does."""
-    rows = list(itertools.takewhile(lambda row: row["ce"] is not None, run.rows))
+    rows = finite_rows(run)
     reached = cost_to_reach([row[axis] for row in rows], [-row["ce"] for row in rows], -ce)
     return sae_cost(run, axis) + reached
 
 
-def _sae_clock(cost: dict, header: dict) -> tuple:
-    """Like `clock`. A cost that names no machine is taken to be of the run's own."""
-    machine = cost.get("machine", header.get("machine"))
-    products = cost.get("matmul", header.get("matmul"))
-    return machine, cost.get("device"), cost.get("threads"), products, processes(cost)
+def _whole_cost(run: Run, axis: str) -> float:
+    return sae_cost(run, axis) + run.rows[-1][axis]

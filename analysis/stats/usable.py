@@ -6,6 +6,7 @@ numbers; where seconds are drawn, resumed runs as well.
 
 import dataclasses
 import math
+from statistics import median
 
 from analysis.records.comparison import clock
 from analysis.records.manifest import Entry, Experiment
@@ -14,6 +15,7 @@ from analysis.stats.speedup import AXES, resumed, sae_cost
 from bench.io.record import Run
 
 SEVERAL_CLOCKS = "timed on several machines, devices\nor numbers of threads: not compared"
+NONE_TIMED = "no run that was timed in one go"
 UNKNOWN_COST = "what the SAE has cost in seconds\nis not known: not drawn"
 
 
@@ -63,18 +65,11 @@ def timed(experiment: Experiment) -> tuple[Experiment, str]:
     """
     runs = [entry.run for entry in experiment.entries if entry.run]
     broken = {run.name for run in runs if resumed(run)}
-    kept = [
-        entry
-        for entry in experiment.entries
-        if entry.run and broken.isdisjoint({entry.run.name, entry.run.header["sae"].get("run")})
-    ]
-    return dataclasses.replace(experiment, entries=kept), _no_seconds([e.run for e in kept])
-
-
-def _no_seconds(runs: list[Run]) -> str:
-    if not runs:
-        return "no run that was timed in one go"
-    return SEVERAL_CLOCKS if len({clock(run) for run in runs}) > 1 else ""
+    whole = [e for e in experiment.entries if e.run and e.run.name not in broken]
+    kept = [entry for entry in whole if entry.run.header["sae"].get("run") not in broken]
+    clocks = {clock(entry.run.header) for entry in kept}
+    why = "" if len(clocks) == 1 else SEVERAL_CLOCKS if clocks else NONE_TIMED
+    return dataclasses.replace(experiment, entries=kept), why
 
 
 def placed(experiment: Experiment) -> tuple[Experiment, str]:
@@ -99,13 +94,21 @@ def after_both(experiment: Experiment, entry: Entry) -> Run | None:
     """The run of a second stage, its header's spliced CE that of the SAE before the first; None
     where the first stage's run is not there."""
     first = entry.role.partition("+")[0]
-    began = [e for e in experiment.of(first, stage=1) if e.seed == entry.seed]
+    began = by_seed(experiment.of(first, stage=1)).get(entry.seed)
     if not began:
         return None
-    bare = {"ce_full_spliced": began[0].run.header["ce_full_spliced"]}
-    return dataclasses.replace(entry.run, header={**entry.run.header, **bare})
+    header = entry.run.header | {"ce_full_spliced": began.header["ce_full_spliced"]}
+    return dataclasses.replace(entry.run, header=header)
 
 
 def units_of(experiment: Experiment) -> str:
     """What the errors of an experiment are over, in words."""
     return units([entry.header for entry in experiment.entries])
+
+
+def changed_tokens(values: list[dict]) -> tuple[float, float]:
+    """Values of `token-loss`, a dict a seed -> (improved, degraded) tokens as shares of all, median
+    over seeds."""
+    kinds = ("n_improved", "n_degraded")
+    better, worse = (median(seed[kind] / seed["n_tokens"] for seed in values) for kind in kinds)
+    return better, worse

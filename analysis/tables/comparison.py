@@ -28,8 +28,8 @@ def results(comparison: Comparison) -> str:
     for label, runs in comparison.runs.items():
         reached = [BLANK] * 3 if comparison.random else _reached(runs)
         spent = [number(_spent(comparison, runs, axis)) for axis in AXES]
-        found = [run.status for run in runs]
-        counts = [f"{found.count(status)} {status}" for status in dict.fromkeys(found)]
+        states = [run.status for run in runs]
+        counts = [f"{states.count(status)} {status}" for status in dict.fromkeys(states)]
         rows.append([label, *reached, *spent, ", ".join(counts)])
     return aligned(rows, left=(0, 7))
 
@@ -37,15 +37,12 @@ def results(comparison: Comparison) -> str:
 def _reached(runs: list[Run]) -> list[str]:
     """CE, share of the gap closed with its standard error, and the seeds' range of it."""
     losses = [fmean(end_losses(run)) for run in runs if end_losses(run)]
-    closed = closed_at_end(runs)
-    between = BLANK
-    if closed and closed.low < closed.high:
-        between = f"{100 * closed.low:.1f} to {100 * closed.high:.1f}%"
-    return [
-        f"{fmean(losses):.4f}" if losses else BLANK,
-        percent(closed.share, closed.error or None) if closed else BLANK,
-        between,
-    ]
+    ce, closed = f"{fmean(losses):.4f}" if losses else BLANK, closed_at_end(runs)
+    if not closed:
+        return [ce, BLANK, BLANK]
+    between = f"{100 * closed.low:.1f} to {100 * closed.high:.1f}%"
+    between = between if closed.low < closed.high else BLANK
+    return [ce, percent(closed.share, closed.error or None), between]
 
 
 def _spent(comparison: Comparison, runs: list[Run], axis: str) -> float | None:
@@ -60,25 +57,25 @@ def differences(comparison: Comparison) -> str:
     """A sentence for each label: its CE at the end against the rival's, paired by document."""
     rival, lines = comparison.rival, []
     for label, runs in comparison.trained.items():
-        found = ce_difference(runs, comparison.trained[rival]) if label != rival else None
-        if found:
-            lines += textwrap.wrap(_difference(label, rival, found), WIDTH)
+        difference = ce_difference(runs, comparison.trained[rival]) if label != rival else None
+        if difference:
+            lines += textwrap.wrap(_difference(label, rival, difference), WIDTH)
     return "\n".join(lines)
 
 
-def _difference(label: str, rival: str, found: Difference) -> str:
-    error = BLANK if found.error is None else f"{found.error:.4f}"
-    agree = found.lower if found.mean < 0 else found.seeds - found.lower
-    side = "lower" if found.mean < 0 else "higher"
-    text = f"CE of {label} minus {rival}: {found.mean:+.4f} ± {error}"
-    if found.seeds:
-        text += f", {side} in {agree} of {seeds(found.seeds)}"
-    if not found.distinguishable:
+def _difference(label: str, rival: str, difference: Difference) -> str:
+    error = BLANK if difference.error is None else f"{difference.error:.4f}"
+    agree = difference.lower if difference.mean < 0 else difference.seeds - difference.lower
+    side = "lower" if difference.mean < 0 else "higher"
+    text = f"CE of {label} minus {rival}: {difference.mean:+.4f} ± {error}"
+    if difference.seeds:
+        text += f", {side} in {agree} of {seeds(difference.seeds)}"
+    if not difference.distinguishable:
         return f"{text}: not distinguishable here (less than 2 standard errors)."
-    if agree < found.seeds:
+    if agree < difference.seeds:
         return f"{text}: not distinguishable here (the seeds disagree)."
-    alone = " in this one seed" if found.seeds == 1 else ""
-    return f"{text}: {label} is {'better' if found.mean < 0 else 'worse'}{alone}."
+    alone = " in this one seed" if difference.seeds == 1 else ""
+    return f"{text}: {label} is {'better' if difference.mean < 0 else 'worse'}{alone}."
 
 
 def costs_to_targets(comparison: Comparison) -> str:
@@ -117,9 +114,5 @@ SPEEDUPS = COSTS[:3]
 def aligned(rows: list[list[str]], left: tuple[int, ...]) -> str:
     """Rows of cells -> text; columns in `left` are set flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = enumerate(zip(row, widths, strict=True))
-        padded = [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in cells]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
+    forms = [f"{{:{'<' if i in left else '>'}{width}}}" for i, width in enumerate(widths)]
+    return "\n".join("  ".join(forms).format(*row).rstrip() for row in rows)

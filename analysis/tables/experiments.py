@@ -3,9 +3,10 @@
 import textwrap
 from statistics import fmean, median
 
+from analysis.records.comparison import grouped
 from analysis.records.manifest import Entry, Experiment
 from analysis.stats.gap import closed_at_end, end_losses, units
-from analysis.stats.usable import after_both, finished, timed
+from analysis.stats.usable import after_both, changed_tokens, finished, timed
 from analysis.tables.comparison import WIDTH, aligned
 from analysis.tables.notes import BLANK, number, percent, seeds, title
 
@@ -20,7 +21,7 @@ NOTE = (
 def tables(experiments: dict[str, Experiment]) -> str:
     """Name -> `Experiment` as one text, a paragraph each."""
     parts = [table(experiment) for experiment in experiments.values()]
-    headers = [e.run.header for some in experiments.values() for e in some.entries if e.run]
+    headers = [e.run.header for each in experiments.values() for e in each.entries if e.run]
     note = [textwrap.fill(NOTE.format(units=units(headers)), WIDTH)] if headers else []
     return "\n\n".join(parts + note) + "\n"
 
@@ -30,9 +31,7 @@ def table(experiment: Experiment) -> str:
     whole = finished(experiment)
     if not whole.entries:
         return f"{experiment.name}: {_nothing(experiment)}"
-    groups = {}
-    for entry in whole.entries:
-        groups.setdefault((entry.role, tuple(entry.at.items())), []).append(entry)
+    groups = grouped(whole.entries, lambda entry: (entry.role, tuple(entry.at.items())))
     if whole.entries[0].run:
         kept, why = timed(whole)
         in_one_go = set() if why else {entry.run.name for entry in kept.entries}
@@ -40,19 +39,21 @@ def table(experiment: Experiment) -> str:
             [role, _at(at), *_reached(whole, entries), *_spent(entries, in_one_go)]
             for (role, at), entries in groups.items()
         ]
-        told = aligned([HEADS, *rows], left=(0, 1))
-        told += f"\nNo seconds: {' '.join(why.split())}." if why else ""
+        lines = [aligned([HEADS, *rows], left=(0, 1))]
+        lines += [f"No seconds: {' '.join(why.split())}."] if why else []
     else:
-        lines = [f"{r}: {MEASURED[experiment.name](e)}" for (r, _), e in groups.items()]
-        told = "\n".join(textwrap.fill(line, WIDTH) for line in lines)
-    return f"{title(whole)}\n{told}"
+        lines = []
+        for (role, _), entries in groups.items():
+            words = MEASURED[experiment.name]([entry.measure["values"] for entry in entries])
+            lines.append(textwrap.fill(f"{role}: {words} ({seeds(len(entries))})", WIDTH))
+    return "\n".join([title(whole), *lines])
 
 
 def _nothing(experiment: Experiment) -> str:
     """Why there is no table."""
     if any(e.run and e.run.header.get("weights") == "random" for e in experiment.entries):
         return "random weights: a CE means nothing here; none is shown or drawn"
-    return f"not measured (0 of {experiment.planned})"
+    return f"not measured (0 of {len(experiment.plan)})"
 
 
 def _at(at: tuple) -> str:
@@ -79,39 +80,29 @@ def _spent(entries: list[Entry], in_one_go: set[str]) -> tuple[str, str, str]:
     return number(median(seconds) if seconds else None), number(backwards), str(len(runs))
 
 
-def _token_loss(entries: list[Entry]) -> str:
-    values = [entry.measure["values"] for entry in entries]
-    better, worse = (
-        median(seed[f"n_{kind}"] / seed["n_tokens"] for seed in values)
-        for kind in ("improved", "degraded")
-    )
-    losses = ", ".join(
-        f"{kind} {fmean(seed[f'ce_{kind}'] for seed in values):.4f}"
-        for kind in ("clean", "spliced", "adapted")
-    )
-    told = f"{better:.1%} of tokens improved, {worse:.1%} degraded; CE {losses}"
-    return f"{told} ({seeds(len(entries))})"
+def _token_loss(values: list[dict]) -> str:
+    better, worse = changed_tokens(values)
+    states = ("clean", "spliced", "adapted")
+    losses = [f"{state} {fmean(seed[f'ce_{state}'] for seed in values):.4f}" for state in states]
+    return f"{better:.1%} of tokens improved, {worse:.1%} degraded; CE {', '.join(losses)}"
 
 
-def _distance(entries: list[Entry]) -> str:
-    values = [entry.measure["values"] for entry in entries]
+def _distance(values: list[dict]) -> str:
     last = values[0]["layers"][-1]
-    told = []
+    changes = []
     for kind, name in (("l2", "L2"), ("cosine", "cosine")):
         change = fmean(seed["difference"][kind][-1] for seed in values)
         error = fmean(seed["difference"][f"{kind}_error"][-1] for seed in values)
-        told.append(f"{name} {change:+.4f} ± {error:.4f}")
-    return f"adapted minus spliced after block {last}: {', '.join(told)} ({seeds(len(entries))})"
+        changes.append(f"{name} {change:+.4f} ± {error:.4f}")
+    return f"adapted minus spliced after block {last}: {', '.join(changes)}"
 
 
-def _no_sae(entries: list[Entry]) -> str:
-    values = [entry.measure["values"] for entry in entries]
+def _no_sae(values: list[dict]) -> str:
     names = {"clean": "clean", "spliced": "spliced", "adapted": "adapted"}
     names |= {"without_sae": "adapted with the SAE taken out"}
     losses = {name: fmean(fmean(seed[f"ce_{k}"]) for seed in values) for k, name in names.items()}
-    told = ", ".join(f"{name} {ce:.4f}" for name, ce in losses.items())
-    return f"CE {told} ({seeds(len(entries))})"
+    return "CE " + ", ".join(f"{name} {ce:.4f}" for name, ce in losses.items())
 
 
 MEASURED = {"token-loss": _token_loss, "distance": _distance, "no-sae": _no_sae}
-"""Experiment of measurements -> its line for one role."""
+"""Experiment of measurements -> what one role's seeds measured, in words."""

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from pathlib import PurePath
 from statistics import fmean
 
-from analysis.records.comparison import Comparison, clock
+from analysis.records.comparison import Comparison, clock, grouped
 from analysis.records.manifest import Experiment
 from analysis.stats.gap import units
 from analysis.stats.speedup import AXES, ranked, resumed, sae_cost, targets
@@ -15,7 +16,7 @@ BLANK = "-"
 MISS = "miss"
 
 DRIFT = 0.05
-"""A change of L0 by more than this share is told."""
+"""A change of L0 by more than this share has a note."""
 UNSTABLE = 2.0
 """Steps of a run are unsteady where the 95th percentile of their seconds is more medians."""
 FEWEST = 3
@@ -39,7 +40,7 @@ def budget(comparison: Comparison) -> str:
     if "steps" in spec:
         parts.append(f"{spec['steps']:,} steps")
     parts.append(seeds(len(comparison.seeds)))
-    _, *place, _, _ = clock(comparison.all[0])
+    _, *place, _, _ = clock(comparison.all[0].header)
     parts.append(_place("", *place) if comparison.one_clock else "several clocks")
     return " · ".join(part for part in parts if part)
 
@@ -48,16 +49,16 @@ def title(experiment: Experiment) -> str:
     """Two lines: the experiment, model and site; tokens, seeds, machine, how many of how many."""
     headers = [entry.header for entry in experiment.entries]
     specs = [header.get("spec") or {} for header in headers]
-    first = f"{experiment.name}: {_some([model_name(s.get('model')) for s in specs], 'models')}"
+    first = f"{experiment.name}: {_few([model_name(s.get('model')) for s in specs], 'models')}"
     if any("site" in spec for spec in specs):
-        first += f", SAE at {_some([str(s.get('site')) for s in specs], 'sites')}"
+        first += f", SAE at {_few([str(s.get('site')) for s in specs], 'sites')}"
     parts = [seeds(len(experiment.seeds))]
     tokens = [e.run.rows[-1]["tokens"] for e in experiment.entries if e.run]
     if tokens:
         parts.insert(0, f"{_range(tokens, '{:,}')} tokens")
     places = {(h.get("machine"), h.get("device"), h.get("threads")) for h in headers}
     parts.append(_place(*places.pop()) if len(places) == 1 else "several clocks")
-    made, planned = len(experiment.entries), experiment.planned
+    made, planned = len(experiment.entries), len(experiment.plan)
     what = "runs" if tokens else "measurements"
     parts.append(f"{made} of {planned} {what}" if made < planned else f"all {planned} {what}")
     return f"{first}\n{' · '.join(part for part in parts if part)}"
@@ -69,7 +70,7 @@ def _place(machine: str | None, device: str | None, threads: int | None) -> str:
     return ", ".join(str(part) for part in (machine, device, threads) if part)
 
 
-def _some(values: list, plural: str) -> str:
+def _few(values: list, plural: str) -> str:
     values = list(dict.fromkeys(values))
     return ", ".join(values) if len(values) < 3 else f"{len(values)} {plural}"
 
@@ -95,8 +96,8 @@ def notes(comparison: Comparison) -> list[str]:
     if not comparison.one_clock:
         clocks = "; ".join(sorted({clock_in_words(run) for run in comparison.all}))
         lines.append(f"Seconds are not compared, they are of several clocks: {clocks}.")
-    for told in (_happened, _halved, _not_deterministic, _few_seeds, _unfinished):
-        lines += told(comparison)
+    for notes_on_runs in (_events, _not_deterministic, _few_seeds, _unfinished):
+        lines += notes_on_runs(comparison)
     return lines
 
 
@@ -135,14 +136,12 @@ def _sae(comparison: Comparison) -> str:
 
 def _drift(comparison: Comparison) -> Iterator[str]:
     """L0 before and after, where training moved it: CE bought with more latents is not the same."""
+    kind = comparison.all[0].header["sae"].get("kind", "")
     for label, runs in comparison.trained.items():
         ends = [(run.header.get("l0_full"), (run.end or {}).get("l0_full")) for run in runs]
-        pairs = [pair for pair in ends if None not in pair]
-        if not pairs:
-            continue
+        pairs = [pair for pair in ends if None not in pair] or [(0, 0)]
         before, after = (fmean(values) for values in zip(*pairs, strict=True))
         if abs(after - before) > DRIFT * before:
-            kind = comparison.all[0].header["sae"].get("kind", "")
             yield (
                 f"L0 under {label} went from {before:.1f} to {after:.1f}: nothing holds the "
                 f"sparsity of a {kind} SAE while it is trained, so part of the CE may be bought "
@@ -168,14 +167,6 @@ def _filled(comparison: Comparison) -> Iterator[str]:
         )
 
 
-def _happened(comparison: Comparison) -> Iterator[str]:
-    """What happened to the clock of runs, the runs that it happened to joined."""
-    for measure, form, sentence in CLOCK_EVENTS:
-        found = _found(comparison, measure)
-        if found:
-            yield sentence.format(_range(found.values(), form), _who(found))
-
-
 def _unsteadiness(run: Run) -> float | None:
     """p95/p50 of the steps of an unsteady run."""
     spread = (run.end or {}).get("step_seconds") or {}
@@ -184,12 +175,23 @@ def _unsteadiness(run: Run) -> float | None:
     return ratio if ratio > UNSTABLE else None
 
 
-def _last(field: str) -> Callable:
+def _last(field: str) -> Callable[[Run], float | None]:
     """What a field of a run has come to in the end; None where there is nothing to say."""
     return lambda run: (run.rows[-1].get(field) if run.rows else None) or None
 
 
-CLOCK_EVENTS = (
+def _micro_batch(loss_changed: bool) -> Callable[[Run], int | None]:
+    """What the micro-batch came down to, of the runs whose loss that changed, or did not."""
+
+    def size(run: Run) -> int | None:
+        halvings = (run.end or {}).get("memory") or []
+        changed = any(halving.get("loss_changed") for halving in halvings)
+        return halvings[-1].get("micro_batch") if halvings and changed == loss_changed else None
+
+    return size
+
+
+EVENTS = (
     (_unsteadiness, "{:.1f}", "timing unstable: step time p95/p50 = {} ({})."),
     (
         _last("suspended_seconds"),
@@ -201,37 +203,38 @@ CLOCK_EVENTS = (
         "{:+,.0f} s",
         "wall clock set by {}, which no seconds here depend on ({}).",
     ),
+    (_micro_batch(False), "", "micro-batch halved to {} for want of memory ({})."),
+    (
+        _micro_batch(True),
+        "",
+        "micro-batch halved to {} for want of memory ({}); its loss depends on the whole batch: "
+        "it is not quite the same.",
+    ),
 )
-"""(number of a run or None, its format, the sentence with the numbers and the runs)."""
+"""(number of a run or None, the format of a range of it or "" for a list, the sentence with the
+numbers and the runs)."""
 
 
-def _halved(comparison: Comparison) -> Iterator[str]:
-    """Runs that memory did not suffice for: those that are the same for it, those that are not."""
-    for changed in (False, True):
-        found = _found(comparison, lambda run, changed=changed: _micro_batch(run, changed))
-        if found:
-            sizes = " or ".join(map(str, sorted(set(found.values()))))
-            other = "; its loss depends on the whole batch: it is not quite the same" * changed
-            yield f"micro-batch halved to {sizes} for want of memory ({_who(found)}){other}."
-
-
-def _micro_batch(run: Run, changed: bool) -> int | None:
-    """What the micro-batch came down to, where its loss is changed by that, or is not."""
-    halvings = (run.end or {}).get("memory") or []
-    if not halvings or any(one.get("loss_changed") for one in halvings) != changed:
-        return None
-    return halvings[-1].get("micro_batch")
+def _events(comparison: Comparison) -> Iterator[str]:
+    """What happened to runs, those that it happened to joined."""
+    for measure, form, sentence in EVENTS:
+        numbers = _measured(comparison, measure)
+        if numbers:
+            each = " or ".join(map(str, sorted(set(numbers.values()))))
+            yield sentence.format(_range(numbers.values(), form) if form else each, _who(numbers))
 
 
 def _not_deterministic(comparison: Comparison) -> Iterator[str]:
     """Why runs cannot be made again to the last digit."""
-    reasons = {}
-    for who, end in _found(comparison, lambda run: run.end).items():
-        if not end.get("deterministic", True):
-            reasons.setdefault(end.get("why") or "its record says not why", []).append(who)
+    reasons = _measured(comparison, _why_not_deterministic)
     if reasons:
-        told = "; ".join(f"{why} ({_who(runs)})" for why, runs in reasons.items())
-        yield f"not deterministic, run again the last digits may differ: {told}."
+        whys = [f"{why} ({_who(runs)})" for why, runs in grouped(reasons, reasons.get).items()]
+        yield f"not deterministic, run again the last digits may differ: {'; '.join(whys)}."
+
+
+def _why_not_deterministic(run: Run) -> str | None:
+    end = run.end or {}
+    return None if end.get("deterministic", True) else end.get("why") or "its record says not why"
 
 
 def _few_seeds(comparison: Comparison) -> Iterator[str]:
@@ -239,8 +242,7 @@ def _few_seeds(comparison: Comparison) -> Iterator[str]:
     trained = comparison.trained
     if comparison.random or not comparison.one_clock or len(trained) < 2 or not targets(trained):
         return
-    counted = {k: [r for r in runs if ranked(r) and not resumed(r)] for k, runs in trained.items()}
-    few = [label for label, runs in counted.items() if len(runs) < FEWEST]
+    few = [k for k, runs in trained.items() if sum(ranked(r, "seconds") for r in runs) < FEWEST]
     if few:
         which = "" if len(few) == len(trained) else f" of {', '.join(few)}"
         yield f"Fewer than {FEWEST} seeds{which}: seconds are not to be ranked on."
@@ -248,8 +250,8 @@ def _few_seeds(comparison: Comparison) -> Iterator[str]:
 
 def _unfinished(comparison: Comparison) -> Iterator[str]:
     """The runs that are not simply finished."""
-    for (label, seed), run in _found(comparison, lambda run: run).items():
-        who = f"{label} seed {seed}"
+    for run_of, run in _measured(comparison, lambda run: run).items():
+        who = _who([run_of])
         if resumed(run):
             yield f"{who} was resumed: drawn, not ranked on seconds."
         if run.status != "finished":
@@ -258,23 +260,18 @@ def _unfinished(comparison: Comparison) -> Iterator[str]:
             yield f"{who}: {run.status} {at}, {fate} ({run.name})."
 
 
-def _found(comparison: Comparison, ask: Callable[[Run], object]) -> dict:
-    """(label, seed) -> what `ask(run)` says of the runs that it says something of."""
-    asked = {
-        (label, run.header["seed"]): ask(run)
-        for label, runs in comparison.runs.items()
-        for run in runs
-    }
-    return {run: said for run, said in asked.items() if said is not None}
+def _measured(comparison: Comparison, measure: Callable[[Run], object]) -> dict:
+    """(label, seed) -> `measure(run)`, of the runs that have it."""
+    runs = [(label, run) for label, of_label in comparison.runs.items() for run in of_label]
+    values = {(label, run.header["seed"]): measure(run) for label, run in runs}
+    return {who: value for who, value in values.items() if value is not None}
 
 
-def _who(runs: Iterable) -> str:
+def _who(runs: Iterable[tuple[str, int]]) -> str:
     """(label, seed)s -> `lora seeds 0, 1; e2e seed 0`."""
-    by_label = {}
-    for label, seed in runs:
-        by_label.setdefault(label, []).append(str(seed))
-    told = [f"{k} seed{'s' * (len(some) > 1)} {', '.join(some)}" for k, some in by_label.items()]
-    return "; ".join(told)
+    by_label = grouped(runs, itemgetter(0)).items()
+    named = {label: [str(seed) for _, seed in those] for label, those in by_label}
+    return "; ".join(f"{k} seed{'s' * (len(of) > 1)} {', '.join(of)}" for k, of in named.items())
 
 
 def _range(values: Iterable, form: str) -> str:
@@ -290,7 +287,7 @@ def model_name(model: object) -> str:
 
 def clock_in_words(run: Run) -> str:
     """What a run's seconds depend on."""
-    machine, device, threads, *rest = clock(run)
+    machine, device, threads, *rest = clock(run.header)
     known = [machine, device, threads and f"{threads} threads", *rest]
     return ", ".join(str(part) for part in known if part)
 

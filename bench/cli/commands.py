@@ -89,15 +89,17 @@ def export(arguments: Namespace) -> None:
 
 def downstream(arguments: Namespace) -> None:
     """`python -m bench downstream`; with `--saebench` alone no benchmark is run."""
-    from bench.experiments import stages
+    from bench.evals import saebench
+    from bench.evals.downstream import TASKS
+    from bench.evals.downstream import downstream as evaluate
     from bench.runs import process
 
     a = arguments
     if a.saebench:
-        process.call(stages.core, a.run, a.saebench)
+        process.call(saebench.core, a.run, a.saebench)
     if a.tasks is not None or not a.saebench:
-        tasks = None if a.tasks is None else [task for task in a.tasks.split(",") if task]
-        process.call(stages.downstream, a.run, tasks, a.limit, a.to, a.include_path)
+        tasks = TASKS if a.tasks is None else [task for task in a.tasks.split(",") if task]
+        process.call(evaluate, a.run, tasks, a.limit, a.to, a.include_path)
 
 
 def verify(arguments: Namespace) -> None:

@@ -1,15 +1,23 @@
 """`python -m bench check`: does this SAE belong here, and if not, what is wrong."""
 
+from typing import TYPE_CHECKING
+
 from bench.config import method
+from bench.config.spec import Spec
 from bench.errors import Rejected
 from bench.io.console import say
-from bench.loading import peft_format, sae_sources
+from bench.loading import sae_sources
 from bench.runs import process
 from bench.runs.preflight import asks_the_hub, check_inputs, check_model, set_environment
 
+if TYPE_CHECKING:  # both import torch, which the process that checks the inputs goes without
+    from sae_lens import SAE
 
-def check(spec):
-    """Measure the SAE of `spec` on the validation windows and print what is right and wrong.
+    from bench.runs.setup import Bench
+
+
+def check(spec: Spec) -> None:
+    """Measure the SAEs of `spec` on the validation windows and print what is right and wrong.
 
     Raises `Rejected` with the first line of what is wrong.
     """
@@ -18,7 +26,7 @@ def check(spec):
     process.call(examine, spec)
 
 
-def examine(spec):
+def examine(spec: Spec) -> None:
     """`check` in the process that loads and computes."""
     from bench.evals import diagnose
     from bench.runs import own_sae, setup
@@ -30,10 +38,10 @@ def examine(spec):
     problem, held_out = bench.harness.problem, bench.harness.validation
     wrong = list(bench.doubts)
     for index, sae in enumerate(problem.saes):
-        say(describe(spec, index, sae, statistics(problem, index, held_out)))
+        say(describe(spec, index, sae, diagnose.statistics(problem, index, held_out)))
         wrong += diagnose.findings(problem, index, held_out.tokens)
     say(losses(bench))
-    say(fired(problem))
+    say(diagnose.fired(problem))
     for line in wrong:
         say(f"WRONG  {line}")
     if wrong:
@@ -41,57 +49,21 @@ def examine(spec):
     say("ok     nothing found that speaks against it")
 
 
-def statistics(problem, index, held_out):
-    """What one SAE makes of its clean activations at the spliced positions of held-out windows."""
-    import torch
-
-    from bench.harness.evaluate import Gauge, parts
-    from bench.problem.objectives import flat
-
-    sae, alive, cosines = problem.saes[index], 0, []
-    gauge = Gauge(sae)
-    with torch.no_grad():
-        for part in parts(held_out.tokens):
-            tokens = held_out.tokens[part]
-            clean = problem.sites(tokens, known=held_out.entry[part])
-            given = flat(clean.sites[index])[problem.rows(tokens, problem.spliced)].float()
-            cosines.append(torch.cosine_similarity(given, gauge(given), dim=-1))
-            alive = alive + sae.encode(given).count_nonzero(0)
-    return {
-        "fvu": gauge.fvu,
-        "cosine": torch.cat(cosines).mean().item(),
-        "l0": gauge.l0,
-        "dead": (alive == 0).double().mean().item(),
-        "tokens": gauge.n,
-    }
-
-
-def expected_points(problem):
-    """The points that something may be put on: the sites, and both ends of every linear map."""
-    ends = [
-        f"blocks.{block}.{linear}.{end}"
-        for block in range(problem.n_blocks)
-        for linear in peft_format.NAMES
-        for end in ("hook_in", "hook_out")
-    ]
-    return [*problem.site_names, *(name for name in ends if name in problem.points)]
-
-
-def describe(spec, index, sae, found):
-    """Two lines on the SAE of site number `index`."""
-    told = sae_sources.expected_l0(spec.saes[index])
-    against = f" (its release says {told:.0f})" if told else ""
+def describe(spec: Spec, index: int, sae: "SAE", measured: dict[str, float]) -> str:
+    """Two lines on the SAE of site number `index`, with its `diagnose.statistics`."""
+    l0 = sae_sources.expected_l0(spec.saes[index])
+    of_release = f" (its release says {l0:.0f})" if l0 else ""
     return (
         f"{sae.cfg.architecture()} SAE {spec.saes[index]} at {spec.sites[index]}: "
         f"{sae.cfg.d_in:,} -> {sae.cfg.d_sae:,}; spliced {spec.spliced}, scored {spec.scored}, "
         f"{'BOS put first' if spec.prepend_bos else 'no BOS put first'}\n"
-        f"       FVU {found['fvu']:.3f}, cosine {found['cosine']:.3f}, "
-        f"L0 {found['l0']:.1f}{against}, {found['dead']:.1%} of latents never fire "
-        f"on {found['tokens']:,} tokens"
+        f"       FVU {measured['fvu']:.3f}, cosine {measured['cosine']:.3f}, "
+        f"L0 {measured['l0']:.1f}{of_release}, {measured['dead']:.1%} of latents never fire "
+        f"on {measured['tokens']:,} tokens"
     )
 
 
-def losses(bench):
+def losses(bench: "Bench") -> str:
     """CE clean, spliced and ablated, and the share of the way from ablated to clean."""
     from bench.harness.evaluate import mean
 
@@ -105,26 +77,3 @@ def losses(bench):
         f"       CE clean {clean:.4f}, spliced {spliced:.4f}, ablated {ablated:.4f} nats on the "
         f"curve set{share}; gap {gap:.4f} on the validation set"
     )
-
-
-def fired(problem):
-    """Raise `Rejected` where a hook point fires more than once in a pass; says how many fire.
-
-    The points that adapters and SAEs go to must fire. Others need not: some that the bridge
-    names no pass ever reaches.
-    """
-    names = [name for name in problem.points.widths if name.startswith("blocks.")]
-    counts = dict.fromkeys([*names, *expected_points(problem)], 0)
-
-    def counter(name):
-        def count(value, hook):
-            counts[name] += 1
-
-        return count
-
-    with problem.points.attached([(n, counter(n)) for n in counts], all_fire=False):
-        problem.bridge(problem.train[:1], use_cache=False, logits_to_keep=1)
-    for name, n in counts.items():
-        if n != 1:
-            raise Rejected(f"hook point '{name}' fired {n} times in one pass")
-    return f"       each of {len(counts):,} hook points fired once in a pass"

@@ -1,10 +1,22 @@
-"""What is wrong with an SAE that does not fit its site: layer, scale, sparsity or positions."""
+"""What `check` measures: an SAE at its site, and layer, scale, sparsity or positions gone wrong."""
 
 import re
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
+from bench.errors import Rejected
+from bench.harness.evaluate import Gauge, HeldOut, parts
+from bench.loading import peft_format
 from bench.problem.objectives import flat, reconstruction
+from bench.problem.problem import Problem
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
 
 POOR = 0.5
 """Above this share unexplained, something is wrong with the SAE or with where it is put."""
@@ -16,14 +28,84 @@ LATENTS_AT_ONCE = 2**26
 KS = (8, 16, 32, 64, 128, 256)
 
 
-def unexplained(sae, activations, reconstruct=reconstruction):
+@torch.no_grad()
+def statistics(problem: Problem, index: int, held_out: HeldOut) -> dict[str, float]:
+    """What one SAE makes of its clean activations at the spliced positions of held-out windows."""
+    sae, alive, cosines = problem.saes[index], 0, []
+    gauge = Gauge(sae)
+    for part in parts(held_out.tokens):
+        tokens = held_out.tokens[part]
+        clean = problem.sites(tokens, known=held_out.entry[part])
+        values = flat(clean.sites[index])[problem.rows(tokens, problem.spliced)].float()
+        cosines.append(torch.cosine_similarity(values, gauge(values), dim=-1))
+        alive = alive + sae.encode(values).count_nonzero(0)
+    return {
+        "fvu": gauge.fvu,
+        "cosine": torch.cat(cosines).mean().item(),
+        "l0": gauge.l0,
+        "dead": (alive == 0).double().mean().item(),
+        "tokens": gauge.n,
+    }
+
+
+def fired(problem: Problem) -> str:
+    """Raise `Rejected` where a hook point fires more than once in a pass; says how many fire.
+
+    The points that adapters and SAEs go to must fire. Others need not: some that the bridge
+    names no pass ever reaches.
+    """
+    firing = (name for name in problem.points.widths if name.startswith("blocks."))
+    names = list(dict.fromkeys([*firing, *expected_points(problem)]))
+    counts = Counter()
+    _pass(problem, problem.train[:1], names, lambda name, _: counts.update([name]), all_fire=False)
+    for name in names:
+        if counts[name] != 1:
+            raise Rejected(f"hook point '{name}' fired {counts[name]} times in one pass")
+    return f"       each of {len(names):,} hook points fired once in a pass"
+
+
+def expected_points(problem: Problem) -> list[str]:
+    """The points that something may be put on: the sites, and both ends of every linear map."""
+    ends = [
+        f"blocks.{block}.{linear}.{end}"
+        for block in range(problem.n_blocks)
+        for linear in peft_format.NAMES
+        for end in ("hook_in", "hook_out")
+    ]
+    return [*problem.site_names, *(name for name in ends if name in problem.points)]
+
+
+@torch.no_grad()
+def findings(problem: Problem, index: int, windows: Int[Tensor, "windows seq"]) -> list[str]:
+    """One line for everything that is wrong with the SAE of site number `index`, or none."""
+    tokens = windows[: max(1, TOKENS // windows.shape[1])]
+    sae, name = problem.saes[index], problem.site_names[index]
+    rows = problem.rows(tokens, problem.spliced)
+    point = re.sub(r"^blocks\.\d+\.", "", name)
+    by_block = {}
+    names = [f"blocks.{block}.{point}" for block in range(problem.n_blocks)]
+    _pass(problem, tokens, names, by_block.__setitem__)
+    here = flat(by_block[name])[rows].float()
+    share = unexplained(sae, here)
+    lines = [_first_position(sae, here, rows % tokens.shape[1] == 0, tokens.shape[1])]
+    if share > POOR:
+        lines += [_sparsity(sae, here, share), _scale(sae, here, share)]
+    lines.append(_layer(sae, by_block, name, rows, share))
+    lines = [line for line in lines if line]
+    if share > POOR and not lines:
+        lines = [f"poor: {share:.0%} of the usual token is unexplained; no other layer fits better"]
+    return lines
+
+
+def unexplained(
+    sae: "SAE", activations: Float[Tensor, "tokens d_site"], reconstruct: Callable = reconstruction
+) -> float:
     """Median over tokens of squared error over squared distance to the mean activation.
 
     Unlike FVU, which a few tokens of huge norm decide, it is about the usual token.
     """
-    error = _errors(sae, activations, reconstruct)
     variance = (activations - activations.mean(0)).square().sum(-1)
-    return (error / variance).median().item()
+    return (_errors(sae, activations, reconstruct) / variance).median().item()
 
 
 def _errors(sae, activations, reconstruct=reconstruction):
@@ -32,49 +114,25 @@ def _errors(sae, activations, reconstruct=reconstruction):
     return torch.cat([(reconstruct(sae, part) - part).square().sum(-1) for part in parts])
 
 
-@torch.no_grad()
-def findings(problem, index, windows):
-    """One line for everything that is wrong with the SAE of site number `index`, or none."""
-    tokens = windows[: max(1, TOKENS // windows.shape[1])]
-    sae, name = problem.saes[index], problem.site_names[index]
-    rows = problem.rows(tokens, problem.spliced)
-    at = _activations(problem, name, tokens)
-    here = flat(at[name])[rows].float()
-    share = unexplained(sae, here)
-    found = [_first_position(sae, here, rows % tokens.shape[1] == 0, tokens.shape[1])]
-    if share > POOR:
-        found += [_sparsity(sae, here, share), _scale(sae, here, share)]
-    found.append(_layer(sae, at, name, rows, share))
-    found = [line for line in found if line]
-    if share > POOR and not found:
-        found = [f"poor: {share:.0%} of the usual token is unexplained; no other layer fits better"]
-    return found
-
-
-def _activations(problem, name, tokens):
-    """The clean activations at the same point of every block: name -> [batch, seq, ...]."""
-    point = re.sub(r"^blocks\.\d+\.", "", name)
-    names = [f"blocks.{block}.{point}" for block in range(problem.n_blocks)]
-    caught = {}
-
-    def keeper(name):
-        def keep(value, hook):
-            caught[name] = value
-
-        return keep
-
-    with problem.points.attached([(name, keeper(name)) for name in names]):
+def _pass(problem, tokens, names, see, all_fire=True):
+    """One clean pass in which `see(name, value)` meets the activation at each of these points."""
+    pairs = [(name, lambda value, hook, name=name: see(name, value)) for name in names]
+    with problem.points.attached(pairs, all_fire=all_fire):
         problem.bridge(tokens, use_cache=False, logits_to_keep=1)
-    return caught
 
 
-def _layer(sae, at, name, rows, share):
-    others = {n: unexplained(sae, flat(value)[rows].float()) for n, value in at.items()}
-    best = min(others, key=others.get)
-    if best != name and others[best] < BETTER * share:
+def _best(shares, share):
+    """What leaves clearly less unexplained than `share`, or None."""
+    best = min(shares, key=shares.get, default=None)
+    return best if shares and shares[best] < BETTER * share else None
+
+
+def _layer(sae, by_block, name, rows, share):
+    shares = {n: unexplained(sae, flat(value)[rows].float()) for n, value in by_block.items()}
+    if best := _best(shares, share):
         return (
             f"wrong layer: {share:.0%} of the usual token is unexplained at {name}, "
-            f"{others[best]:.0%} at {best}"
+            f"{shares[best]:.0%} at {best}"
         )
 
 
@@ -87,8 +145,7 @@ def _scale(sae, activations, share):
         return lambda sae, x: reconstruction(sae, x * factor) / factor
 
     shares = {factor: unexplained(sae, activations, scaled_by(factor)) for factor in factors}
-    best = min(shares, key=shares.get)
-    if shares[best] < BETTER * share:
+    if best := _best(shares, share):
         return (
             f"wrong scale: {share:.0%} of the usual token is unexplained, {shares[best]:.0%} "
             f"when activations are multiplied by {best:.3g}"
@@ -111,10 +168,8 @@ def _sparsity(sae, activations, share):
 
     ks = [k for k in KS if k < sae.cfg.d_sae]
     shares = {k: unexplained(sae, activations, largest(k)) for k in ks}
-    best = min(shares, key=shares.get, default=None)
-    if best and shares[best] < BETTER * share:
-        few = activations[:512]
-        l0 = (sae.encode(few) != 0).sum(-1).float().mean().item()
+    if best := _best(shares, share):
+        l0 = (sae.encode(activations[:512]) != 0).sum(-1).float().mean().item()
         return (
             f"wrong kind: declared '{kind}', {l0:,.0f} latents fire and {share:.0%} of the usual "
             f"token is unexplained; with the {best} largest alone {shares[best]:.0%}: a TopK?"

@@ -1,17 +1,26 @@
-"""A run's model as lm-eval asks one: log-likelihoods of text after text, from whole windows.
+"""A run's model as lm-eval asks one: log-likelihoods of texts, from passes over whole windows.
 
-A window is passed through the bridge as a run's windows were: no key-value cache, a BOS first
-where the run put one, the SAE at the positions of the run's rule. Windows of one length go
-together, so that none is padded: padding would move the first position, or be spliced itself.
+A window passes through the bridge as a run's windows did: no key-value cache, a BOS first where
+the run put one, the SAE at the positions of the run's rule. Windows of one length go together:
+none is padded. lm-eval's `HFLM` ties the model's embeddings again, which breaks a model with
+centred weights, and forms the logits of whole windows.
 """
 
+from collections.abc import Iterable
+from itertools import groupby
+
 import torch
+from jaxtyping import Float, Int
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from bench.errors import Rejected, Usage
 from bench.harness.evaluate import at_once
 from bench.io import console
+from bench.problem.problem import Problem
 
 GENERATES = "generates text, and the passes here are over whole windows: expected multiple choice"
 
@@ -19,59 +28,49 @@ GENERATES = "generates text, and the passes here are over whole windows: expecte
 class WindowLM(TemplateLM):
     """The bridge of a `Problem`, with whatever is on it, as an lm-eval model.
 
-    `tokenizer` is the model's; with `prepend_bos` every window starts with its BOS.
+    `tokenizer` is the model's; with `prepend_bos` every window starts with its BOS. `truncated`
+    counts the windows that lost their beginning, because they did not fit the model.
     """
 
-    def __init__(self, problem, tokenizer, prepend_bos=False):
+    def __init__(
+        self, problem: Problem, tokenizer: PreTrainedTokenizerBase, prepend_bos: bool = False
+    ) -> None:
         super().__init__()
-        self.problem, self.tokenizer = problem, tokenizer
-        self._device = problem.head.weight.device
+        self.problem, self.tokenizer, self.truncated = problem, tokenizer, 0
         self.max_length = problem.bridge.cfg.n_ctx
-        self.truncated = 0
-        """Windows so far that lost their beginning, because they did not fit the model."""
-        ids = [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None]
-        if not ids:
-            raise Rejected("the model's tokenizer has neither a BOS nor an EOS token")
-        self._prefix = ids[0]
+        self._device = problem.head.weight.device
         self._first = [tokenizer.bos_token_id] if prepend_bos else []
+        if self.prefix_token_id is None:
+            raise Rejected("the model's tokenizer has neither a BOS nor an EOS token")
 
     @property
-    def eot_token_id(self):
+    def eot_token_id(self) -> int | None:
         """The id of the EOS token."""
         return self.tokenizer.eos_token_id
 
     @property
-    def prefix_token_id(self):
+    def prefix_token_id(self) -> int | None:
         """What an empty context becomes."""
-        return self._prefix
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
 
-    def tok_encode(self, string, add_special_tokens=None, **kwargs):
+    def tok_encode(self, string: str, add_special_tokens: object = None, **_: object) -> list[int]:
         """Token ids of a text, nothing put first."""
         return self.tokenizer(string, add_special_tokens=False)["input_ids"]
 
-    def loglikelihood(self, requests, disable_tqdm=True):
-        """(log-likelihood of the continuation, whether it is the greedy one) of each request."""
-        return super().loglikelihood(requests, disable_tqdm=True)
-
-    def loglikelihood_rolling(self, requests, disable_tqdm=True):
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[float]:
         """The log-likelihood of each text as a whole, in windows that are as long as can be."""
-        asked, owner = [], []
-        for number, (string,) in enumerate(request.args for request in requests):
-            windows = get_rolling_token_windows(
-                self.tok_encode(string),
-                prefix_token=self.prefix_token_id,
-                max_seq_len=self.max_length - len(self._first),
-                context_len=1,
-            )
-            for context, continuation in map(make_disjoint_window, windows):
-                asked.append(((None, None), context, continuation))
-                owner.append(number)
-        totals = [0.0] * len(requests)
-        for number, (total, _) in zip(owner, self._loglikelihood_tokens(asked), strict=True):
-            totals[number] += total
-        return totals
+        room, texts = self.max_length - len(self._first), []
+        for (text,) in (request.args for request in requests):
+            ids = self.tok_encode(text)
+            windows = get_rolling_token_windows(ids, self.prefix_token_id, room, context_len=1)
+            texts.append([(None, *make_disjoint_window(window)) for window in windows])
+        answers = iter(self._loglikelihood_tokens([part for parts in texts for part in parts]))
+        return [sum(next(answers)[0] for _ in parts) for parts in texts]
 
-    def generate_until(self, requests, disable_tqdm=True):
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Refused."""
         raise Usage(f"a task {GENERATES}")
 
@@ -84,66 +83,60 @@ class WindowLM(TemplateLM):
         answers = [(0.0, True)] * len(requests)  # as it stays for an empty continuation
         for batch in console.bar(batches(windows, self._device), desc="windows"):
             finals = self._finals(torch.tensor(batch, device=self._device))
-            asked = [
-                (number, continuation, final[len(final) - len(continuation) :])
+            pieces = [
+                (number, ids, final[len(final) - len(ids) :])
                 for window, final in zip(batch, finals, strict=True)
-                for number, continuation in windows[window]
+                for number, ids in windows[window]
             ]
-            for number, answer in self._scored(asked):
+            numbers, continuations, states = zip(*pieces, strict=True)
+            scores = self._answers(continuations, states)
+            for number, answer in zip(numbers, scores, strict=True):
                 answers[number] = answer
         return answers
 
     def _window(self, context, continuation):
         """The ids that go through the model: all but the last, cut from the left if too many."""
-        n = len(self._first)
-        own = context[n:] if context[:n] == self._first else context
-        ids, room = (own + continuation)[:-1], self.max_length - n
         if len(continuation) > self.max_length:
             raise Rejected(
                 f"a continuation of {len(continuation)} tokens, the model's context is "
                 f"{self.max_length}"
             )
+        n = len(self._first)
+        own = context[n:] if context[:n] == self._first else context
+        ids, room = (own + continuation)[:-1], self.max_length - n
         self.truncated += len(ids) > room
         return tuple(self._first + ids[max(0, len(ids) - room) :])
 
     @torch.no_grad()
-    def _finals(self, tokens):
-        """Final hidden states [windows, seq, d_model], without the logits of whole windows."""
-        caught = []
-        bridge = self.problem.bridge
-        handle = bridge.ln_final.register_forward_hook(lambda *seen: caught.append(seen[-1]))
-        try:
-            bridge(tokens, use_cache=False, logits_to_keep=1)
-        finally:
-            handle.remove()
-        return caught[0]
+    def _finals(self, tokens: Int[Tensor, "windows seq"]) -> Float[Tensor, "windows seq d_model"]:
+        """Final hidden states, without the logits of whole windows."""
+        finals = []
+        catch = ("ln_final.hook_out", lambda value, hook: finals.append(value))
+        with self.problem.points.attached([catch]):
+            self.problem.bridge(tokens, use_cache=False, logits_to_keep=1)
+        return finals[0]
 
     @torch.no_grad()
-    def _scored(self, asked):
-        """(number, continuation, final states [tokens, d_model]) -> (number, answer) of each."""
-        states = torch.cat([final for _, _, final in asked])
-        targets = torch.tensor([i for _, ids, _ in asked for i in ids], device=states.device)
+    def _answers(self, continuations, states: Iterable[Float[Tensor, "tokens d_model"]]):
+        """(log-likelihood, whether it is the greedy one) of each; logits a chunk at a time."""
+        finals, lengths = torch.cat(states), [len(ids) for ids in continuations]
+        targets = torch.tensor([i for ids in continuations for i in ids], device=self._device)
         likelihoods, greedy = [], []
-        for rows in self.problem.head.chunks(len(states)):
-            log_p = torch.log_softmax(self.problem.head.logits(states[rows]), -1)
+        for rows in self.problem.head.chunks(len(finals)):
+            log_p = torch.log_softmax(self.problem.head.logits(finals[rows]), -1)
             likelihoods.append(log_p.gather(-1, targets[rows, None]).squeeze(-1).double())
             greedy.append(log_p.argmax(-1) == targets[rows])
-        lengths = [len(ids) for _, ids, _ in asked]
-        parts = zip(
-            torch.cat(likelihoods).split(lengths), torch.cat(greedy).split(lengths), strict=True
-        )
-        answers = [(one.sum().item(), bool(same.all())) for one, same in parts]
-        return zip((number for number, _, _ in asked), answers, strict=True)
+        parts = (torch.cat(values).split(lengths) for values in (likelihoods, greedy))
+        return [(one.sum().item(), bool(same.all())) for one, same in zip(*parts, strict=True)]
 
 
-def batches(windows, device):
-    """Windows (tuples of ids) in lists of one length each, longest first: what fails fails soon."""
-    by_length = {}
-    for window in windows:
-        by_length.setdefault(len(window), []).append(window)
+def batches(
+    windows: Iterable[tuple[int, ...]], device: torch.device
+) -> list[list[tuple[int, ...]]]:
+    """Windows in lists of one length each, the longest first: what fails fails soon."""
     return [
         alike[at : at + size]
-        for length, alike in sorted(by_length.items(), reverse=True)
-        for size in [at_once(device, length)]
+        for length, same in groupby(sorted(windows, key=len, reverse=True), key=len)
+        for alike, size in [(list(same), at_once(device, length))]
         for at in range(0, len(alike), size)
     ]

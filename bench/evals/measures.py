@@ -4,16 +4,22 @@ Each is a function of what the run left (problem, windows, adapted model) that g
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from bench.export import reload
 from bench.harness.evaluate import HeldOut, by_token, finals_of, parts, per_document
 from bench.harness.provenance import provenance
 from bench.io import console
+from bench.io.record import Run
 from bench.io.schema import SCHEMA
+from bench.loading.text import Windows
 from bench.problem.losses import Teacher
 from bench.problem.objectives import flat
 from bench.problem.problem import Adapted, Problem
@@ -22,7 +28,7 @@ EDGES = [10 ** (-5 + tenth / 10) for tenth in range(61)]
 """Bins of a token's change of loss, in nats: 1e-5 to 10, ten a decade."""
 
 
-def measure(name, run):
+def measure(name: str, run: Run) -> dict[str, Any]:
     """A measurement of a finished run (its record, as read) -> the JSON object that is kept."""
     head = about(name, run)
     problem, adapted = reload.restore(run.path)
@@ -31,23 +37,27 @@ def measure(name, run):
     return {**head, "ce": fmean(run.end["ce_full"]), "values": values}
 
 
-def about(name, run):
+def about(name: str, run: Run) -> dict[str, Any]:
     """The head of a measurement: what is measured, of which run, and where and when."""
     fields = ("method", "label", "config", "seed", "spec", "sae", "split")
-    told = {field: run.header.get(field) for field in fields}
-    origin = provenance(reload.spec_of(run))
-    return {"schema": SCHEMA, "measure": name, "of": run.name, **told, **origin}
+    return {
+        "schema": SCHEMA,
+        "measure": name,
+        "of": run.name,
+        **{field: run.header.get(field) for field in fields},
+        **provenance(reload.spec_of(run)),
+    }
 
 
 @torch.no_grad()
-def hold_out(problem, windows):
+def hold_out(problem: Problem, windows: Windows) -> HeldOut:
     """`HeldOut` of these windows, nothing of it cached."""
     tokens = windows.tokens
     entry = [problem.entry(tokens[part], problem.site_start) for part in parts(tokens)]
     return HeldOut(tokens, windows.documents, torch.cat(entry), ce_clean=[])
 
 
-def without(problem):
+def without(problem: Problem) -> list[torch.nn.Module]:
     """In the place of the SAEs: nothing."""
     return [torch.nn.Identity()] * len(problem.site_names)
 
@@ -57,31 +67,41 @@ class Variant:
     """A model to compare: what is adapted, what replaces the SAEs, and at which positions."""
 
     adapted: Adapted
-    replace_sites: list | None = None
+    replace_sites: list[Callable[[Tensor], Tensor]] | None = None
     """A function for each site in the place of the SAEs; None leaves the SAEs."""
     positions: str | None = None
     """A rule of positions in the place of the run's own."""
 
     def losses(
         self, problem: Problem, held_out: HeldOut, teacher: Teacher | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[Float[Tensor, " predictions"], Float[Tensor, " predictions"] | None]:
         """(CE, KL to the `teacher` or None) of every predicted token."""
         return by_token(
             problem, held_out, self.adapted, self.replace_sites, self.positions, teacher
         )
 
 
-def token_loss(problem, held_out, adapted):
+def variants(problem: Problem, adapted: Adapted) -> dict[str, Variant]:
+    """The models that are compared: clean, spliced, adapted, and adapted without the SAEs."""
+    bare, nothing = Adapted(saes=problem.saes), without(problem)
+    return {
+        "clean": Variant(bare, nothing),
+        "spliced": Variant(bare),
+        "adapted": Variant(adapted),
+        "without_sae": Variant(adapted, nothing),
+    }
+
+
+def token_loss(problem: Problem, held_out: HeldOut, adapted: Adapted) -> dict[str, Any]:
     """How the loss of each token changes from the spliced to the adapted model.
 
     Counts of tokens by the size of the change, in bins between `edges` (nats): those that
     get better and those that get worse; `below` and `above` lie outside the bins.
     """
-    bare = Adapted(saes=problem.saes)
-    clean, _ = by_token(problem, held_out, bare, without(problem))
-    spliced, _ = by_token(problem, held_out, bare)
-    trained, _ = by_token(problem, held_out, adapted)
-    change = (trained - spliced).double().cpu()
+    models = variants(problem, adapted)
+    names = ("clean", "spliced", "adapted")
+    losses = {name: models[name].losses(problem, held_out)[0] for name in names}
+    change = (losses["adapted"] - losses["spliced"]).double().cpu()
     return {
         "edges": EDGES,
         "improved": _counts(-change),
@@ -91,9 +111,7 @@ def token_loss(problem, held_out, adapted):
         "n_degraded": int((change > 0).sum()),
         "below": int((change.abs() < EDGES[0]).sum()),
         "above": int((change.abs() > EDGES[-1]).sum()),
-        "ce_clean": clean.double().mean().item(),
-        "ce_spliced": spliced.double().mean().item(),
-        "ce_adapted": trained.double().mean().item(),
+        **{f"ce_{name}": values.double().mean().item() for name, values in losses.items()},
     }
 
 
@@ -103,29 +121,30 @@ def _counts(sizes):
     return torch.histogram(sizes, edges).hist.long().tolist()
 
 
-def distance(problem, held_out, adapted):
+def distance(problem: Problem, held_out: HeldOut, adapted: Adapted) -> dict[str, Any]:
     """How far each block's output is from the clean model's: L2 and cosine, means over tokens.
 
     From the block before the restart on, which is the site's own where the SAE sits after it.
     `difference` is adapted minus spliced, with its standard error over documents.
     """
     layers = list(range(max(problem.site_start - 1, 0), problem.n_blocks))
-    bare = Adapted(saes=problem.saes)
-    models = {"spliced": bare, "adapted": adapted}
-    found = {name: [] for name in models}  # [document][layer, (l2, cosine)]
+    models = variants(problem, adapted)
+    apart = {"spliced": [], "adapted": []}  # [document][layer, (l2, cosine)]
     for document in console.bar(dict.fromkeys(held_out.documents), desc="distances"):
         rows = [n for n, name in enumerate(held_out.documents) if name == document]
         part = replace(held_out, tokens=held_out.tokens[rows], entry=held_out.entry[rows])
-        clean = residuals(problem, part, bare, layers, without(problem))
-        for name, model in models.items():
-            pairs = zip(residuals(problem, part, model, layers), clean, strict=True)
-            found[name].append([_apart(*pair) for pair in pairs])
-    by_name = {name: torch.tensor(values).double() for name, values in found.items()}
+        clean = residuals(problem, part, models["clean"], layers)
+        for name, documents in apart.items():
+            pairs = zip(residuals(problem, part, models[name], layers), clean, strict=True)
+            documents.append([_apart(*pair) for pair in pairs])
+    by_name = {name: torch.tensor(values).double() for name, values in apart.items()}
     change = by_name["adapted"] - by_name["spliced"]
     error = change.std(0) / math.sqrt(len(change))
-    told = {name: _columns(values.mean(0)) for name, values in by_name.items()}
-    difference = {**_columns(change.mean(0)), **_columns(error, "_error")}
-    return {"layers": layers, **told, "difference": difference}
+    return {
+        "layers": layers,
+        **{name: _columns(values.mean(0)) for name, values in by_name.items()},
+        "difference": {**_columns(change.mean(0)), **_columns(error, "_error")},
+    }
 
 
 def _columns(values, suffix=""):
@@ -133,15 +152,17 @@ def _columns(values, suffix=""):
 
 
 @torch.no_grad()
-def residuals(problem, held_out, adapted, layers, reconstruct=None):
-    """The output of each of these blocks at the scored positions: [tokens, d_model] each."""
+def residuals(
+    problem: Problem, held_out: HeldOut, variant: Variant, layers: list[int]
+) -> list[Float[Tensor, "tokens d_model"]]:
+    """The output of each of these blocks at the scored positions."""
     kept = {layer: [] for layer in layers}
 
     def keep(layer):
         return f"blocks.{layer}.hook_out", lambda value, hook: kept[layer].append(value)
 
-    watched = replace(adapted, hooks=[*adapted.hooks, *map(keep, layers)])
-    finals_of(problem, held_out, watched, reconstruct)
+    watched = replace(variant.adapted, hooks=[*variant.adapted.hooks, *map(keep, layers)])
+    finals_of(problem, held_out, watched, variant.replace_sites)
     rows = problem.rows(held_out.tokens, problem.scored)
     return [flat(torch.cat(kept[layer]))[rows] for layer in layers]
 
@@ -152,18 +173,11 @@ def _apart(values, clean):
     return l2.item(), torch.cosine_similarity(values, clean, dim=-1).mean().item()
 
 
-def no_sae(problem, held_out, adapted):
-    """CE by document: clean, spliced, adapted, and adapted with the SAEs taken out again."""
-    bare = Adapted(saes=problem.saes)
-    models = {
-        "ce_clean": Variant(bare, without(problem)),
-        "ce_spliced": Variant(bare),
-        "ce_adapted": Variant(adapted),
-        "ce_without_sae": Variant(adapted, without(problem)),
-    }
+def no_sae(problem: Problem, held_out: HeldOut, adapted: Adapted) -> dict[str, list[float]]:
+    """CE by document: clean, spliced, adapted, and adapted without the SAEs."""
     return {
-        name: per_document(variant.losses(problem, held_out)[0], problem, held_out)
-        for name, variant in models.items()
+        f"ce_{name}": per_document(variant.losses(problem, held_out)[0], problem, held_out)
+        for name, variant in variants(problem, adapted).items()
     }
 
 

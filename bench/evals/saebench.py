@@ -10,45 +10,66 @@ another mean, and divides `mse` by the tokens of a batch once more.
 import json
 import math
 import uuid
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from bench.config.spec import Spec
 from bench.errors import Usage
 from bench.evals.measures import Variant, hold_out, without
-from bench.export import export, reload
+from bench.export import artefacts, export, reload
 from bench.harness.evaluate import finals_of, parts
 from bench.harness.provenance import provenance
 from bench.io import clock
 from bench.io.console import say
 from bench.io.files import new_text
+from bench.loading.text import Windows
 from bench.problem import losses
-from bench.problem.problem import Adapted
+from bench.problem.problem import Adapted, Problem
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
 
 COLUMNS = 512
 """Latents whose cosines to all others are formed at once."""
+Groups = dict[str, dict[str, float | None]]
+"""SAEBench's groups of metrics: {group: {name: number}}."""
 
 
-def core(run, to):
-    """Write the evaluation of a finished run (its record, or the folder beside it) to `to`."""
-    run = export.finished(run)
-    spec, origin = reload.spec_of(run), provenance(reload.spec_of(run))
-    metrics, sae, tokens = _measured(run, spec)
-    of_release = spec.sae.split(":") if spec.sae.startswith("saelens:") else ()
-    known = len(of_release) == 3 and not export.trained_saes(run)
+def core(run: str | Path, to: str | Path) -> dict[str, Any]:
+    """Write the evaluation of a finished run (its record, or the folder beside it) to `to`.
+
+    Raises `Usage` where the run has several SAEs or a model of random weights.
+    """
+    run = artefacts.finished(run)
+    spec = reload.spec_of(run)
+    if len(spec.sites) > 1:
+        raise Usage(f"{run.path}: SAEBench evaluates one SAE, the run has {len(spec.sites)}")
+    if spec.weights == "random":
+        raise Usage(f"{run.path}: the model's weights are random, no loss means anything")
+    origin = provenance(spec)
+    problem, adapted = reload.restore(run.path)
+    windows = reload.validation(run, problem)
+    source = spec.sae.split(":")
+    released = source[0] == "saelens" and len(source) == 3 and not artefacts.trained_saes(run)
+    model = export.base_model({"model": spec.model})
     evaluation = {
         "eval_type_id": "core",
-        "eval_config": config(spec, tokens),
+        "eval_config": config(spec, windows.tokens, model),
         "eval_id": str(uuid.uuid4()),
         "datetime_epoch_millis": int(1000 * clock.read().wall),
-        "eval_result_metrics": metrics,
+        "eval_result_metrics": metrics(problem, adapted, windows),
         "eval_result_details": [],
         "sae_bench_commit_hash": f"splicebench {origin['commit'] or ''}".strip(),
-        "sae_lens_id": of_release[2] if known else None,
-        "sae_lens_release_id": of_release[1] if known else None,
+        "sae_lens_id": source[2] if released else None,
+        "sae_lens_release_id": source[1] if released else None,
         "sae_lens_version": version("sae-lens"),
-        "sae_cfg_dict": described(sae, spec),
+        "sae_cfg_dict": export.renamed(adapted.saes[0].cfg.to_dict(), model),
         "eval_result_unstructured": {
             "run": run.name,
             "method": run.header["method"],
@@ -57,32 +78,17 @@ def core(run, to):
             **origin,
         },
     }
-    text = json.dumps(evaluation, indent=1, default=str) + "\n"
-    new_text(Path(to), text)
+    new_text(Path(to), json.dumps(evaluation, indent=1, default=str) + "\n")
     say(f"written: {to}")
     return evaluation
 
 
-def core_metrics(run):
-    """`eval_result_metrics` of a finished run: {group: {name: number}}."""
-    run = export.finished(run)
-    return _measured(run, reload.spec_of(run))[0]
-
-
-def described(sae, spec):
-    """The SAE's config, with the model by its public name."""
-    told = sae.cfg.to_dict()
-    if (told.get("metadata") or {}).get("model_name"):
-        told["metadata"]["model_name"] = export.base_model({"model": spec.model})
-    return told
-
-
-def config(spec, tokens):
+def config(spec: Spec, tokens: Tensor, model: str) -> dict[str, Any]:
     """What was evaluated, in the fields of SAEBench's `CoreEvalConfig`."""
     slices = parts(tokens)
     computed = ("kl", "ce_loss", "l2_norms", "sparsity_metrics", "variance_metrics")
     return {
-        "model_name": export.base_model({"model": spec.model}),
+        "model_name": model,
         "llm_dtype": spec.dtype,
         "batch_size_prompts": len(tokens[slices[0]]),
         "n_eval_reconstruction_batches": len(slices),
@@ -97,20 +103,9 @@ def config(spec, tokens):
     }
 
 
-def _measured(run, spec):
-    """(the metrics of a record, as read; the SAE that they are of; the windows)."""
-    if len(spec.sites) > 1:
-        raise Usage(f"{run.path}: SAEBench evaluates one SAE, the run has {len(spec.sites)}")
-    if spec.weights == "random":
-        raise Usage(f"{run.path}: the model's weights are random, no loss means anything")
-    problem, adapted = reload.restore(run.path)
-    windows = reload.validation(run, problem)
-    return measured(problem, adapted, windows), adapted.saes[0], windows.tokens
-
-
 @torch.no_grad()
-def measured(problem, adapted, windows):
-    """The metrics on these windows."""
+def metrics(problem: Problem, adapted: Adapted, windows: Windows) -> Groups:
+    """The metrics on these windows; null for what is no number, such as a share of nothing."""
     held_out, bare = hold_out(problem, windows), Adapted(saes=problem.saes)
     reading = Reading(adapted.saes[0])
     clean = finals_of(problem, held_out, bare, without(problem))
@@ -124,15 +119,14 @@ def measured(problem, adapted, windows):
     for name, variant in models.items():
         entropies, kls = variant.losses(problem, held_out, teacher)
         ce[name], kl[name] = entropies.double().mean().item(), kls.double().mean().item()
+    recovered = ce["with_ablation"] - ce["with_sae"]
     groups = {
         "model_behavior_preservation": {
             "kl_div_score": _share(kl["with_ablation"] - kl["with_sae"], kl["with_ablation"]),
             **{f"kl_div_{name}": kl[name] for name in ("with_ablation", "with_sae")},
         },
         "model_performance_preservation": {
-            "ce_loss_score": _share(
-                ce["with_ablation"] - ce["with_sae"], ce["with_ablation"] - ce["without_sae"]
-            ),
+            "ce_loss_score": _share(recovered, ce["with_ablation"] - ce["without_sae"]),
             **{f"ce_loss_{name}": value for name, value in ce.items()},
         },
         **reading.groups(),
@@ -141,23 +135,29 @@ def measured(problem, adapted, windows):
             "total_tokens_eval_sparsity_variance": reading.n,
         },
     }
-    return {group: _finite(values) for group, values in groups.items()}
+    return {
+        group: {name: value if math.isfinite(value) else None for name, value in values.items()}
+        for group, values in groups.items()
+    }
+
+
+def _share(part, whole):
+    return part / whole if whole else math.nan
 
 
 class Reading:
     """An SAE's reconstruction, summed up as activations pass through."""
 
-    def __init__(self, sae):
-        self.sae, self.n, self.mean, self.fired = sae, 0, 0.0, 0
-        self.sums = {}
+    def __init__(self, sae: "SAE") -> None:
+        self.sae, self.n, self.sum, self.fired = sae, 0, 0.0, 0
+        self.sums = Counter()
         """What is averaged over tokens, by name."""
 
-    def __call__(self, activations):
+    def __call__(self, activations: Float[Tensor, "tokens d_site"]) -> Tensor:
         latents = self.sae.encode(activations)
-        made = self.sae.decode(latents)
-        x, y = activations.double(), made.double()
+        output = self.sae.decode(latents)
+        x, y = activations.double(), output.double()
         size, errors = x.norm(dim=-1), (x - y).square().sum(-1)
-        spread = (x - x.mean(0)).square().sum(-1)
         by_token = {
             "norm_in": size,
             "norm_out": y.norm(dim=-1),
@@ -166,22 +166,21 @@ class Reading:
             "square_out": y.square().sum(-1),
             "product": (x * y).sum(-1),
             "error": errors,
-            "legacy": 1 - errors / spread,
+            "legacy": 1 - errors / (x - x.mean(0)).square().sum(-1),
             "cosine": torch.cosine_similarity(x, y, dim=-1),
             "l0": latents.count_nonzero(-1),
             "l1": latents.double().abs().sum(-1),
         }
-        for name, values in by_token.items():
-            self.sums[name] = self.sums.get(name, 0.0) + values.sum().item()
+        self.sums.update({name: values.sum().item() for name, values in by_token.items()})
         self.n += len(x)
-        self.mean = self.mean + x.sum(0)
+        self.sum = self.sum + x.sum(0)
         self.fired = self.fired + latents.count_nonzero(0)
-        return made
+        return output
 
-    def groups(self):
+    def groups(self) -> Groups:
         """The groups of metrics that are the SAE's own."""
         mean = {name: total / self.n for name, total in self.sums.items()}
-        variance = mean["square_in"] - (self.mean / self.n).square().sum().item()
+        variance = mean["square_in"] - (self.sum / self.n).square().sum().item()
         return {
             "reconstruction_quality": {
                 "explained_variance": 1 - mean["error"] / variance,
@@ -202,37 +201,24 @@ class Reading:
     def _latents(self):
         """How often latents fire, and how alike their directions are."""
         often = self.fired.double() / self.n
-        total = often.sum().item()
-        found = {}
-        for percent in (1, 10):
-            above = often[often > percent / 100]
-            found[f"freq_over_{percent}_percent"] = len(above) / len(often)
-            share = above.sum().item() / total if total else 0.0
-            found[f"normalized_freq_over_{percent}_percent"] = share
+        total = often.sum().item() or math.inf
+        above = {f"{percent}_percent": often[often > percent / 100] for percent in (1, 10)}
+        shares = {name: values.sum().item() / total for name, values in above.items()}
         return {
-            **found,
+            **{f"freq_over_{name}": len(values) / len(often) for name, values in above.items()},
+            **{f"normalized_freq_over_{name}": share for name, share in shares.items()},
             "average_max_encoder_cosine_sim": largest_cosines(self.sae.W_enc.T).mean().item(),
             "average_max_decoder_cosine_sim": largest_cosines(self.sae.W_dec).mean().item(),
             "frac_alive": (often > 0).double().mean().item(),
         }
 
 
-def largest_cosines(directions):
-    """Each row's largest cosine to another row: [latents, d] -> [latents]."""
+def largest_cosines(directions: Float[Tensor, "latents d"]) -> Float[Tensor, " latents"]:
+    """Each row's largest cosine to another row."""
     unit = torch.nn.functional.normalize(directions.float(), dim=-1)
-    found = []
-    for first in range(0, len(unit), COLUMNS):
-        cosines = unit[first : first + COLUMNS] @ unit.T
-        rows = torch.arange(len(cosines), device=unit.device)
-        cosines[rows, first + rows] = -torch.inf
-        found.append(cosines.amax(-1))
-    return torch.cat(found)
-
-
-def _share(part, whole):
-    return part / whole if whole else math.nan
-
-
-def _finite(values):
-    """null in the place of a number that is none, such as a share of nothing."""
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+    largest = []
+    for first, rows in enumerate(unit.split(COLUMNS)):
+        cosines = rows @ unit.T
+        cosines.diagonal(first * COLUMNS).fill_(-torch.inf)
+        largest.append(cosines.amax(-1))
+    return torch.cat(largest)

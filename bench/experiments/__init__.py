@@ -3,4 +3,4 @@
 Knows nothing of one run's steps, and draws nothing.
 """
 
-__all__ = ["experiment", "pieces", "plans", "scales", "stages"]
+__all__ = ["experiment", "plans", "runner", "scales"]

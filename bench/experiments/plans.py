@@ -6,12 +6,15 @@ questions of SmolLM2-135M, each experiment within 40 minutes on two cores. The s
 those of `timing` and `rivals`, and what goes on from their runs, at 10 million tokens and more.
 """
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 
 from bench.config.spec import Spec, own_training
 from bench.config.specs import SPECS
 from bench.errors import Usage, unknown
-from bench.experiments.scales import SCALES
+from bench.experiments.scales import SCALES, Scale
+from bench.io.record import digest
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Job:
     spec: Spec
     seed: int
     """The experiment's seed."""
-    at: dict = field(default_factory=dict)
+    at: dict[str, object] = field(default_factory=dict)
     """What the experiment varies -> its value here."""
     run_seed: int | None = None
     """The seed of the run, where that is not the experiment's."""
@@ -35,6 +38,35 @@ class Job:
     """The run that this one goes on from, with what that one trained, or that it measures."""
     measure: str = ""
     """A measurement of `after` (`bench.evals.measures`) instead of a run."""
+    experiment: str = ""
+    """The experiment that it is run for."""
+
+    @property
+    def method(self) -> str:
+        """The name of its method."""
+        return self.label.partition(":")[0]
+
+    @property
+    def seed_of_run(self) -> int:
+        """The seed of its run."""
+        return self.seed if self.run_seed is None else self.run_seed
+
+    @cached_property
+    def key(self) -> str:
+        """What makes two jobs the same, whether they have run or not."""
+        after = self.after and self.after.key
+        return digest([self.label, asdict(self.spec), self.seed_of_run, after, self.measure])
+
+    @property
+    def in_short(self) -> str:
+        """The job on one line."""
+        at = " ".join(f"{name}={value}" for name, value in self.at.items())
+        return f"{self.experiment}: {self.role} seed {self.seed} {at}".rstrip()
+
+    def with_predecessors(self) -> "list[Job]":
+        """The job, and before it those that it goes on from."""
+        first = self.after and replace(self.after, experiment=self.experiment)
+        return [*(first.with_predecessors() if first else ()), self]
 
 
 RANKS = (1, 4, 16, 64, 256)
@@ -42,20 +74,20 @@ RIVALS = ("joint", "linear", "affine", "ridge", "full", "mse")
 """Every method but `lora`, `e2e` and `none`."""
 
 
-def _seeded(spec, seed):
+def _seeded(spec: Spec, seed: int) -> Spec:
     """The spec with an own SAE of this seed; SAEs by others are the same for all."""
     return replace(spec, sae_seed=1_000 + seed) if spec.sae == "own" else spec
 
 
-def _lora(scale, rank=None, alpha=None, layers=None):
-    """The label of `lora`; a setting that is the method's default is not told."""
-    rank, alpha, layers = rank or scale.rank, alpha or scale.alpha, layers or scale.layers
-    told = [("rank", rank, 16), ("alpha", alpha, 16), ("layers", layers, "after")]
-    parts = [f"{name}={value}" for name, value, usual in told if value != usual]
-    return ":".join(["lora", *parts, *filter(None, [scale.lora])])
+def _lora(scale: Scale, **changes: object) -> str:
+    """The label of `lora` at this scale; it names only settings that are not the defaults."""
+    usual = {"rank": 16, "alpha": 16, "layers": "after"}
+    settings = {name: changes.get(name, getattr(scale, name)) for name in usual}
+    unusual = [f"{name}={value}" for name, value in settings.items() if value != usual[name]]
+    return ":".join(["lora", *unusual, *filter(None, [scale.lora])])
 
 
-def timing(scale):
+def timing(scale: Scale) -> Iterator[Job]:
     """mse with its checkpoints, e2e from scratch, lora and e2e from each checkpoint (Fig. 1)."""
     for seed in scale.seeds:
         spec = _seeded(scale.spec, seed)
@@ -69,7 +101,7 @@ def timing(scale):
             yield Job("e2e-finetune", scale.finetune, part, seed, at)
 
 
-def rivals(scale):
+def rivals(scale: Scale) -> Iterator[Job]:
     """Every method from the same checkpoints, with the same tokens, on the same clock."""
     named = {name: scale.rivals.get(name, name) for name in RIVALS}
     labels = {"lora": _lora(scale), "e2e": scale.finetune, **named}
@@ -80,56 +112,56 @@ def rivals(scale):
                 yield Job(role, label, spec, seed, {"share": share})
 
 
-def rank(scale):
+def rank(scale: Scale) -> Iterator[Job]:
     """Gap closed by rank: alpha fixed, as in the paper, and alpha that grows with the rank."""
     for number in RANKS:
         for kind, alpha in (("fixed", scale.alpha), ("scaled", number)):
-            label = _lora(scale, number, alpha, "after")
+            label = _lora(scale, rank=number, alpha=alpha, layers="after")
             yield Job("lora", label, _seeded(scale.swept, 0), 0, {"rank": number, "alpha": kind})
 
 
-def one_layer(scale):
+def one_layer(scale: Scale) -> Iterator[Job]:
     """One adapted layer at a time, against all layers after the SAE."""
     for layer in (*scale.one_layer, "after"):
         label = _lora(scale, layers=layer)
         yield Job("lora", label, _seeded(scale.swept, 0), 0, {"layer": layer})
 
 
-def _sweep(scale, variable, changes):
+def _sweep(scale: Scale, variable: str, changes: dict[int, dict]) -> Iterator[Job]:
     for value, change in changes.items():
         spec = _seeded(replace(scale.swept, **change), 0)
         for number in scale.ranks:
             at = {variable: value, "rank": number}
-            yield Job("lora", _lora(scale, number, layers="after"), spec, 0, at)
+            yield Job("lora", _lora(scale, rank=number, layers="after"), spec, 0, at)
 
 
-def sparsity(scale):
+def sparsity(scale: Scale) -> Iterator[Job]:
     """Gap closed by L0 and rank."""
     yield from _sweep(scale, "k", scale.sparsity)
 
 
-def width(scale):
+def width(scale: Scale) -> Iterator[Job]:
     """Gap closed by the SAE's width and rank."""
     yield from _sweep(scale, "width", scale.width)
 
 
-def layer(scale):
+def layer(scale: Scale) -> Iterator[Job]:
     """Gap closed by the SAE's layer and rank."""
     yield from _sweep(scale, "layer", scale.depth)
 
 
-def size(scale):
+def size(scale: Scale) -> Iterator[Job]:
     """Gap closed by the model's size and rank."""
     for model, spec in scale.size.items():
         for number in scale.ranks:
-            label = _lora(scale, number, layers="after")
+            label = _lora(scale, rank=number, layers="after")
             # The step size of `lora` on Gemma-3-270M is the one found there.
             label += ":lr=1e-3" if spec and spec.name == "gemma-3-270m" else ""
             at = {"model": model, "rank": number}
             yield Job("lora", label, _seeded(spec or scale.swept, 0), 0, at)
 
 
-def multi_sae(scale):
+def multi_sae(scale: Scale) -> Iterator[Job]:
     """CE with several SAEs at once, bare and adapted."""
     for number, spec in scale.multi.items():
         adapters = _lora(scale, layers="all" if scale.name == "full" else "after")
@@ -137,7 +169,7 @@ def multi_sae(scale):
             yield Job(role, label, _seeded(spec, 0), 0, {"saes": number})
 
 
-def additivity(scale):
+def additivity(scale: Scale) -> Iterator[Job]:
     """lora after e2e and the reverse, each against more of the same."""
     for seed in scale.seeds:
         spec = _seeded(scale.spec, seed)
@@ -152,7 +184,7 @@ def additivity(scale):
                 yield Job(role, labels[then], spec, seed, at, **again)
 
 
-def _measured(scale, measure, kinds):
+def _measured(scale: Scale, measure: str, kinds: Iterable[str]) -> Iterator[Job]:
     labels = {"lora": _lora(scale), "e2e": scale.finetune}
     for seed in scale.seeds:
         for kind in kinds:
@@ -161,28 +193,28 @@ def _measured(scale, measure, kinds):
             yield Job(kind, labels[kind], run.spec, seed, at, after=run, measure=measure)
 
 
-def token_loss(scale):
+def token_loss(scale: Scale) -> Iterator[Job]:
     """The change of each token's loss: clean, spliced, adapted."""
     yield from _measured(scale, "token-loss", ("lora", "e2e"))
 
 
-def distance(scale):
+def distance(scale: Scale) -> Iterator[Job]:
     """How far the residual is from the clean model's, block by block."""
     yield from _measured(scale, "distance", ("lora", "e2e"))
 
 
-def no_sae(scale):
+def no_sae(scale: Scale) -> Iterator[Job]:
     """The adapted model's CE when the SAE is taken out again."""
     yield from _measured(scale, "no-sae", ("lora",))
 
 
-def timing_llama(scale):
+def timing_llama(scale: Scale) -> Iterator[Job]:
     """`timing` on Llama-3.2-1B."""
     spec = replace(SPECS["llama-3.2-1b"], sae_tokens=4_000_000_000, sae_lr=2.0e-4)
     yield from timing(replace(scale, spec=spec))
 
 
-EXPERIMENTS = {
+EXPERIMENTS: dict[str, Callable[[Scale], Iterator[Job]]] = {
     made.__name__.replace("_", "-"): made
     for made in (
         timing,
@@ -208,18 +240,18 @@ FULL_ONLY = ("timing-llama",)
 """Experiments that a laptop has no model for."""
 
 
-def expanded(names, scale):
+def expanded(names: Iterable[str], scale: str) -> list[str]:
     """The names without repeats, `all` as those that this scale has."""
     every = [name for name in EXPERIMENTS if scale not in SCALES or _has(SCALES[scale](), name)]
     given = [one for name in names for one in (every if name == "all" else [name])]
     return list(dict.fromkeys(given))
 
 
-def _has(scale, name):
+def _has(scale: Scale, name: str) -> bool:
     return name in scale.has if scale.has else scale.name == "full" or name not in FULL_ONLY
 
 
-def jobs(name, scale):
+def jobs(name: str, scale: str) -> list[Job]:
     """The jobs of an experiment, in the order in which they are run; `scale` by name."""
     if name not in EXPERIMENTS:
         raise unknown("experiment", name, [*EXPERIMENTS, "all"])
@@ -229,4 +261,4 @@ def jobs(name, scale):
     if not _has(asked, name):
         having = " or ".join(one for one, made in SCALES.items() if _has(made(), name))
         raise Usage(f"experiment '{name}': not at the scale {scale}, only with --scale {having}")
-    return list(EXPERIMENTS[name](asked))
+    return [replace(job, experiment=name) for job in EXPERIMENTS[name](asked)]

@@ -3,6 +3,7 @@ for the two models that come in packages, each with a rehearsal of it that a CPU
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,8 @@ class Scale:
     """Setting of all but the sweeps."""
     swept: Spec
     """Setting of the sweeps."""
-    seeds: tuple
-    shares: tuple
+    seeds: tuple[int, ...]
+    shares: tuple[float, ...]
     """Shares of the SAE's training that adaptation starts from."""
     lora: str
     """Settings of `lora`, rank and alpha aside."""
@@ -36,23 +37,23 @@ class Scale:
     """`e2e` from a random SAE."""
     finetune: str
     """`e2e` from a trained SAE."""
-    ranks: tuple
+    ranks: tuple[int, ...]
     """Ranks of the sweeps."""
-    sparsity: dict
+    sparsity: dict[int, dict]
     """L0 or k -> changes of the spec."""
-    width: dict
+    width: dict[int, dict]
     """Latents -> changes of the spec."""
-    depth: dict
+    depth: dict[int, dict]
     """Block -> changes of the spec."""
-    size: dict
+    size: dict[str, Spec | None]
     """Model -> its spec, or None for the sweeps' own."""
-    one_layer: tuple
+    one_layer: tuple[int, ...]
     """Blocks that are adapted alone."""
-    multi: dict
+    multi: dict[int, Spec]
     """Number of SAEs -> their spec."""
-    rivals: dict = field(default_factory=dict)
+    rivals: dict[str, str] = field(default_factory=dict)
     """Method -> its settings in `rivals`, where they are not its defaults."""
-    has: tuple = ()
+    has: tuple[str, ...] = ()
     """The experiments that it has, where it has not all of them."""
 
 
@@ -89,20 +90,20 @@ GEMMA2 = replace(SPECS["gemma-2-2b-topk"], sae_tokens=2_000_000_000, sae_lr=1.89
 """The paper's own SAE of Gemma-2-2B."""
 
 
-def _scope(layer, width, l0, size="2b"):
+def _scope(layer: int, width: str, l0: int, size: str = "2b") -> dict[str, str]:
     """An SAE of Gemma Scope on the residual after a block, and the block."""
     part = f"layer_{layer}/width_{width}/average_l0_{l0}"
     sae = f"saelens:gemma-scope-{size}-pt-res:{part}"
     return {"sae": sae, "site": f"blocks.{layer}.hook_resid_post"}
 
 
-def _larger_gemma(size, layer, l0):
+def _larger_gemma(size: str, layer: int, l0: int) -> Spec:
     model = f"google/gemma-2-{size}"
     scope = _scope(layer, "131k", l0, size)
     return replace(SPECS["gemma-2-2b"], name=f"gemma-2-{size}", model=model, **scope)
 
 
-def _llama_scope(jump):
+def _llama_scope(jump: int) -> Spec:
     """Llama-3.1-8B with an SAE of Llama Scope after every `jump`th block, from the `jump`th on."""
     blocks = range(jump, 32, jump)
     return replace(
@@ -159,16 +160,21 @@ SIZES = {
 """Step sizes for a GPU's batches until a sweep there has found others: guesses."""
 
 
-def chosen(name) -> dict:
+def chosen(name: str) -> dict[str, str]:
     """The step sizes of the scale `name`: those that its sweep chose and `make gpu` wrote down.
 
     Raises `Rejected` where what it wrote down is damaged.
     """
+    return SIZES | written(sizes_file(name))
+
+
+def sizes_file(name: str) -> Path:
+    """Where the sweeps of the scale `name` write the step sizes that were best."""
     here = "runs/rehearsal" if name.startswith("rehearsal") else "results/gpu"
-    return SIZES | written(Path(__file__).resolve().parents[2] / here / f"sizes-{name}.json")
+    return Path(__file__).resolve().parents[2] / here / f"sizes-{name}.json"
 
 
-def written(path) -> dict:
+def written(path: Path) -> dict[str, str]:
     """The step sizes in a file, {} where there is none. Raises `Rejected` for a damaged one."""
     if not path.exists():
         return {}
@@ -184,7 +190,7 @@ def written(path) -> dict:
     return found
 
 
-def _scaled(name, spec, **changes):
+def _scaled(name: str, spec: Spec, **changes: tuple) -> Scale:
     """The laptop's scale with another spec and the step sizes that were chosen for it."""
     sizes = chosen(name)
     spec = replace(spec, sae_lr=float(sizes.pop("sae").removeprefix("lr=")))
@@ -229,16 +235,16 @@ REHEARSED = {
 MODELS = {"smollm2": Spec(), "gemma3": SPECS["gemma-3-270m"]}
 
 
-def _on_gpu(model):
+def _on_gpu(model: str) -> Scale:
     return _scaled(f"gpu-{model}", replace(MODELS[model], **ON_GPU))
 
 
-def _rehearsal(model):
+def _rehearsal(model: str) -> Scale:
     spec = replace(MODELS[model], **REHEARSED)
     return _scaled(f"rehearsal-{model}", spec, seeds=(0,), shares=(0.5, 1.0))
 
 
-SCALES = {"laptop": lambda: LAPTOP, "full": lambda: FULL}
+SCALES: dict[str, Callable[[], Scale]] = {"laptop": lambda: LAPTOP, "full": lambda: FULL}
 """What `--scale` may say -> what makes that `Scale`: files are read when one is asked for."""
 for _model in MODELS:
     SCALES[f"gpu-{_model}"] = partial(_on_gpu, _model)

@@ -1,38 +1,31 @@
 """How long what is left will take: as others took here, else as estimated."""
 
+from collections import defaultdict
+from collections.abc import Iterable
 from statistics import fmean
 
-from bench.io import clock
+from bench.experiments.plans import Job
 from bench.io.console import in_words
 
 
 class Times:
     """How long jobs of experiments take; `estimated` is steps -> seconds of a run, roughly."""
 
-    def __init__(self, estimated):
-        self._took, self._estimated = {}, estimated
+    def __init__(self, estimated: dict[int, float]) -> None:
+        self._took, self._estimated = defaultdict(list), estimated
 
-    def add(self, job, function, *arguments):
-        """(seconds it took, what the function gives)."""
-        started = clock.read()
-        result = function(*arguments)
-        took = clock.read().since(started).seconds
-        self.took(job, took)
-        return took, result
-
-    def took(self, job, seconds):
+    def add(self, job: Job, seconds: float) -> None:
         """Remember how long a job took."""
-        self._took.setdefault(_kind(job), []).append(seconds)
+        self._took[_kind(job)].append(seconds)
 
-    def told(self, jobs, at_once=1):
-        """What these jobs will take together, in words; so many run at a time."""
-        return in_words(sum(map(self._expected, jobs)) / min(at_once, len(jobs)))
+    def of(self, jobs: Iterable[Job]) -> str:
+        """What these jobs will take one after the other, in words."""
+        return in_words(sum(map(self._expected, jobs)))
 
-    def _expected(self, job):
-        if _kind(job) in self._took:
-            return fmean(self._took[_kind(job)])
-        return self._estimated[job.spec.steps]
+    def _expected(self, job: Job) -> float:
+        took = self._took[_kind(job)]
+        return fmean(took) if took else self._estimated[job.spec.steps]
 
 
-def _kind(job):
-    return job.measure or job.label.partition(":")[0], job.spec.steps
+def _kind(job: Job) -> tuple[str, int]:
+    return job.measure or job.method, job.spec.steps

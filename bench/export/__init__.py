@@ -3,4 +3,4 @@
 Trains and measures nothing.
 """
 
-__all__ = ["export", "reload"]
+__all__ = ["artefacts", "export", "reload"]

@@ -6,20 +6,22 @@ and `splicebench.json`, which says what belongs together: SAE, site, positions, 
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from bench.config.spec import sources
 from bench.errors import Rejected, Usage
+from bench.export.artefacts import finished, lent_saes, trained_saes
 from bench.io.console import say
-from bench.io.files import cache_root, new_folder, os_errors
-from bench.io.record import read
-from bench.loading import hub, packages, peft_format, sae_sources, saes
+from bench.io.files import new_folder, os_errors
+from bench.io.record import Run
+from bench.loading import hub, packages, peft_format, saes
 from bench.runs import process
 
 SIDECAR = "splicebench.json"
 
 
-def export(run, folder, closed):
+def export(run: str | Path, folder: str | Path, closed: Callable[[Run], str]) -> None:
     """Write what the run at `run` (its record, or the folder beside it) trained to `folder`.
 
     `closed(run)` is what its model card says of the gap.
@@ -35,44 +37,27 @@ def export(run, folder, closed):
     say("written: " + ", ".join(str(path) for path in sorted(folder.rglob("*")) if path.is_file()))
 
 
-def export_to(run, folder, closed):
+def export_to(run: Run, folder: Path, closed: str) -> None:
     """`export` in the process that loads what the run (its record, as read) trained."""
     pairs, trained = pairs_of(run), trained_saes(run)
     if not pairs and not trained:
         raise Usage(f"{run.path}: the run trained neither adapters nor an SAE, nothing to export")
-    with os_errors(folder), new_folder(folder, replace_empty=True) as temporary:
-        write(run, pairs, trained or lent_saes(run), temporary, closed)
-
-
-def write(run, pairs, lent, folder, closed):
-    """Everything that is exported, into a new folder."""
-    if pairs:
-        write_adapter(run, pairs, folder)
-    places = [f"sae-{index}" for index in range(len(lent))]
-    if len(lent) == 1:
+    own_saes = trained or lent_saes(run)
+    places = [f"sae-{index}" for index in range(len(own_saes))]
+    if len(own_saes) == 1:
         places = ["sae" if pairs else "."]
-    for sae, place in zip(lent, places, strict=True):
-        copy_sae(sae, folder / place, base_model(run.header["spec"]))
-    if not lent:
+    with os_errors(folder), new_folder(folder, replace_empty=True) as temporary:
+        if pairs:
+            write_adapter(run, pairs, temporary)
+        for sae, place in zip(own_saes, places, strict=True):
+            copy_sae(sae, temporary / place, base_model(run.header["spec"]))
+        write_sidecar(run, temporary, places)
+        (temporary / "README.md").write_text(card(run, bool(pairs), closed), encoding="utf-8")
+    if not own_saes:
         say(f"the SAE '{run.header['sae']['source']}' is not copied: {SIDECAR} names it")
-    write_sidecar(run, folder, places)
-    (folder / "README.md").write_text(card(run, bool(pairs), closed), encoding="utf-8")
 
 
-def finished(run):
-    """`RUN.jsonl`, or the folder RUN beside it -> the record as read; `Usage` unless finished."""
-    path = Path(run).expanduser()
-    if not path.is_file():
-        path = path.with_name(f"{path.name}.jsonl")
-    if not path.is_file():
-        raise Usage(f"no run at '{run}': expected a record such as runs/lora-e7c49a90.jsonl")
-    run = read(path)
-    if run.status != "finished":
-        raise Usage(f"{run.path}: the run ended as '{run.status}', expected a finished one")
-    return run
-
-
-def pairs_of(run):
+def pairs_of(run: Run) -> peft_format.Pairs:
     """The adapters that a run trained, or {}: linear map -> (A, B)."""
     from safetensors.torch import load_file
 
@@ -87,62 +72,41 @@ def pairs_of(run):
     return pairs
 
 
-def trained_saes(run):
-    """The folders of the SAEs that a run trained, or []."""
-    return saes.checkpoint(run.path.with_suffix(""), 1.0)
-
-
-def lent_saes(run):
-    """The folders of a run's frozen SAEs, or [] where one is on the hub or not as it was."""
-    sae, n_sites = run.header["sae"], len(run.header["spec"]["site"].split("+"))
-    given = sources(sae["source"], n_sites)
-    cached = sae.get("cached") or []
-    cached = [cached] if isinstance(cached, str) else cached  # in older records
-    if any(map(sae_sources.from_hub, given)):
-        return []
-    places = [cache_root() / path for path in cached if path]
-    places = places if len(places) == len(cached) > 0 else [Path(source) for source in given]
-    whole = all((place / saes.WEIGHTS).is_file() for place in places)
-    return places if whole and saes.sha256_of(places) == sae["sha256"] else []
-
-
-def copy_sae(source, target, model_name):
+def copy_sae(source: Path, target: Path, model_name: str) -> None:
     """A SAELens folder without what the suite keeps beside it, the model by its public name."""
     target.mkdir(exist_ok=True)
     shutil.copy(source / saes.WEIGHTS, target / saes.WEIGHTS)
-    config = saes.read_config(source)
-    if (config.get("metadata") or {}).get("model_name"):
-        config["metadata"]["model_name"] = model_name
+    config = renamed(saes.read_config(source), model_name)
     (target / "cfg.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def base_model(spec):
+def renamed(config: dict[str, Any], model_name: str) -> dict[str, Any]:
+    """An SAE's config in which the model, where one is named, has this name."""
+    if (config.get("metadata") or {}).get("model_name"):
+        config["metadata"]["model_name"] = model_name
+    return config
+
+
+def base_model(spec: dict[str, Any]) -> str:
     """What the hub calls the model, or the name of its folder."""
     if spec["model"].startswith("package:"):
         return packages.packaged(spec["model"], installed=False).origin
     return spec["model"] if hub.is_id(spec["model"]) else Path(spec["model"]).name
 
 
-def write_adapter(run, pairs, folder):
+def write_adapter(run: Run, pairs: peft_format.Pairs, folder: Path) -> None:
     """The PEFT adapter."""
-    config = run.header["config"]
-    peft_format.save(
-        folder,
-        pairs,
-        run.header["model"]["type"],
-        rank=config["rank"],
-        alpha=config["alpha"],
-        dropout=config["dropout"],
-        base_model=base_model(run.header["spec"]),
-    )
+    fields = {name: run.header["config"][name] for name in ("rank", "alpha", "dropout")}
+    fields["base_model"] = base_model(run.header["spec"])
+    peft_format.save(folder, pairs, run.header["model"]["type"], **fields)
 
 
-def write_sidecar(run, folder, places):
+def write_sidecar(run: Run, folder: Path, places: list[str]) -> None:
     """What belongs together, and where it comes from; `places` are the folders of the SAEs."""
     header = run.header
     rule = ("site", "spliced", "scored", "prepend_bos", "seq_len", "center_writing_weights")
     inside = places[0] if len(places) == 1 else places or None
-    told = {
+    fields = {
         "model": header["spec"]["model"],
         "weights": header["weights"],
         "sae": {**header["sae"], "folder": inside},
@@ -153,32 +117,30 @@ def write_sidecar(run, folder, places):
         "commit": header.get("commit"),
         "versions": header.get("versions"),
     }
-    (folder / SIDECAR).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    (folder / SIDECAR).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
 
 
-def card(run, adapter, closed):
+def card(run: Run, adapter: bool, closed: str) -> str:
     """The model card: what it is, how to use it, CE before and after."""
     from huggingface_hub import ModelCardData
 
-    header, spec = run.header, run.header["spec"]
+    header, spec, sae = run.header, run.header["spec"], run.header["sae"]
     front = ModelCardData(
         library_name="peft" if adapter else "sae_lens",
         base_model=base_model(spec),
         tags=["sparse-autoencoder", "splicebench", header["method"]],
     )
     what = "A LoRA adapter around an SAE" if adapter else "A sparse autoencoder"
-    sae = header["sae"]
-    quantised = f" The weights were those of `{spec['model']}`, which are quantised."
-    centred = " What the blocks write was centred (`center_writing_weights`)."
-    weights = quantised * spec["model"].startswith("package:")
-    weights += centred * bool(spec.get("center_writing_weights"))
     use = (
         f"The SAE replaces `{spec['site']}` at positions `{spec['spliced']}`"
         f"{', with a BOS put first' if spec['prepend_bos'] else ''}. "
         f"{'Without it in place the adapter makes little sense. ' if adapter else ''}"
         f"SAE: `{sae['source']}`, sha256 `{sae['sha256'][:16]}`. All of it is in `{SIDECAR}`."
-        f"{weights}"
     )
+    if spec["model"].startswith("package:"):
+        use += f" The weights were those of `{spec['model']}`, which are quantised."
+    if spec.get("center_writing_weights"):
+        use += " What the blocks write was centred (`center_writing_weights`)."
     return f"""---
 {front.to_yaml()}
 ---
@@ -197,7 +159,7 @@ Made by splicebench, run `{run.name}`: `{header.get("command")}`.
 """
 
 
-def loading(spec, adapter):
+def loading(spec: dict[str, Any], adapter: bool) -> str:
     """How it is loaded; DIR is the folder that it lies in."""
     if not adapter:
         return 'from sae_lens import SAE\n\nsae = SAE.load_from_disk("DIR")'
@@ -208,13 +170,12 @@ model = AutoModelForCausalLM.from_pretrained("{base_model(spec)}")
 model = PeftModel.from_pretrained(model, "DIR")"""
 
 
-def losses(run, closed):
+def losses(run: Run, closed: str) -> str:
     """CE before and after, as a table of the card."""
     if run.header["weights"] == "random":
         return "The model's weights are random: no loss means anything."
-    clean, spliced = run.header["ce_full_clean"], run.header["ce_full_spliced"]
-    after = run.end["ce_full"]
-    means = [sum(values) / len(values) for values in (clean, spliced, after)]
+    curves = (run.header["ce_full_clean"], run.header["ce_full_spliced"], run.end["ce_full"])
+    means = [sum(values) / len(values) for values in curves]
     return f"""| model | CE, nats per token |
 |---|---|
 | clean | {means[0]:.4f} |

@@ -1,26 +1,34 @@
 """A finished run in Python again: its problem, its adapted model, and the bridge as either."""
 
 import dataclasses
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from bench.config import method
 from bench.config.spec import MADE_HERE, Spec
 from bench.errors import Rejected, Usage, unknown
-from bench.export import export
+from bench.export import artefacts
+from bench.io.record import Run
 from bench.loading import documents, models, sae_sources, saes, text
 from bench.problem import hooks
 from bench.problem.blocks import named_weights
 from bench.problem.objectives import reconstruction, splice
-from bench.problem.problem import Problem
+from bench.problem.problem import Adapted, Problem
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 MODELS = ("clean", "spliced", "adapted", "without-sae")
 """What a run's bridge can be: nothing on it; the SAEs that the run was lent; what it ended with;
 that without the SAEs."""
 
 
-def load(run):
+def load(run: str | Path) -> "TransformerBridge":
     """The `TransformerBridge` of a finished run, adapted: what `bench.load(RUN)` gives.
 
     `run` is the run's record or the folder beside it. A pass over whole windows of token ids
@@ -29,23 +37,23 @@ def load(run):
     model's own weights (`full`). Raises `Usage` where the run or its SAE is not there, `Rejected`
     where model or SAE are not those that it ran with.
     """
-    run = export.finished(run)
-    problem, adapted = _restored(run, export.trained_saes(run))
+    run = artefacts.finished(run)
+    problem, adapted = _restored(run, artefacts.trained_saes(run))
     _exchange(problem, adapted)
     _attach(problem, adapted.saes, adapted.hooks)
     return problem.bridge
 
 
-def restore(run):
+def restore(run: str | Path) -> tuple[Problem, Adapted]:
     """(the `Problem` that a finished run had, without its windows; the `Adapted` it ended with).
 
     Nothing is on the bridge and its weights are the clean model's. `run` and what is raised are
     as in `load`; the SAEs that the run was lent must be there too where it trained its own.
     """
-    return _restored(export.finished(run))
+    return _restored(artefacts.finished(run))
 
 
-def there_are(problem, adapted):
+def there_are(problem: Problem, adapted: Adapted) -> tuple[str, ...]:
     """Those of `MODELS` that differ: only what takes part besides the SAEs can do without them."""
     beside = adapted.hooks or adapted.blocks
     trained = beside or adapted.saes is not problem.saes
@@ -53,7 +61,7 @@ def there_are(problem, adapted):
 
 
 @contextmanager
-def placed(problem, adapted, which):
+def placed(problem: Problem, adapted: Adapted, which: str) -> Iterator["TransformerBridge"]:
     """The problem's bridge as one of `MODELS`, for the passes inside the block."""
     if which not in MODELS:
         raise unknown("model", which, MODELS)
@@ -70,13 +78,13 @@ def placed(problem, adapted, which):
             _exchange(problem, adapted)
 
 
-def spec_of(run):
+def spec_of(run: Run) -> Spec:
     """The `Spec` of a record, as read."""
     known = {field.name for field in dataclasses.fields(Spec)}
     return Spec(**{name: value for name, value in run.header["spec"].items() if name in known})
 
 
-def validation(run, problem):
+def validation(run: Run, problem: Problem) -> text.Windows:
     """The validation windows of a record, as read (`text.Windows`), on the problem's device.
 
     Raises `Rejected` where the text is not the one that it ran with.
@@ -93,8 +101,8 @@ def _restored(run, folders=()):
     """Problem and adapted model of a record, as read, with the lent SAEs or those in `folders`."""
     spec = spec_of(run)
     folder = models.locate(spec.model, spec.weights)
-    told = run.header.get("model", {}).get("sha256")
-    if told and told != models.fingerprint(folder):
+    sha256 = run.header.get("model", {}).get("sha256")
+    if sha256 and sha256 != models.fingerprint(folder):
         raise Rejected(f"{run.path}: the model '{spec.model}' is not the one that it ran with")
     problem = _problem(spec, folder, folders or _lent(run, spec))
     return problem, _adapted(run, problem, spec)
@@ -102,7 +110,7 @@ def _restored(run, folders=()):
 
 def _lent(run, spec):
     """The folders of the SAEs that a run was lent; from the hub once more, if they were."""
-    lent = export.lent_saes(run)
+    lent = artefacts.lent_saes(run)
     if lent:
         return lent
     if spec.sae in MADE_HERE:
@@ -116,7 +124,6 @@ def _lent(run, spec):
 def _problem(spec, folder, folders):
     """The problem of a spec with the model in `folder`, the SAEs in `folders` and no windows."""
     tokenizer = models.load_tokenizer(folder)
-    special = models.special_ids(tokenizer)
     bridge = models.load(folder, spec, tokenizer)
     return Problem(
         bridge,
@@ -125,7 +132,7 @@ def _problem(spec, folder, folders):
         torch.zeros(1, 1, dtype=torch.long, device=spec.device),
         spliced=spec.spliced,
         scored=spec.scored,
-        special=special,
+        special=models.special_ids(tokenizer),
     )
 
 
@@ -137,10 +144,11 @@ def _adapted(run, problem, spec):
     """What the run's method yields first, with what it had trained at the end."""
     from safetensors.torch import load_file
 
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in run.header["config"].items()}
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in run.header["config"].items()}
+    if "init" in config:
+        config["init"] = ""  # what it ended with is in its own folder
     module = method.entry(run.header["method"]).module
-    start = {"init": ""} if "init" in given else {}  # what it ended with is in its own folder
-    adapted = next(module.train(problem, [], module.Config(**{**given, **start})))
+    adapted = next(module.train(problem, [], module.Config(**config)))
     path = run.path.with_suffix("") / "state.safetensors"
     state = load_file(path) if path.is_file() else {}
     for name, part in adapted.state.items():
@@ -149,7 +157,7 @@ def _adapted(run, problem, spec):
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             part.load_state_dict(own)
             part.eval().requires_grad_(False)
-    trained = export.trained_saes(run)
+    trained = artefacts.trained_saes(run)
     if trained:  # plain SAEs, a correction of their output folded in
         adapted.saes = _loaded(trained, problem.points, spec).requires_grad_(False).eval()
     return adapted
@@ -167,18 +175,15 @@ def _attach(problem, own, adapters):
     """Put SAEs and adapters onto the hook points for good."""
     seen = {}
 
-    def remember(value, hook):
-        seen["tokens"] = value
-
-    def spliced(sae):
+    def splicing(sae):
         def replace(value, hook):
             rows = problem.rows(seen["tokens"], problem.spliced)
-            return splice(lambda tokens: reconstruction(sae, tokens), rows)(value, hook)
+            return splice(partial(reconstruction, sae), rows)(value, hook)
 
         return replace
 
-    problem.points["embed.hook_in"].add_hook(remember)
+    remember = ("embed.hook_in", lambda value, hook: seen.update(tokens=value))
     sites = problem.site_names[: len(own)]
-    splices = [(name, spliced(sae)) for name, sae in zip(sites, own, strict=True)]
-    for name, function in [*splices, *adapters]:
+    splices = zip(sites, map(splicing, own), strict=True)
+    for name, function in [remember, *splices, *adapters]:
         problem.points[name].add_hook(function)

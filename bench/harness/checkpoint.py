@@ -1,4 +1,4 @@
-"""The state of a run on disk, from which it goes on after a kill: the last two are kept.
+"""The state of a run on disk, from which a killed run is resumed: the last two are kept.
 
 A checkpoint is a file of tensors and plain values, `step-00000016-<hash>.pt` in the run's folder;
 the hash in its name is that of its bytes, so that a damaged one is known before it is read.
@@ -6,17 +6,23 @@ the hash in its name is that of its bytes, so that a damaged one is known before
 
 import hashlib
 import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 from bench.config.method import same_code
 from bench.errors import Rejected, Unavailable, Usage, reason
 from bench.io.console import say
 from bench.io.files import new_file, synchronize
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 KEPT = 2
 DIGITS = 16
 
 
-def check_room(folder, parameters):
+def check_room(folder: Path, parameters: "Iterable[Tensor]") -> None:
     """Raise `Unavailable` where the disk has no room for the checkpoints of these parameters.
 
     A checkpoint holds them and two averages of Adam's; two lie there while a third is written.
@@ -28,15 +34,15 @@ def check_room(folder, parameters):
         raise Unavailable(f"{folder}: its checkpoints need {need:,} bytes, {free:,} are free")
 
 
-def write(folder, step, taken):
-    """Write what was taken at `step`; the two latest checkpoints stay, what is older goes.
+def write(folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Write the state at `step`; the two latest checkpoints stay, older ones are deleted.
 
     Raises `Unavailable` where there is no room: the ones before are then still there.
     """
     for left in folder.glob(".step-*"):  # of a process that was killed
         left.unlink()
     written = folder / f"step-{step:08d}.writing"
-    new_file(written, lambda temporary: _save(taken, temporary))
+    new_file(written, lambda temporary: _save(state, temporary))
     path = folder / f"step-{step:08d}-{_hash(written)}.pt"
     written.replace(path)
     synchronize(folder)
@@ -44,12 +50,12 @@ def write(folder, step, taken):
         older.unlink()
 
 
-def found(folder):
+def found(folder: Path) -> list[Path]:
     """The checkpoints in a run's folder, the latest first."""
     return sorted(folder.glob("step-*-*.pt"), reverse=True)
 
 
-def latest(folder, run):
+def latest(folder: Path, run: str) -> dict[str, Any] | None:
     """The latest sound checkpoint of the run of this name, or None where there is none.
 
     A damaged one is named and the one before it is taken; `Rejected` where all are damaged.
@@ -66,13 +72,13 @@ def latest(folder, run):
     return None
 
 
-def clear(folder):
+def clear(folder: Path) -> None:
     """Delete the checkpoints of a run that has ended well."""
     for path in [*found(folder), *folder.glob("*.writing")]:
         path.unlink(missing_ok=True)
 
 
-def _load(path, run):
+def _load(path: Path, run: str) -> dict[str, Any]:
     import torch
 
     try:
@@ -82,22 +88,22 @@ def _load(path, run):
     if not sound:
         raise Rejected(f"{path}: damaged ({path.stat().st_size:,} bytes that do not fit its name)")
     try:
-        taken = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch raises: the bytes are as they were written
         raise Rejected(f"{path}: cannot be read ({reason(error)})") from None
-    if taken["run"] != run:
-        raise Rejected(f"{path}: of another run, {taken['run']}")
-    return taken
+    if state["run"] != run:
+        raise Rejected(f"{path}: of another run, {state['run']}")
+    return state
 
 
-def _save(taken, path):
+def _save(state: dict[str, Any], path: Path) -> None:
     """`torch.save` that raises the OSError of a full disk as such, which torch hides."""
     import torch
 
     with path.open("wb") as file:
         watched = _Watched(file)
         try:
-            torch.save(taken, watched)
+            torch.save(state, watched)
         except RuntimeError:
             if watched.error:
                 raise watched.error from None
@@ -107,27 +113,27 @@ def _save(taken, path):
 class _Watched:
     """A file that remembers what went wrong in writing to it."""
 
-    def __init__(self, file):
+    def __init__(self, file: IO[bytes]) -> None:
         self._file, self.error = file, None
 
-    def write(self, data):
+    def write(self, data: bytes) -> int:
         try:
             return self._file.write(data)
         except OSError as error:
             self.error = error
             raise
 
-    def flush(self):
+    def flush(self) -> None:
         self._file.flush()
 
 
-def _hash(path):
+def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
 
 
-def check_unchanged(header, present, path):
-    """Raise `Usage` where a record's `header` differs from the `present` in what it was made of."""
+def check_unchanged(header: dict[str, Any], present: Mapping[str, Any], path: Path) -> None:
+    """Raise `Usage` where a record's `header` names other code or inputs than the `present`."""
     changed = []
     if not same_code(header.get("source") or present["source"], present["source"]):
         changed.append(f"methods/{header['method']}.py")
@@ -141,6 +147,6 @@ def check_unchanged(header, present, path):
         raise Usage(f"{path}: made with another {' and '.join(changed)}; --fresh runs it again")
 
 
-def _differ(before, after, field):
+def _differ(before: Mapping | None, after: Mapping, field: str) -> bool:
     values = [(before or {}).get(field), after.get(field)]
     return None not in values and values[0] != values[1]

@@ -5,19 +5,25 @@ none. Off the clock.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from bench.devices import wide
 from bench.distributed import group, shares
 from bench.errors import Rejected, Usage
 from bench.io import console
 from bench.io.files import new_file
+from bench.loading.text import Windows
 from bench.problem import losses
+from bench.problem.blocks import Tokens
 from bench.problem.losses import Teacher
 from bench.problem.objectives import flat
-from bench.problem.problem import Adapted, Clean
+from bench.problem.problem import Adapted, Clean, Problem
 
 TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 16_384, "mps": 4_096}
 """Tokens that go through the model at once."""
@@ -27,12 +33,12 @@ TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 16_384, "mps": 4_096}
 class HeldOut:
     """Held-out windows with what the clean model makes of them."""
 
-    tokens: torch.Tensor  # [windows, seq]
+    tokens: Int[Tensor, "windows seq"]
     documents: list
     """The document of each window."""
-    entry: torch.Tensor  # [windows, seq, d_model]
+    entry: Float[Tensor, "windows seq d_model"]
     """The clean residual that the spliced model restarts at."""
-    ce_clean: list
+    ce_clean: list[float]
     """The clean model's CE, one per document, in nats per scored token."""
     teacher: Teacher | None = None
     """What the KL needs of the clean model, by predicted token; None where no KL is asked for."""
@@ -42,17 +48,17 @@ class HeldOut:
 class Score:
     """An adapted model on held-out windows."""
 
-    ce: list
+    ce: list[float]
     """CE per document, in nats per scored token."""
     kl: float | None
     """KL(clean || adapted) in nats per scored token, where the windows have a teacher."""
-    l0: list
+    l0: list[float]
     """Mean number of latents that fire, by site."""
-    fvu: list
+    fvu: list[float]
     """Fraction of variance unexplained, by site."""
 
 
-def by_site(score, part=""):
+def by_site(score: Score, part: str = "") -> dict[str, list[float]]:
     """L0 and FVU of each SAE as fields of a record, where there are several; `part` is `_full`
     for the validation set."""
     several = len(score.l0) > 1
@@ -62,12 +68,12 @@ def by_site(score, part=""):
 class Gauge:
     """An SAE's reconstruction that also sums up L0 and FVU as activations pass through."""
 
-    def __init__(self, sae):
+    def __init__(self, sae: torch.nn.Module) -> None:
         self.sae = sae
         self.n, self.fired, self.error, self.squares, self.sum = 0, 0, 0.0, 0.0, 0.0
         """Sums over tokens, on the device: nothing waits for it in between."""
 
-    def __call__(self, activations):
+    def __call__(self, activations: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
         latents = self.sae.encode(activations)
         made = self.sae.decode(latents)
         self.n += len(activations)
@@ -78,26 +84,26 @@ class Gauge:
         self.sum = self.sum + given.sum(0)
         return made
 
-    def add_up(self):
+    def add_up(self) -> None:
         """Add what the other processes have seen."""
         if not group.sharded():
             for name in ("n", "fired", "error", "squares", "sum"):
                 setattr(self, name, group.total(getattr(self, name)))
 
     @property
-    def l0(self):
+    def l0(self) -> float:
         """Latents that fire, a token."""
         return int(self.fired) / self.n
 
     @property
-    def fvu(self):
+    def fvu(self) -> float:
         """Squared error over the variance around the mean activation."""
         variance = float(self.squares) - float(self.sum.square().sum()) / self.n
         return float(self.error) / variance if variance else math.nan
 
 
 @torch.no_grad()
-def measure(problem, held_out, adapted):
+def measure(problem: Problem, held_out: HeldOut, adapted: Adapted) -> Score:
     """`Score` of an adapted model; several processes take a share of the windows each."""
     gauges = [Gauge(sae) for sae in adapted.saes]
     mine, first, n = share_of(problem, held_out)
@@ -114,7 +120,7 @@ def measure(problem, held_out, adapted):
     )
 
 
-def share_of(problem, held_out):
+def share_of(problem: Problem, held_out: HeldOut) -> tuple[HeldOut, int, int]:
     """(this process' share of the windows, number of its first prediction, how many there are)."""
     if (windows := len(held_out.tokens)) < group.world():
         raise Usage(f"{group.world()} processes share {windows} held-out windows: too many")
@@ -130,7 +136,7 @@ def share_of(problem, held_out):
 
 
 @torch.no_grad()
-def ablated(problem, held_out):
+def ablated(problem: Problem, held_out: HeldOut) -> list[float]:
     """CE per document with every position of the sites set to 0, as SAELens ablates."""
     bare, zeros = Adapted(saes=problem.saes), [torch.zeros_like] * len(problem.saes)
     entropies, _ = by_token(problem, held_out, bare, zeros, "all")
@@ -138,8 +144,15 @@ def ablated(problem, held_out):
 
 
 @torch.no_grad()
-def by_token(problem, held_out, adapted, reconstruct=None, positions=None, teacher=None):
-    """(CE, KL to the `teacher` or None) of every predicted token in order: [predictions] each.
+def by_token(
+    problem: Problem,
+    held_out: HeldOut,
+    adapted: Adapted,
+    reconstruct: list[Callable] | None = None,
+    positions: str | None = None,
+    teacher: Teacher | None = None,
+) -> tuple[Float[Tensor, " predictions"], Float[Tensor, " predictions"] | None]:
+    """(CE, KL to the `teacher` or None) of every predicted token, in order.
 
     `reconstruct`, a function for each site, takes the place of the SAEs.
     """
@@ -148,20 +161,26 @@ def by_token(problem, held_out, adapted, reconstruct=None, positions=None, teach
     return losses.evaluate(finals, targets, problem.head, teacher)
 
 
-def finals_of(problem, held_out, adapted, reconstruct, positions=None):
-    """Final hidden states at the predicted positions: [predictions, d_model]."""
+def finals_of(
+    problem: Problem,
+    held_out: HeldOut,
+    adapted: Adapted,
+    reconstruct: list[Callable] | None,
+    positions: str | None = None,
+) -> Float[Tensor, "predictions d_model"]:
+    """Final hidden states at the predicted positions."""
     start, finals = problem.start_of(adapted), []
     for part in console.bar(parts(held_out.tokens), desc="evaluating"):
         tokens = held_out.tokens[part]
         known = start == problem.site_start
         entry = held_out.entry[part] if known else problem.entry(tokens, start)
-        clean = Clean(tokens, start, entry, sites=[], reached=())
+        clean = Clean(tokens, start, entry, sites=[], reached=None)
         rows, _ = predictions(problem, tokens)
         finals.append(flat(problem.final(clean, adapted, reconstruct, positions))[rows])
     return torch.cat(finals)
 
 
-def clean_side(problem, windows, path, with_kl):
+def clean_side(problem: Problem, windows: Windows, path: Path, with_kl: bool) -> HeldOut:
     """`HeldOut` for these windows, kept at `path` (a file in the cache)."""
     from safetensors.torch import load_file, save_file
 
@@ -175,7 +194,7 @@ def clean_side(problem, windows, path, with_kl):
 
 
 @torch.no_grad()
-def _measure_clean(problem, tokens, with_kl):
+def _measure_clean(problem: Problem, tokens: Tokens, with_kl: bool) -> dict[str, Tensor]:
     bare = Adapted(saes=problem.saes)
     entries, finals = [], []
     for part in console.bar(parts(tokens), desc="clean model"):
@@ -193,18 +212,20 @@ def _measure_clean(problem, tokens, with_kl):
     return arrays
 
 
-def parts(tokens):
+def parts(tokens: Tokens) -> list[slice]:
     """Slices of windows that go through the model at once."""
     size = at_once(tokens.device, tokens.shape[1])
     return [slice(at, at + size) for at in range(0, len(tokens), size)]
 
 
-def at_once(device, length):
+def at_once(device: torch.device, length: int) -> int:
     """How many windows of this length go through the model at once."""
     return max(1, TOKENS_AT_ONCE[device.type] // length)
 
 
-def predictions(problem, tokens):
+def predictions(
+    problem: Problem, tokens: Tokens
+) -> tuple[Int[Tensor, " predictions"], Int[Tensor, " predictions"]]:
     """Flat positions whose next-token prediction is scored, and the tokens they should give."""
     seq = tokens.shape[1]
     rows = problem.rows(tokens, problem.scored)
@@ -212,7 +233,9 @@ def predictions(problem, tokens):
     return rows, tokens.flatten()[rows + 1]
 
 
-def per_document(entropies, problem, windows):
+def per_document(
+    entropies: Float[Tensor, " predictions"], problem: Problem, windows: Windows | HeldOut
+) -> list[float]:
     """CE per scored token, in order -> the mean of each document, in the order they come."""
     rows, _ = predictions(problem, windows.tokens)
     names = list(dict.fromkeys(windows.documents))
@@ -228,6 +251,6 @@ def per_document(entropies, problem, windows):
     return (sums / counts).tolist()
 
 
-def mean(values):
+def mean(values: list[float]) -> float:
     """The mean of a list of floats."""
     return math.fsum(values) / len(values)

@@ -1,7 +1,10 @@
-"""Runs methods on one problem, a record each; what ends before its time can be gone on with."""
+"""Runs methods on one problem, a record each; an interrupted run can be resumed."""
 
 import traceback
 from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -19,12 +22,14 @@ from bench.errors import (
 )
 from bench.harness import checkpoint, signals
 from bench.harness.drive import Diverged, warm_up
-from bench.harness.resume import going_on
+from bench.harness.evaluate import HeldOut, Score
+from bench.harness.resume import resumed_from
 from bench.harness.run import Run
 from bench.harness.signals import Stopped
 from bench.io.files import new_text
 from bench.io.record import Unwritten, Writer, encoded
 from bench.problem.oom import MicroBatching
+from bench.problem.problem import Problem
 
 KINDS = {kind.code: kind for kind in (Rejected, Unavailable, RunFailed)}
 
@@ -32,7 +37,15 @@ KINDS = {kind.code: kind for kind in (Rejected, Unavailable, RunFailed)}
 class Harness:
     """Runs methods on one problem and writes a record for each run."""
 
-    def __init__(self, problem, curve, validation, spliced, clock, sae_cost):
+    def __init__(
+        self,
+        problem: Problem,
+        curve: HeldOut,
+        validation: HeldOut,
+        spliced: Score,
+        clock: dict[str, Any],
+        sae_cost: dict[str, Any] | None,
+    ) -> None:
         self.problem, self.curve, self.validation = problem, curve, validation
         self.spliced = spliced
         """The `Score` of the bare spliced model on the validation windows."""
@@ -60,10 +73,10 @@ class Harness:
             raise KINDS[outcome.code](outcome.why)
         return outcome
 
-    def _run(self, settings):
-        # Of several processes the first one finds what there is, and writes the record.
-        found = going_on(settings.path, settings.header) if group.is_first() else None
-        resumed, segments, resumed_fields = group.from_first(found)
+    def _run(self, settings: RunSettings) -> Outcome:
+        # Of several processes the first one looks for a checkpoint, and writes the record.
+        state = resumed_from(settings.path, settings.header) if group.is_first() else None
+        resumed, segments, resumed_fields = group.from_first(state)
         lines = resumed["lines"] if resumed else [encoded(settings.header)]
         writer = Writer(settings.path, lines) if group.is_first() else Unwritten()
         micro = MicroBatching(self.micro_batch)
@@ -91,7 +104,7 @@ class Harness:
             checkpoint.clear(settings.folder)
         return outcome
 
-    def _warm_up(self, method, config, micro):
+    def _warm_up(self, method: ModuleType, config: object, micro: MicroBatching) -> None:
         """Once for a method and config on this problem.
 
         Memory that runs out here does so off the clock, and the run begins in smaller parts.
@@ -101,7 +114,7 @@ class Harness:
                 warm_up(method, self.problem.of_run(micro), config)
             self._warm.add((method.__name__, repr(config)))
 
-    def _take_back(self):
+    def _take_back(self) -> bool:
         """Put the lent SAEs right again; whether that was needed."""
         now = self.problem.saes.state_dict()
         changed = any(not torch.equal(now[name], self._lent[name]) for name in now)
@@ -111,7 +124,7 @@ class Harness:
         return changed
 
 
-def _failed(error, folder):
+def _failed(error: BaseException, folder: Path) -> Outcome:
     """The `Outcome` of a run that raised; the traceback goes into its folder."""
     if isinstance(error, Fault):
         return Outcome("error", str(error), error.code)
@@ -123,7 +136,7 @@ def _failed(error, folder):
     return Outcome("error", f"{type(error).__name__}: {error}", RunFailed.code)
 
 
-def _close(writer, outcome, fields):
+def _close(writer: Writer | Unwritten, outcome: Outcome, fields: dict[str, Any]) -> Outcome:
     """Write the end line; a disk that is full by now takes nothing from what is there."""
     try:
         writer.end(

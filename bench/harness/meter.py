@@ -5,11 +5,16 @@ Passes are counted by module hooks on the blocks and the final norm, so that no 
 forget to count. A backward pass is counted where the gradient arrives at a module's output.
 """
 
+import statistics
 from collections import deque
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Module
 
 from bench import devices
 from bench.distributed import group
@@ -50,7 +55,7 @@ STEPS_KEPT = 10_000
 """Of how many steps at most the duration is remembered."""
 
 
-def timed(function, *arguments):
+def timed(function: Callable, *arguments: Any) -> tuple[Any, float]:
     """(what the function gives, seconds it took): for what is timed outside any run."""
     started = clock.read()
     result = function(*arguments)
@@ -60,20 +65,20 @@ def timed(function, *arguments):
 class Meter:
     """Counts what happens to `bridge` while `running()`; nothing else is counted."""
 
-    def __init__(self, bridge):
+    def __init__(self, bridge: Module) -> None:
         self.cost = Cost()
-        self.steps = deque(maxlen=STEPS_KEPT)
+        self.steps: deque[float] = deque(maxlen=STEPS_KEPT)
         """Seconds that each of the last steps took."""
         self._bridge = bridge
         self._device = bridge.unembed.weight.device
         self._on = False
 
-    def reading(self):
+    def reading(self) -> dict[str, Any]:
         """The cost so far, as a flat dict."""
         return {k: v for k, v in asdict(self.cost).items() if v or k not in SELDOM}
 
-    def of_all(self):
-        """The cost so far of all processes of the run: passes are added up, and told by rank too;
+    def of_all(self) -> dict[str, Any]:
+        """The cost so far of all processes of the run: passes are added up, and listed by rank;
         seconds are those of the first, memory the most that one of them used."""
         mine = self.reading()
         if group.world() == 1:
@@ -84,11 +89,11 @@ class Meter:
         by_rank = [{name: one[name] for name in (*PASSES, "peak_bytes")} for one in every]
         return {**every[0], **summed, "peak_bytes": peak, "by_rank": by_rank}
 
-    def state(self):
-        """What a resumed run goes on from."""
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the meter."""
         return {"cost": asdict(self.cost), "steps": list(self.steps)}
 
-    def take_up(self, states):
+    def take_up(self, states: list[dict[str, Any]]) -> None:
         """Go on from the `state` of every process that has worked on the run; what this meter has
         counted before does not count. Of another number of processes the first takes all."""
         known, first = len(states) == group.world(), group.is_first()
@@ -100,7 +105,7 @@ class Meter:
                 setattr(self.cost, name, sum(s["cost"][name] for s in states) if first else 0)
 
     @contextmanager
-    def running(self, a_step=True):
+    def running(self, a_step: bool = True) -> Iterator[None]:
         """The clock runs and passes count inside the block, which is a step or comes before."""
         self._on = True
         devices.forget_peak(self._device)
@@ -114,16 +119,16 @@ class Meter:
         if a_step:
             self.steps.append(passed[0].seconds)
 
-    def evaluation(self):
+    def evaluation(self) -> AbstractContextManager:
         """A context manager: the block's time goes to `evaluation_seconds`; no pass counts."""
         return self._accumulating("evaluation_seconds")
 
-    def checkpoint(self):
+    def checkpoint(self) -> AbstractContextManager:
         """A context manager: the block's time goes to `checkpoint_seconds`."""
         return self._accumulating("checkpoint_seconds")
 
     @contextmanager
-    def _accumulating(self, field):
+    def _accumulating(self, field: str) -> Iterator[list[clock.Reading]]:
         devices.synchronize(self._device)
         started, passed = clock.read(), []
         try:
@@ -135,13 +140,17 @@ class Meter:
             self.cost.clock_jump_seconds += abs(passed[0].jump)
             setattr(self.cost, field, getattr(self.cost, field) + passed[0].seconds)
 
-    def spread(self):
+    def spread(self) -> dict[str, float]:
         """Seconds that a step took: the median and the 95th percentile; {} before there is one."""
-        ordered = sorted(self.steps)
-        return {f"p{p}": _percentile(ordered, p) for p in (50, 95)} if ordered else {}
+        if not self.steps:
+            return {}
+        # `quantiles` wants two numbers: one step twice has the percentiles of one step.
+        steps = self.steps if len(self.steps) > 1 else [*self.steps] * 2
+        percentiles = statistics.quantiles(steps, n=100, method="inclusive")
+        return {"p50": percentiles[49], "p95": percentiles[94]}
 
     @contextmanager
-    def watching(self):
+    def watching(self) -> Iterator["Meter"]:
         """Keep the counting hooks on the bridge for the length of a run."""
         handles = [self._bridge.ln_final.register_forward_hook(self.saw_pass)]
         handles += [block.register_forward_hook(self.saw_block) for block in self._bridge.blocks]
@@ -151,26 +160,26 @@ class Meter:
             for handle in handles:
                 handle.remove()
 
-    def fetched(self, tokens):
+    def fetched(self, tokens: Tensor) -> None:
         """A training batch [batch, seq] was handed to the method."""
         if self._on:
             self.cost.tokens += tokens.numel()
 
-    def saw_pass(self, module, inputs, output):
+    def saw_pass(self, module: Module, inputs: tuple, output: Tensor) -> None:
         """The final norm's forward hook: a pass, and one back if a gradient arrives."""
         if self._on:
             self.cost.forwards += 1
             n_tokens = output.shape[:2].numel()
             self._when_gradient_arrives(output, backwards=1, backward_tokens=n_tokens)
 
-    def saw_block(self, module, inputs, output):
+    def saw_block(self, module: Module, inputs: tuple, output: Tensor | tuple) -> None:
         """A block's forward hook."""
         if self._on:
             self.cost.block_forwards += 1
             out = output[0] if isinstance(output, tuple) else output
             self._when_gradient_arrives(out, block_backwards=1)
 
-    def _when_gradient_arrives(self, output, **counts):
+    def _when_gradient_arrives(self, output: Tensor, **counts: int) -> None:
         if not (torch.is_grad_enabled() and output.requires_grad):
             return
 
@@ -180,11 +189,3 @@ class Meter:
                     setattr(self.cost, name, getattr(self.cost, name) + number)
 
         output.register_hook(count)
-
-
-def _percentile(ordered, percent):
-    """The percentile of sorted numbers, on a line between the two around it."""
-    place = percent / 100 * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])

@@ -7,8 +7,10 @@ import sys
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from bench import __version__
+from bench.config.spec import Spec
 from bench.io import ranks
 from bench.io.clock import timestamp
 
@@ -18,7 +20,7 @@ CODE = ("bench", "methods", "analysis", "pyproject.toml", "constraints.txt")
 PACKAGES = ("torch", "transformers", "transformer-lens", "sae-lens")
 
 
-def provenance(spec):
+def provenance(spec: Spec) -> dict[str, Any]:
     """The header's fields on weights, code, machine and moment."""
     from bench.distributed import group  # torch
 
@@ -37,7 +39,7 @@ def provenance(spec):
     }
 
 
-def clock(device):
+def clock(device: str) -> dict[str, Any]:
     """What seconds depend on."""
     import torch
 
@@ -49,12 +51,12 @@ def clock(device):
     return {"device": device, "machine": machine(device), "threads": threads, "matmul": products}
 
 
-def versions():
+def versions() -> dict[str, str]:
     """Versions of the packages that the numbers depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def machine(device):
+def machine(device: str) -> str:
     """The processor's name and number of cores, or the accelerator's name."""
     if device == "cuda":
         import torch
@@ -70,7 +72,7 @@ def machine(device):
 
 
 @cache
-def _git(*arguments):
+def _git(*arguments: str) -> str | None:
     """The output of a git command on this package's checkout; None where it is none.
 
     Asked once a process: the code that runs is the code that was there when it started.

@@ -2,6 +2,9 @@
 
 import math
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -9,27 +12,31 @@ from bench.config.request import RunSettings
 from bench.distributed import group, shares
 from bench.harness import checkpoint, signals
 from bench.harness.drive import Diverged, drive, evaluating, seed_all, snapshot
-from bench.harness.evaluate import by_site, mean, measure
+from bench.harness.evaluate import Score, by_site, mean, measure
 from bench.harness.meter import Meter
 from bench.io import console
 from bench.io.files import new_file, new_folder
+from bench.io.record import Unwritten, Writer
 from bench.loading import saes
 from bench.problem.batches import Batches
 from bench.problem.gradient_check import Reached
 from bench.problem.oom import MicroBatching
-from bench.problem.problem import trained_by
+from bench.problem.problem import Adapted, trained_by
+
+if TYPE_CHECKING:
+    from bench.harness.harness import Harness
 
 SHARE_OF_TIME = 0.05
 """Writing checkpoints takes at most about so much of a run."""
 
 
-def doubling(steps):
+def doubling(steps: int) -> list[int]:
     """The steps to evaluate at: 0, 1, 2, 4, ... and the last."""
     powers = [2**i for i in range(steps.bit_length()) if 2**i < steps]
     return [0, *powers, steps] if steps else [0]
 
 
-def checkpoints(number, steps):
+def checkpoints(number: int, steps: int) -> list[int]:
     """The steps at `number` even shares of a run."""
     return sorted({max(1, round(steps * i / number)) for i in range(1, number + 1)})
 
@@ -37,19 +44,19 @@ def checkpoints(number, steps):
 class Run:
     """Drives the method of `settings` on the problem of `harness`, and writes rows with `writer`.
 
-    `resumed` is the checkpoint to go on from, if any; `segments` the processes that worked on the
-    run so far. A run begins with `micro`, or with what its checkpoint says.
+    `resumed` is the checkpoint that the run continues, if any; `segments` the processes that
+    worked on it so far. A run begins with `micro`, a resumed one with its checkpoint's.
     """
 
     def __init__(
         self,
-        harness,
+        harness: "Harness",
         settings: RunSettings,
-        writer,
-        resumed: dict | None,
-        segments: list,
+        writer: Writer | Unwritten,
+        resumed: dict[str, Any] | None,
+        segments: list[dict[str, Any]],
         micro: MicroBatching,
-    ):
+    ) -> None:
         self.harness, self.settings, self.writer = harness, settings, writer
         self.resumed, self.segments = resumed, segments
         if resumed:  # gradients were looked at in the first passes, and these are later
@@ -65,7 +72,7 @@ class Run:
         self._saved_at, self._took = None, 0.0
         """When the last checkpoint was written, by the meter, and how long that took."""
 
-    def go(self) -> dict:
+    def go(self) -> dict[str, Any]:
         """Run to the end -> the fields of the end line. Raises `Stopped` where that was asked for,
         with a checkpoint written, and whatever the method raises."""
         problem, about = self.problem, self.settings
@@ -89,7 +96,7 @@ class Run:
             save_state(adapted, self.settings.folder)
         return self._end_fields(score, adapted)
 
-    def _visit(self, step, adapted, batches):
+    def _visit(self, step: int, adapted: Adapted, batches: Batches) -> None:
         """What is done between two steps: measure, keep, and write a checkpoint when it is time."""
         if self._saved_at is None:  # at the start, or where the checkpoint was taken
             self._saved_at = self._now()
@@ -110,7 +117,7 @@ class Run:
         if step < self.settings.steps and due:
             self._save(step, adapted, batches)
 
-    def _look(self, step, adapted, batches):
+    def _look(self, step: int, adapted: Adapted, batches: Batches) -> None:
         """Write the row of a step, unless it is there."""
         if step <= self.measured:
             return
@@ -120,7 +127,9 @@ class Run:
         if not math.isfinite(row["ce"]):
             raise Diverged(f"CE {row['ce']} at step {step}")
 
-    def _unless_stopped(self, evaluate, step, adapted, batches):
+    def _unless_stopped(
+        self, evaluate: Callable, step: int, adapted: Adapted, batches: Batches
+    ) -> Any:
         """What `evaluate(step, adapted)` gives; a stop that comes meanwhile has a checkpoint."""
         try:
             with signals.at_once():
@@ -129,7 +138,7 @@ class Run:
             self._save(step, adapted, batches)
             raise
 
-    def _row(self, step, adapted):
+    def _row(self, step: int, adapted: Adapted) -> dict[str, Any]:
         with evaluating(adapted), self.meter.evaluation():
             score = measure(self.problem, self.harness.curve, adapted)
         row = {
@@ -146,16 +155,16 @@ class Run:
             row["cache_filled_tokens"] = self.problem.clean_cache.filled
         return row
 
-    def _is_time(self):
+    def _is_time(self) -> bool:
         """Whether enough has passed since the last checkpoint, in steps and evaluations."""
         passed = self._now() - self._saved_at
         every = self.settings.every
         return not every or passed >= max(every, self._took / SHARE_OF_TIME)
 
-    def _now(self):
+    def _now(self) -> float:
         return self.meter.cost.seconds + self.meter.cost.evaluation_seconds
 
-    def _save(self, step, adapted, batches):
+    def _save(self, step: int, adapted: Adapted, batches: Batches) -> None:
         before = self.meter.cost.checkpoint_seconds
         with self.meter.checkpoint():
             meters = group.gathered(self.meter.state())
@@ -165,7 +174,7 @@ class Run:
         self._took = self.meter.cost.checkpoint_seconds - before
         self._saved_at = self._now()
 
-    def _state_at(self, step, adapted, batches, meters):
+    def _state_at(self, step: int, adapted: Adapted, batches: Batches, meters: list) -> dict:
         return snapshot(step, adapted, batches, meters) | {
             "run": self.settings.path.stem,
             "lines": self.writer.lines,
@@ -176,7 +185,7 @@ class Run:
             "filled": self.problem.clean_cache.filled if self.problem.clean_cache else 0,
         }
 
-    def _keep(self, share, adapted):
+    def _keep(self, share: float, adapted: Adapted) -> None:
         """Save the SAEs, where the run trains them, with what they had cost by now."""
         if adapted.saes is self.problem.saes:
             return
@@ -195,20 +204,20 @@ class Run:
             with new_folder(self.settings.folder / name, replace=True) as temporary:
                 saes.save(sae, temporary, **about)
 
-    def _score(self, step, adapted):
+    def _score(self, step: int, adapted: Adapted) -> Score:
         """What was trained on the validation set."""
         if adapted.hooks or adapted.blocks or adapted.saes is not self.problem.saes:
             with evaluating(adapted):
                 return measure(self.problem, self.harness.validation, adapted)
         return self.harness.spliced
 
-    def spent(self):
+    def spent(self) -> dict[str, Any]:
         """What any end line says, however the run ended."""
         spread, halvings = self.meter.spread(), self.problem.micro.halvings
-        told = {"step_seconds": spread} if spread else {}
-        return told | ({"memory": halvings} if halvings else {})
+        fields = {"step_seconds": spread, "memory": halvings}
+        return {name: value for name, value in fields.items() if value}
 
-    def _end_fields(self, score, adapted):
+    def _end_fields(self, score: Score, adapted: Adapted) -> dict[str, Any]:
         return {
             "ce_full": score.ce,
             "l0_full": mean(score.l0),
@@ -218,7 +227,7 @@ class Run:
         }
 
 
-def save_state(adapted, folder):
+def save_state(adapted: Adapted, folder: Path) -> None:
     """Write the modules that a run trained to `folder`/state.safetensors, names as in `state`."""
     from safetensors.torch import save_file
 

@@ -4,21 +4,24 @@ That stop comes after the step that is running, or at once where nothing can be 
 """
 
 import signal
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
+Handler = Callable[[int, FrameType | None], None]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
     """The command was ended by a signal, and nothing of it is running any more."""
 
-    def __init__(self, number):
+    def __init__(self, number: int) -> None:
         self.code = 130 if number == signal.SIGINT else 143
         super().__init__(signal.Signals(number).name)
 
 
 @contextmanager
-def handling(handler):
+def handling(handler: Handler) -> Iterator[None]:
     """Handle signals inside the block; one that is ignored, as after nohup, stays so."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
@@ -29,7 +32,7 @@ def handling(handler):
             signal.signal(number, before[number])
 
 
-def handle(handler, signals=SIGNALS):
+def handle(handler: Handler, signals: Iterable[int] = SIGNALS) -> None:
     """Handle signals from now on, those that are ignored excepted."""
     for number in signals:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -37,7 +40,7 @@ def handle(handler, signals=SIGNALS):
 
 
 @contextmanager
-def blocked():
+def blocked() -> Iterator[None]:
     """Inside the block signals wait; a process that is forked there begins with waiting ones."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -46,12 +49,12 @@ def blocked():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def unblock():
+def unblock() -> None:
     """Let the signals come that have waited."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def leave(number, frame):
+def leave(number: int, frame: FrameType | None) -> None:
     """The handler of a command that runs nothing which has to be asked."""
     raise Interrupted(number)
 
@@ -63,7 +66,7 @@ class Stopped(BaseException):
 _state = {"asked": False, "at_once": False, "in_step": False}
 
 
-def ask(*_):
+def ask(*_: object) -> None:
     """Ask for a stop; also the handler of a signal."""
     _state["asked"] = True
     if _state["at_once"]:
@@ -71,23 +74,23 @@ def ask(*_):
         raise Stopped
 
 
-def asked():
+def asked() -> bool:
     """Whether a stop was asked for."""
     return _state["asked"]
 
 
-def only_in_step():
+def only_in_step() -> None:
     """From now on no stop comes at once: several processes must stop at the same place."""
     _state["in_step"] = True
 
 
-def forget():
+def forget() -> None:
     """Nobody has asked, as at the start of a process."""
     _state.update(asked=False, at_once=False)
 
 
 @contextmanager
-def at_once():
+def at_once() -> Iterator[None]:
     """Inside the block, which must leave nothing half done, a stop comes at once."""
     with _set(not _state["in_step"]):
         if asked() and not _state["in_step"]:
@@ -96,14 +99,14 @@ def at_once():
 
 
 @contextmanager
-def held():
+def held() -> Iterator[None]:
     """Inside the block a stop waits until somebody asks `asked`."""
     with _set(False):
         yield
 
 
 @contextmanager
-def _set(value):
+def _set(value: bool) -> Iterator[None]:
     before, _state["at_once"] = _state["at_once"], value
     try:
         yield

@@ -3,17 +3,5 @@
 Knows nothing of passes, losses or runs.
 """
 
-__all__ = [
-    "peft_format",
-    "cpu_kernels",
-    "documents",
-    "hub",
-    "models",
-    "packages",
-    "sae_metadata",
-    "sae_sources",
-    "saes",
-    "sparsify",
-    "streams",
-    "text",
-]
+__all__ = ["cpu_kernels", "documents", "hub", "models", "packages", "peft_format", "sae_metadata"]
+__all__ += ["sae_sources", "saes", "text"]

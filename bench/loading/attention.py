@@ -2,10 +2,10 @@
 
 TransformerLens' bridge forms scores and pattern of every head, [batch, heads, seq, seq] each, so
 that they can be hooked. Nothing here hooks them; `scaled_dot_product_attention` forms neither.
-The bridge's own way is taken wherever something sits on those hook points, in training mode,
-with a key-value cache, and for every kind of attention that is not listed here (Gemma-2's
-softcap, for one). This file leans on private parts of TransformerLens, so it looks at the
-version and at its own output before it is used.
+The bridge's own way stays wherever something sits on those hook points, in training mode, and with
+a key-value cache. It stays for every attention that is not listed here, such as Gemma-2's with its
+softcap. This file leans on private parts of TransformerLens, so it checks the version and its own
+output before it is used.
 """
 
 from importlib.metadata import version
@@ -49,11 +49,8 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None = None
 ) -> Tensor:
     """Heads [batch, heads, seq, d_head], fewer of k and v allowed -> [batch, seq, d]."""
-    causal = mask is None
-    z = scaled_dot_product_attention(
-        q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
-    )
-    return z.transpose(1, 2).flatten(2)
+    settings = {"is_causal": mask is None, "scale": scale, "enable_gqa": k.shape[1] != q.shape[1]}
+    return scaled_dot_product_attention(q, k, v, mask, **settings).transpose(1, 2).flatten(2)
 
 
 class FusedRotary(PositionEmbeddingsAttentionBridge):
@@ -95,6 +92,9 @@ FUSED = {
     "GPT2Attention": FusedJoint,
 }
 """The model's own class of attention -> ours."""
+ODD = ("attn_logit_softcapping", "sinks", "scale_attn_by_inverse_layer_idx")
+ODD += ("reorder_and_upcast_attn",)
+"""Settings that the fused kernel does not know."""
 
 
 def fuse(bridge: TransformerBridge) -> None:
@@ -106,14 +106,13 @@ def fuse(bridge: TransformerBridge) -> None:
     if not version("transformer-lens").startswith(KNOWN):
         say(f"attention is not fused: written for TransformerLens {KNOWN}x, this is another")
         return
-    before = _final(bridge)
-    originals = [(attention, type(attention)) for attention, _ in swaps]
+    before, originals = _final(bridge), [type(attention) for attention, _ in swaps]
     for attention, fused in swaps:
         attention.__class__ = fused
     moved = (_final(bridge) - before).norm() / before.norm()
     allowed = TOLERANCE[bridge.unembed.weight.dtype]
     if not moved < allowed:
-        for attention, original in originals:
+        for (attention, _), original in zip(swaps, originals, strict=True):
             attention.__class__ = original
         say(f"attention is not fused: the output moved by {moved:.0e}, {allowed:.0e} is allowed")
 
@@ -121,10 +120,8 @@ def fuse(bridge: TransformerBridge) -> None:
 def _fused_class(attention: torch.nn.Module) -> type | None:
     """The fused class for this attention, or None where softcap or scale forbid it."""
     inner = attention.original_component
-    odd = ("attn_logit_softcapping", "sinks", "scale_attn_by_inverse_layer_idx")
-    odd += ("reorder_and_upcast_attn",)
-    fused = FUSED.get(type(inner).__name__)
-    return None if any(getattr(inner, name, None) for name in odd) else fused
+    odd = any(getattr(inner, name, None) for name in ODD)
+    return None if odd else FUSED.get(type(inner).__name__)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ PyTorch takes float32 products from Intel's MKL, which keeps its AVX-512 kernels
 processors. oneDNN, in the same PyTorch, has them for every processor that does AVX-512 and is
 twice as fast on an AMD EPYC. Both are exact float32; they differ in the order of summation.
 PyTorch has no switch for this, so `install` puts oneDNN's kernel under `aten::mm` and
-`aten::addmm`, for the whole process: model, adapters, SAE and losses, forward and backward.
+`aten::addmm`. That holds for the whole process, forward and backward.
 
 The choice depends on the processor alone, never on a timing, so that the same command gives the
 same digits; `SPLICEBENCH_MATMUL=blas` turns it off. Records say which one it was.
@@ -26,8 +26,6 @@ WORTH_IT = 2**20
 """Multiplications from which oneDNN's kernel is called: below, setting it up takes longer."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Names from glibc's malloc.h."""
-LARGEST, NEVER = 2**31 - 1, -1
-"""Thresholds. A number for trimming would be 2 GiB at most, and a step can free more."""
 
 
 def keep_freed() -> None:
@@ -41,8 +39,8 @@ def keep_freed() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    mallopt(M_MMAP_THRESHOLD, LARGEST)
-    mallopt(M_TRIM_THRESHOLD, NEVER)
+    mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
+    mallopt(M_TRIM_THRESHOLD, -1)  # never: a number is 2 GiB at most, and a step can free more
 
 
 @cache
@@ -68,10 +66,8 @@ _library = torch.library.Library("aten", "IMPL")
 
 def _mkl_is_slow() -> bool:
     """Whether this is an x86 processor with AVX-512 that is not Intel's, and BLAS is MKL."""
-    try:
-        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
+    file = Path("/proc/cpuinfo")
+    processor = file.read_text(encoding="utf-8") if file.exists() else ""
     able = "avx512f" in processor and "GenuineIntel" not in processor
     return able and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 
@@ -91,15 +87,11 @@ def _agrees() -> bool:
 
 def _onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """a @ b (+ bias): [m, k] x [k, n] (+ [n]) -> [m, n], strides as they come."""
-    return torch.ops.mkldnn._linear_pointwise(a, _dense(b).t(), bias, "none", [], "")
-
-
-def _dense(b: Tensor) -> Tensor:
-    """`b`, copied where it is cut out of a wider matrix, as GPT-2's q, k and v are.
-
-    For such a one oneDNN has no kernel but its reference, a thousand times slower.
-    """
-    return b if b.is_contiguous() or b.t().is_contiguous() else b.contiguous()
+    if not (b.is_contiguous() or b.t().is_contiguous()):
+        # Cut out of a wider matrix, as GPT-2's q, k and v are. For that oneDNN has no kernel but
+        # its reference, a thousand times slower.
+        b = b.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:

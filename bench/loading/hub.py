@@ -21,16 +21,15 @@ TRANSPORTS = ("aiohttp", "fsspec", "httpcore", "httpx", "huggingface_hub", "requ
 
 def is_id(name: str) -> bool:
     """Whether `OWNER/NAME` is meant as a repository: it looks like one, and no such path exists."""
-    looks = re.fullmatch(r"[\w.-]+/[\w.-]+", name)
-    return bool(looks) and not name.startswith(".") and not Path(name).exists()
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
 
 
 @cache
 def reach(repository: str, kind: str = "model") -> bool:
     """Ask the hub for `repository` -> whether it answered; False: the hub's cache must do.
 
-    An answer holds for the rest of the process. Raises `Unavailable` where the hub is out of reach
-    and its cache has nothing, or where the repository is gated, and `Usage` where there is none.
+    An answer holds for the rest of the process. Raises `Usage` where there is no such repository.
+    Raises `Unavailable` where it is gated, or where the hub is out of reach and its cache empty.
     """
     from huggingface_hub import constants, errors
 
@@ -41,15 +40,12 @@ def reach(repository: str, kind: str = "model") -> bool:
         why = f"HF_HUB_OFFLINE is set and '{repository}' is not in the hub's cache: "
         why += "unset it, or give a folder"
     except errors.GatedRepoError:
-        raise Unavailable(
-            f"'{repository}' is gated: accept its licence at https://huggingface.co/{repository} "
-            "and set HF_TOKEN to a token of yours"
-        ) from None
+        licence = f"accept its licence at https://huggingface.co/{repository}"
+        wrong = f"'{repository}' is gated: {licence} and set HF_TOKEN to a token of yours"
+        raise Unavailable(wrong) from None
     except errors.RepositoryNotFoundError:
-        raise Usage(
-            f"'{repository}': neither a folder here nor a {kind} that the hub shows; "
-            "if it is private, set HF_TOKEN"
-        ) from None
+        wrong = f"'{repository}': neither a folder here nor a {kind} that the hub shows"
+        raise Usage(f"{wrong}; if it is private, set HF_TOKEN") from None
     except Exception as error:  # whatever the client's transport raises
         why = f"cannot reach the hub for '{repository}' ({reason(error)}); "
         why += "if it is meant as a folder here, there is none"

@@ -12,7 +12,7 @@ from bench.errors import Rejected, Usage
 from bench.io.files import cache_root, new_text, sha256_of_file
 from bench.loading import hub, packages
 from bench.loading.peft_format import FAMILIES
-from bench.loading.weights import as_rejected, check_no_adapter
+from bench.loading.weights import as_rejected, check_no_adapter, read_json
 from bench.loading.weights import load as load_whole
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FILES = ["*.json", "*.safetensors", "*.txt", "tokenizer.model"]
 """What is fetched of a model on the hub; nothing that could run code."""
+STAND_IN = "stand-in"
+"""The name of a tokenizer that no file was read for."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -28,13 +30,10 @@ def locate(model: str, weights: str = "pretrained") -> Path:
     """The folder of `model`: config, safetensors, tokenizer.
 
     `model` is `package:NAME`, a folder, a .gguf file, or the hub's `OWNER/NAME`. With random
-    weights the config is enough; those in `bench.config.shapes` need no hub and have no tokenizer
-    either.
+    weights the config is enough. Those in `bench.config.shapes` need no hub and no tokenizer.
     """
-    if model.startswith("package:"):
+    if model.startswith("package:") or packages.is_file(model):
         return packages.locate(model)
-    if packages.is_file(model):
-        return packages.locate_file(model)
     if not hub.is_id(model):
         return _local_folder(model)
     if weights == "pretrained":
@@ -73,13 +72,7 @@ def _local_folder(model: str) -> Path:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The model's config.json as a dict."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(config, dict) or "model_type" not in config:
-            raise ValueError("no model_type")
-    except (OSError, ValueError) as error:
-        raise Rejected(f"{folder / 'config.json'}: not a model's config ({error})") from None
-    return config
+    return read_json(folder / "config.json", "a model's config", model_type=str)
 
 
 def n_blocks(config: dict[str, Any]) -> int:
@@ -90,26 +83,20 @@ def n_blocks(config: dict[str, Any]) -> int:
     raise Rejected("the model's config names no number of layers (num_hidden_layers, n_layer)")
 
 
-def check_family(config: dict[str, Any]) -> None:
-    """Raise `Rejected` for a family whose hook points and linear maps nobody has checked."""
-    if config["model_type"] not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise Rejected(f"the model is a '{config['model_type']}', expected one of {known}")
+def check_config(config: dict[str, Any], spec: Spec) -> None:
+    """Raise `Rejected` for a family whose hook points and linear maps nobody has checked.
 
-
-def check_centering(config: dict[str, Any]) -> None:
-    """Raise `Usage` where centring would change what the model says: it wants LayerNorm."""
-    if config["model_type"] != "gpt2":
-        raise Usage(
-            f"--center-writing-weights true: for GPT-2's SAEs, this is a '{config['model_type']}'"
-        )
-
-
-def check_context(config: dict[str, Any], seq_len: int) -> None:
-    """Raise `Usage` if a window is longer than the model's context."""
+    Raises `Usage` where a window is longer than the model's context, or where centring would
+    change what the model computes: it wants LayerNorm.
+    """
+    family = config["model_type"]
+    if family not in FAMILIES:
+        raise Rejected(f"the model is a '{family}', expected one of {', '.join(FAMILIES)}")
+    if spec.center_writing_weights and family != "gpt2":
+        raise Usage(f"--center-writing-weights true: for GPT-2's SAEs, this is a '{family}'")
     for field in ("max_position_embeddings", "n_positions"):
-        if isinstance(config.get(field), int) and config[field] < seq_len:
-            raise Usage(f"--seq-len {seq_len}: the model's context is {config[field]} tokens")
+        if isinstance(config.get(field), int) and config[field] < spec.seq_len:
+            raise Usage(f"--seq-len {spec.seq_len}: the model's context is {config[field]} tokens")
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -120,9 +107,6 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         return _stand_in(read_config(folder))
     with as_rejected(folder, "tokenizer"):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-STAND_IN = "stand-in"
 
 
 def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
@@ -139,11 +123,8 @@ def _stand_in(config: dict[str, Any]) -> "PreTrainedTokenizerBase":
     ids = {name: config.get(f"{name}_id") for name in ("bos_token", "eos_token")}
     tokens = {name: f"<{number}>" for name, number in ids.items() if isinstance(number, int)}
     vocabulary = {token: ids[name] for name, token in tokens.items()} or {"<0>": 0}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token=next(iter(vocabulary)))),
-        name_or_path=STAND_IN,
-        **tokens,
-    )
+    words = Tokenizer(WordLevel(vocabulary, unk_token=next(iter(vocabulary))))
+    return PreTrainedTokenizerFast(tokenizer_object=words, name_or_path=STAND_IN, **tokens)
 
 
 def special_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -208,8 +189,8 @@ def bridge(
 
     name = hf_model.config.name_or_path or hf_model.config.model_type
     # A copy, because the bridge changes it: one without a BOS gets the EOS as its BOS. The bridge
-    # re-creates a tokenizer that does not say it puts a BOS first; the copy is only a label (the
-    # harness feeds token ids), so it may as well say so.
+    # re-creates a tokenizer that does not say it puts a BOS first. The harness feeds token ids, so
+    # the copy is only a label, and says so.
     tokenizer = deepcopy(tokenizer)
     tokenizer.init_kwargs["add_bos_token"] = True
     model = TransformerBridge.boot_transformers(
@@ -231,8 +212,6 @@ def bridge(
 
 def fingerprint(folder: Path) -> str:
     """sha256 of the model's config and weights."""
-    digest = hashlib.sha256()
-    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    for path in sorted([folder / "config.json", *weights]):
-        digest.update(bytes.fromhex(sha256_of_file(path)))
-    return digest.hexdigest()
+    paths = [folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    parts = (bytes.fromhex(sha256_of_file(path)) for path in sorted(paths))
+    return hashlib.sha256(b"".join(parts)).hexdigest()

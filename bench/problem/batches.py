@@ -1,6 +1,29 @@
 """The training batches of a run."""
 
+from collections.abc import Callable, Iterator
+from typing import Protocol, runtime_checkable
+
 import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+@runtime_checkable
+class Windows(Protocol):
+    """Training windows [windows, seq]: a tensor, or what packs each one when it is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice | list[int], /) -> Int[Tensor, "batch seq"]: ...
 
 
 class Batches:
@@ -10,17 +33,24 @@ class Batches:
     at any `cursor`. Windows repeat only after all of them have been seen.
     """
 
-    def __init__(self, windows, batch_size, steps, seed, fetched=lambda tokens: None):
+    def __init__(
+        self,
+        windows: Windows,
+        batch_size: int = 1,
+        steps: int = 0,
+        seed: int = 0,
+        fetched: Callable[[Tensor], None] = lambda tokens: None,
+    ) -> None:
         self._windows, self._batch_size, self._steps = windows, batch_size, steps
         self._seed, self._fetched = seed, fetched
         self._epoch, self._order = None, []
         self.cursor = 0
         """The number of batches handed out so far."""
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._steps
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Int[Tensor, "batch seq"]]:
         while self.cursor < self._steps:
             first = self.cursor * self._batch_size
             rows = [self._row(first + offset) for offset in range(self._batch_size)]
@@ -29,7 +59,7 @@ class Batches:
             self._fetched(tokens)
             yield tokens
 
-    def _row(self, position):
+    def _row(self, position: int) -> int:
         epoch, place = divmod(position, len(self._windows))
         if self._epoch != epoch:
             generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
@@ -38,7 +68,9 @@ class Batches:
         return self._order[place]
 
 
-def noise(vocabulary, batch_size, seq_len, steps, device):
+def noise(
+    vocabulary: int, batch_size: int, seq_len: int, steps: int, device: torch.device
+) -> Batches:
     """Batches of random tokens, for the warm-up."""
     generator = torch.Generator().manual_seed(0)
     shape = (steps * batch_size, seq_len)

@@ -1,9 +1,19 @@
 """The bridge's blocks run by hand, so that a pass can start and stop where it likes."""
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from copy import deepcopy
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import Module, ParameterDict
+
+Residual = Float[Tensor, "batch seq d_model"]
+Tokens = Int[Tensor, "batch seq"]
+Copies = dict[int, Module]
+"""Block number -> the copy that runs in its place."""
 
 
 class Blocks:
@@ -13,26 +23,25 @@ class Blocks:
     they are caught once a shape and replayed.
     """
 
-    def __init__(self, bridge):
+    def __init__(self, bridge: Module) -> None:
         self._bridge = bridge
-        self._arguments = {}
+        self._arguments: dict[torch.Size, dict[int, dict[str, Any]]] = {}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._bridge.blocks)
 
-    def embed(self, tokens):
-        """The input of the first block: [batch, seq, d_model]."""
+    def embed(self, tokens: Tokens) -> Residual:
+        """The input of the first block."""
         return self._bridge(tokens, stop_at_layer=0)
 
-    def arrive(self, block, residual):
+    def arrive(self, block: int, residual: Residual) -> Residual:
         """A residual put in before `block`: the output of the block before is a hook point too."""
         return self._bridge.blocks[block - 1].hook_out(residual) if block else residual
 
-    def run(self, first, end, residual, tokens, copies=None):
-        """The residual after the blocks first .. end - 1: [batch, seq, d_model].
-
-        `copies` (block number -> block) run in the place of the bridge's own.
-        """
+    def run(
+        self, first: int, end: int, residual: Residual, tokens: Tokens, copies: Copies | None = None
+    ) -> Residual:
+        """The residual after the blocks first .. end - 1."""
         arguments = self._arguments_for(tokens) if first < end else None
         for index in range(first, end):
             block = (copies or {}).get(index, self._bridge.blocks[index])
@@ -40,32 +49,34 @@ class Blocks:
             residual = out[0] if isinstance(out, tuple) else out
         return residual
 
-    def to_final(self, first, residual, tokens, copies=None):
-        """Through the blocks from `first` on and the final norm: [batch, seq, d_model]."""
+    def to_final(
+        self, first: int, residual: Residual, tokens: Tokens, copies: Copies | None = None
+    ) -> Residual:
+        """Through the blocks from `first` on and the final norm."""
         return self._bridge.ln_final(self.run(first, len(self), residual, tokens, copies))
 
-    def copies(self, numbers):
-        """Trainable copies of these blocks, by number, and a `ParameterDict` of their weights."""
+    def copies(self, numbers: Iterable[int]) -> tuple[Copies, ParameterDict]:
+        """Trainable copies of these blocks, and their weights."""
         copies = {number: _copy(self._bridge.blocks[number]) for number in numbers}
-        weights = torch.nn.ParameterDict()
+        weights = ParameterDict()
         for number, block in copies.items():
             for name, weight in named_weights(block).items():
                 key = f"{number}.{name}".replace("_original_component.", "")
                 weights[key.replace(".", "-")] = weight.requires_grad_(True)
         return copies, weights
 
-    def prepare(self, tokens):
+    def prepare(self, tokens: Tokens) -> None:
         """Catch the arguments for windows of this shape, as long as no hook is attached."""
         self._arguments_for(tokens)
 
-    def _arguments_for(self, tokens):
+    def _arguments_for(self, tokens: Tokens) -> dict[int, dict[str, Any]]:
         if tokens.shape not in self._arguments:
             self._arguments[tokens.shape] = self._catch(tokens)
         return self._arguments[tokens.shape]
 
     @torch.no_grad()
-    def _catch(self, tokens):
-        caught = {}
+    def _catch(self, tokens: Tokens) -> dict[int, dict[str, Any]]:
+        caught: dict[int, dict[str, Any]] = {}
         handles = [
             block.register_forward_pre_hook(_keeper(caught, index), with_kwargs=True)
             for index, block in enumerate(self._bridge.blocks)
@@ -78,7 +89,7 @@ class Blocks:
         return caught
 
 
-def _keeper(caught, index):
+def _keeper(caught: dict[int, dict[str, Any]], index: int) -> Callable[..., None]:
     def keep(block, positional, keywords):
         caught[index] = {k: v for k, v in keywords.items() if k != "hidden_states"}
         if _only_causal(keywords.get("attention_mask")):
@@ -87,7 +98,7 @@ def _keeper(caught, index):
     return keep
 
 
-def _only_causal(mask):
+def _only_causal(mask: Tensor | None) -> bool:
     """Whether a mask says no more than attention knows without one, and does faster."""
     if mask is None or mask.dtype == torch.bool or mask.ndim != 4:
         return False
@@ -96,12 +107,12 @@ def _only_causal(mask):
     return mask.shape[-2] == seq_len and bool(((mask == 0) == causal).all())
 
 
-def named_weights(block):
+def named_weights(block: Module) -> dict[str, torch.nn.Parameter]:
     """Name -> each weight that a block runs on: of GPT-2's q, k and v the parts, not the whole."""
     return {name: weight for name, weight in block.named_parameters() if ".qkv." not in name}
 
 
-def _copy(block):
+def _copy(block: Module) -> Module:
     """A copy of a block that shares nothing with it but the hooks that sit on its output.
 
     Those are the meter's: it counts the passes of the copy too, and lets go of both at once.
@@ -117,5 +128,5 @@ def _copy(block):
     return copied
 
 
-def _of_a_pass(value):
-    return isinstance(value, torch.Tensor) and value.grad_fn is not None
+def _of_a_pass(value: object) -> bool:
+    return isinstance(value, Tensor) and value.grad_fn is not None

@@ -8,48 +8,58 @@ depend on which run was there first.
 """
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from bench.io.files import new_file
 from bench.problem import losses
 from bench.problem.losses import Teacher
 
+if TYPE_CHECKING:
+    from bench.problem.problem import Problem
+
 
 class CleanCache:
     """The files in `folder`, whose name stands for the model, the site and the scored positions."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.filled = 0
         """Tokens whose teacher was made and stored here, so far."""
 
-    def entry(self, problem, tokens):
-        """The clean residual at `problem.site_start`: [batch, seq, d_model]."""
-        return self._get("entry", tokens, lambda window: self._make_entry(problem, window))["entry"]
+    def entry(
+        self, problem: "Problem", tokens: Int[Tensor, "batch seq"]
+    ) -> Float[Tensor, "batch seq d_model"]:
+        """The clean residual at `problem.site_start`."""
+        return self._get("entry", tokens, partial(self._make_entry, problem))["entry"]
 
-    def teacher(self, problem, tokens):
-        """The `Teacher` of the scored positions of all windows: [scored, ...]."""
-        found = self._get("teacher", tokens, lambda window: self._make_teacher(problem, window))
-        return Teacher(found["states"], found["constant"])
+    def teacher(self, problem: "Problem", tokens: Int[Tensor, "batch seq"]) -> Teacher:
+        """The `Teacher` of the scored positions of all windows."""
+        return Teacher(**self._get("teacher", tokens, partial(self._make_teacher, problem)))
 
-    def _make_entry(self, problem, window):
+    def _make_entry(self, problem: "Problem", window: Int[Tensor, "1 seq"]) -> dict[str, Tensor]:
         return {"entry": problem.entry(window, problem.site_start)}
 
-    def _make_teacher(self, problem, window):
+    def _make_teacher(self, problem: "Problem", window: Int[Tensor, "1 seq"]) -> dict[str, Tensor]:
         clean = problem.sites(window, known=self.entry(problem, window))
         final = problem.finish(clean).final.flatten(0, 1)
         teacher = losses.teacher_of(final[problem.rows(window, problem.scored)], problem.head)
         self.filled += window.numel()
         return teacher._asdict()
 
-    def _get(self, what, tokens, make):
+    def _get(self, what: str, tokens: Tensor, make: Callable) -> dict[str, Tensor]:
         """Each window's tensors, from its file or made and filed, put together in order."""
         found = [self._window(what, window, make) for window in tokens.split(1)]
         return {name: torch.cat([each[name] for each in found]) for name in found[0]}
 
     @torch.no_grad()
-    def _window(self, what, window, make):
+    def _window(self, what: str, window: Tensor, make: Callable) -> dict[str, Tensor]:
         from safetensors.torch import load_file, save_file
 
         digest = hashlib.sha256(window.cpu().numpy().tobytes()).hexdigest()[:24]

@@ -1,6 +1,10 @@
 """Whether the gradient reaches what a method trains: looked at in the first two passes."""
 
+from collections.abc import Iterator
+
 import torch
+
+from bench.problem.problem import Adapted
 
 
 class NoGradient(Exception):
@@ -14,10 +18,10 @@ class Reached:
     least one that is not zero (that of LoRA's A is exactly zero in the first).
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._passes, self._any = 0, False
 
-    def __call__(self, adapted):
+    def __call__(self, adapted: Adapted) -> None:
         if self._passes == 2:
             return
         self._passes += 1
@@ -33,7 +37,7 @@ class Reached:
             raise NoGradient(f"the gradient of all {len(tensors)} trained tensors is zero")
 
 
-def _trainable(adapted):
+def _trainable(adapted: Adapted) -> Iterator[tuple[str, torch.nn.Parameter]]:
     for part, module in adapted.state.items():
         if isinstance(module, torch.nn.Module):
             for name, parameter in module.named_parameters():

@@ -6,11 +6,15 @@ hook points.
 """
 
 import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 from bench.errors import unknown
+
+Hook = Callable[..., torch.Tensor | None]
+"""Called as `function(value, hook=point)`; gives the new value, or None to leave it as it is."""
 
 LEVEL = 7_000
 """The context level our functions are attached at, so that removing them removes no others."""
@@ -19,17 +23,17 @@ LEVEL = 7_000
 class HookPoints:
     """The hook points of one bridge, by every name it has for them."""
 
-    def __init__(self, bridge):
+    def __init__(self, bridge: torch.nn.Module) -> None:
         self._points = dict(bridge.hook_dict)
         self._blocks = bridge.blocks
         self._distinct = list({id(point): point for point in self._points.values()}.values())
         self.widths = self._measure(bridge)
         """Width of the activation (heads flattened) at each name that fires in a plain pass."""
 
-    def __contains__(self, name):
+    def __contains__(self, name: str) -> bool:
         return name in self._points
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> torch.nn.Module:
         """The hook point called `name`; `Usage` with the nearest name if there is none."""
         if name not in self._points:
             block = re.match(r"blocks\.\d+\.", name)
@@ -38,14 +42,18 @@ class HookPoints:
         return self._points[name]
 
     @contextmanager
-    def attached(self, pairs, copies=None, all_fire=True):
+    def attached(
+        self,
+        pairs: Iterable[tuple[str, Hook]],
+        copies: dict[int, torch.nn.Module] | None = None,
+        all_fire: bool = True,
+    ) -> Iterator[None]:
         """Attach (name, function) pairs for the passes inside the block, in this order.
 
-        A function is called as `function(value, hook=point)`. When the block ends well, each one
-        must have fired at least once; a name that is there but never fires (GPT-2's fused
-        `attn.qkv`) is a RuntimeError rather than an adapter that does nothing. Without
-        `all_fire` that is not looked at. Inside a block of which `copies` (block number -> block)
-        has a copy, the copy's hook point is meant.
+        When the block ends well, each function must have fired at least once. A name that is
+        there but never fires (GPT-2's fused `attn.qkv`) is a RuntimeError, not an adapter that
+        does nothing; without `all_fire` that is not checked. Inside a block of which `copies`
+        (block number -> block) has a copy, the copy's hook point is meant.
         """
         pairs = [(name, self._resolve(name, copies or {}), function) for name, function in pairs]
         fired = set()
@@ -60,7 +68,7 @@ class HookPoints:
         if silent and all_fire:
             raise RuntimeError(f"hook points that never fired: {', '.join(silent)}")
 
-    def _resolve(self, name, copies):
+    def _resolve(self, name: str, copies: dict[int, torch.nn.Module]) -> torch.nn.Module:
         point = self[name]
         match = re.match(r"blocks\.(\d+)\.", name) if copies else None
         if not match or int(match[1]) not in copies:
@@ -70,7 +78,7 @@ class HookPoints:
         return copies[int(match[1])].get_submodule(path)
 
     @torch.no_grad()
-    def _measure(self, bridge):
+    def _measure(self, bridge: torch.nn.Module) -> dict[str, int]:
         """One pass over two tokens, so that no family's weight layout has to be known."""
         seen = {}
 
@@ -88,13 +96,13 @@ class HookPoints:
                 point.remove_hooks(level=LEVEL)
         return {name: seen[id(p)] for name, p in self._points.items() if id(p) in seen}
 
-    def assert_none_attached(self):
+    def assert_none_attached(self) -> None:
         """The clean pass is clean: no function sits on any hook point."""
         occupied = [point.name for point in self._distinct if point.fwd_hooks]
         assert not occupied, f"hooks on a clean pass: {', '.join(occupied)}"
 
 
-def _reporting(function, index, fired):
+def _reporting(function: Hook, index: int, fired: set[int]) -> Hook:
     def report_and_call(value, hook):
         fired.add(index)
         return function(value, hook=hook)
@@ -102,7 +110,7 @@ def _reporting(function, index, fired):
     return report_and_call
 
 
-def start_block(name, n_blocks):
+def start_block(name: str, n_blocks: int) -> int:
     """The first block that runs differently when `name` is changed: where a pass can restart.
 
     The output of block L (`hook_resid_post`, `hook_out`) is the input of block L+1; anything
@@ -116,13 +124,13 @@ def start_block(name, n_blocks):
     return n_blocks if name.startswith(("ln_final.", "unembed.")) else 0
 
 
-def block_after(name):
+def block_after(name: str) -> int:
     """The first block that runs after the point `blocks.L.POINT` as a whole."""
     block, point = re.fullmatch(r"blocks\.(\d+)\.(.+)", name).groups()
     return int(block) + (point not in ("hook_in", "hook_resid_pre"))
 
 
-def end_block(name, n_blocks):
+def end_block(name: str, n_blocks: int) -> int:
     """How many blocks have to run before `name` has fired."""
     match = re.match(r"blocks\.(\d+)\.", name)
     return int(match[1]) + 1 if match else start_block(name, n_blocks)

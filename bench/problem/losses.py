@@ -6,32 +6,47 @@ products a chunk for the KL and nothing to recompute in the backward pass. All i
 the model's own softcap.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from torch.profiler import record_function
 
 from bench.devices import wide
-from bench.problem.products import product
 
 CHUNK_NUMBERS = {"cpu": 7 * 2**20, "cuda": 2**27, "mps": 2**25}
 """Logits per chunk: on a CPU 149 tokens at a vocabulary of 49,152, 28 MiB in float32; on CUDA 524
 at 256,000, half a GiB (chosen by reckoning, not measured)."""
 CHUNK_TOKENS = 64
 """But no fewer tokens than these: each chunk reads the whole unembedding."""
+MIXED = "dtype" in torch.ops.aten.mm.overloads()
+"""Whether this PyTorch multiplies bfloat16 matrices into a float32 one."""
+
+
+def product(a: Float[Tensor, "m k"], b: Float[Tensor, "k n"]) -> Float[Tensor, "m n"]:
+    """a @ b, summed and given in float32 whatever the format of the LM's frozen matrix b.
+
+    On CUDA a `b` of bfloat16 is not copied into float32 but multiplied as it is: nothing is lost
+    of an `a` of bfloat16, as sums are in float32; any other `a` is rounded to it.
+    """
+    if MIXED and b.is_cuda and b.dtype == torch.bfloat16:
+        return torch.mm(a.to(b.dtype), b, out_dtype=torch.float32)
+    return a.float() @ b.float()
 
 
 @dataclass(frozen=True)
 class Head:
     """From final hidden states to logits: the frozen unembedding and the model's softcap."""
 
-    weight: torch.Tensor  # [vocab, d_model]
-    bias: torch.Tensor | None = None  # [vocab]
+    weight: Float[Tensor, "vocab d_model"]
+    bias: Float[Tensor, " vocab"] | None = None
     softcap: float | None = None
 
     @classmethod
-    def of(cls, bridge):
+    def of(cls, bridge: torch.nn.Module) -> "Head":
         """The bridge's own; the bias of zeros that a bridge adds is left out."""
         bias = bridge.unembed.bias
         softcap = bridge.cfg.output_logits_soft_cap
@@ -41,28 +56,30 @@ class Head:
             softcap if softcap and softcap > 0 else None,
         )
 
-    def raw(self, hidden):
-        """Logits before the softcap, float32: [tokens, d_model] -> [tokens, vocab]."""
+    def raw(self, hidden: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens vocab"]:
+        """Logits before the softcap, float32."""
         logits = product(hidden, self.weight.T)
         return logits if self.bias is None else logits.add_(self.bias.float())
 
-    def cap(self, logits):
+    def cap(self, logits: Float[Tensor, "tokens vocab"]) -> Float[Tensor, "tokens vocab"]:
         """The softcap, c * tanh(logits / c), in place; as it is without one."""
         if self.softcap is None:
             return logits
         return logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
-    def logits(self, hidden):
-        """Logits as the model gives them, float32: [tokens, d_model] -> [tokens, vocab]."""
+    def logits(self, hidden: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens vocab"]:
+        """Logits as the model gives them, float32."""
         return self.cap(self.raw(hidden))
 
-    def pull_back(self, gradient, logits):
+    def pull_back(
+        self, gradient: Float[Tensor, "tokens vocab"], logits: Float[Tensor, "tokens vocab"]
+    ) -> Float[Tensor, "tokens d_model"]:
         """Gradient at capped `logits` -> gradient at the hidden states; eats its inputs."""
         if self.softcap is not None:
             gradient.mul_(logits.div_(self.softcap).square_().neg_().add_(1))
         return product(gradient, self.weight)
 
-    def chunks(self, n_tokens):
+    def chunks(self, n_tokens: int) -> list[slice]:
         """Slices that cover `n_tokens`, as even as can be: a chunk of tokens each."""
         numbers = CHUNK_NUMBERS[self.weight.device.type]
         most = max(CHUNK_TOKENS, numbers // self.weight.shape[0])
@@ -71,11 +88,12 @@ class Head:
         return [slice(at, at + size) for at in range(0, n_tokens, size)]
 
 
-def kl(clean, adapted, head):
-    """KL(clean || adapted) of each token's next-token distribution, in nats: [tokens].
+def kl(
+    clean: Float[Tensor, "tokens d_model"], adapted: Float[Tensor, "tokens d_model"], head: Head
+) -> Float[Tensor, " tokens"]:
+    """KL(clean || adapted) of each token's next-token distribution, in nats.
 
-    `clean` and `adapted` are final hidden states [tokens, d_model] (after the final norm);
-    gradient reaches `adapted` alone.
+    `clean` and `adapted` are hidden states after the final norm; gradient reaches `adapted` alone.
     """
 
     def of_chunk(logits, rows):
@@ -90,7 +108,9 @@ def kl(clean, adapted, head):
         return _Chunked.apply(adapted, head, of_chunk)
 
 
-def kl_to(teacher, adapted, head):
+def kl_to(
+    teacher: "Teacher", adapted: Float[Tensor, "tokens d_model"], head: Head
+) -> Float[Tensor, " tokens"]:
     """`kl` to a clean model of which a `Teacher` is kept: two matrix products instead of three."""
     if not len(teacher.constant):
         return kl(teacher.states, adapted, head)
@@ -105,21 +125,6 @@ def kl_to(teacher, adapted, head):
         return (teacher.constant - expected + log_z).float()
 
 
-def cross_entropy(hidden, targets, head):
-    """Cross-entropy of each token's next-token distribution, in nats: [tokens].
-
-    `hidden` [tokens, d_model] are final hidden states, `targets` [tokens] the ids that follow.
-    """
-
-    def of_chunk(logits, rows):
-        at = targets[rows, None]
-        losses = -torch.log_softmax(logits, -1).gather(-1, at).squeeze(-1)
-        one_hot_subtracted = torch.full_like(at, -1, dtype=logits.dtype)
-        return losses, lambda: torch.softmax(logits, -1).scatter_add_(-1, at, one_hot_subtracted)
-
-    return _Chunked.apply(hidden, head, of_chunk)
-
-
 class Teacher(NamedTuple):
     """What is kept of the clean model, so that a KL to it costs no logits of its own.
 
@@ -129,13 +134,15 @@ class Teacher(NamedTuple):
     softcap is not linear; there the final hidden states are kept.
     """
 
-    states: torch.Tensor  # [tokens, d_model]: W^T p, or the final hidden states
-    constant: torch.Tensor  # [tokens], float64: (W^T p) g - logsumexp(c); empty with a softcap
+    states: Float[Tensor, "tokens d_model"]
+    """W^T p, or the final hidden states."""
+    constant: Float[Tensor, " tokens"]
+    """(W^T p) g - logsumexp(c), float64; empty with a softcap."""
 
 
 @torch.no_grad()
-def teacher_of(clean, head):
-    """`Teacher` of final hidden states [tokens, d_model]."""
+def teacher_of(clean: Float[Tensor, "tokens d_model"], head: Head) -> Teacher:
+    """`Teacher` of the clean model's final hidden states."""
     if head.softcap is not None:
         return Teacher(clean, clean.new_empty(0))
     states, constants = torch.empty_like(clean, dtype=torch.float32), []
@@ -147,10 +154,15 @@ def teacher_of(clean, head):
 
 
 @torch.no_grad()
-def evaluate(adapted, targets, head, teacher=None):
-    """CE and, given a `Teacher`, KL(clean || adapted), in nats: two [tokens] tensors.
+def evaluate(
+    adapted: Float[Tensor, "tokens d_model"],
+    targets: Int[Tensor, " tokens"],
+    head: Head,
+    teacher: Teacher | None = None,
+) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"] | None]:
+    """CE of the tokens `targets` and, given a `Teacher`, KL(clean || adapted), in nats.
 
-    `adapted` [tokens, d_model] are final hidden states; the KL is None without a teacher.
+    `adapted` are final hidden states; the KL is None without a teacher.
     """
     kls, entropies = [], []
     for rows in head.chunks(len(adapted)):
@@ -172,12 +184,14 @@ def evaluate(adapted, targets, head, teacher=None):
     return torch.cat(entropies), torch.cat(kls).float() if kls else None
 
 
-def _vecdot(a, b):
-    """The product of each pair of rows, in float64 where the device has it: [rows]."""
+def _vecdot(a: Float[Tensor, "rows d"], b: Float[Tensor, "rows d"]) -> Float[Tensor, " rows"]:
+    """The product of each pair of rows, in float64 where the device has it."""
     return torch.linalg.vecdot(a.to(wide(a.device)), b.to(wide(b.device)))
 
 
-def _softmax(logits):
+def _softmax(
+    logits: Float[Tensor, "tokens vocab"],
+) -> tuple[Float[Tensor, "tokens vocab"], Float[Tensor, " tokens"]]:
     """Probabilities and log-sum-exp of each row, from two sweeps that the CPU does fast.
 
     The largest probability is exp(0) over the sum, so its logarithm gives the sum exactly.
@@ -194,7 +208,9 @@ class _Chunked(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, head, of_chunk):
+    def forward(
+        ctx, hidden: Float[Tensor, "tokens d_model"], head: Head, of_chunk: Callable
+    ) -> Float[Tensor, " tokens"]:
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         wanted = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden, dtype=torch.float32) if wanted else None
@@ -208,6 +224,6 @@ class _Chunked(torch.autograd.Function):
         return losses
 
     @staticmethod
-    def backward(ctx, upstream):
+    def backward(ctx, upstream: Float[Tensor, " tokens"]):
         (gradient,) = ctx.saved_tensors
         return (gradient * upstream[:, None]).to(ctx.dtype), None, None

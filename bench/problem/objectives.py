@@ -1,13 +1,21 @@
 """What a training loss may look at: clean sites, reconstructions, final states, the KL."""
 
+from collections.abc import Callable
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from bench.problem.losses import kl, kl_to
 
+if TYPE_CHECKING:
+    from bench.problem.problem import Adapted, Problem
 
-def kl_to_clean(seen):
+
+def kl_to_clean(seen: "Seen") -> Float[Tensor, ""]:
     """KL(clean || adapted) in nats per scored token: what methods train on by default."""
     return seen.kl
 
@@ -15,7 +23,7 @@ def kl_to_clean(seen):
 kl_to_clean.mean_over_tokens = True  # so it is the same in however many micro-batches
 
 
-def kl_and_mse(seen):
+def kl_and_mse(seen: "Seen") -> Float[Tensor, ""]:
     """0.5 * (alpha * KL + MSE), alpha = MSE / KL held constant in each step.
 
     Karvonen 2503.17272, `train_model`: the KL takes the MSE's size, so that a step size found
@@ -38,7 +46,9 @@ class Seen:
     backward pass through the LM.
     """
 
-    def __init__(self, problem, tokens, adapted):
+    def __init__(
+        self, problem: "Problem", tokens: Int[Tensor, "batch seq"], adapted: "Adapted"
+    ) -> None:
         self.problem, self.tokens, self.adapted = problem, tokens, adapted
 
     @cached_property
@@ -48,34 +58,34 @@ class Seen:
         return problem.sites(self.tokens, problem.start_of(self.adapted), known)
 
     @cached_property
-    def sites(self):
-        """The clean activations at the spliced positions of each site: [tokens, d_site] each."""
+    def sites(self) -> list[Float[Tensor, "tokens d_site"]]:
+        """The clean activations at the spliced positions of each site."""
         rows = self.problem.rows(self.tokens, self.problem.spliced)
         return [flat(site)[rows] for site in self._clean.sites]
 
     @cached_property
-    def reconstructions(self):
-        """What each SAE makes of its clean activations: [tokens, d_site] each."""
+    def reconstructions(self) -> list[Float[Tensor, "tokens d_site"]]:
+        """What each SAE makes of its clean activations."""
         return [
             reconstruction(sae, site)
             for sae, site in zip(self.adapted.saes, self.sites, strict=True)
         ]
 
     @cached_property
-    def clean_final(self):
-        """The clean model's final hidden state at the scored positions: [tokens, d_model]."""
+    def clean_final(self) -> Float[Tensor, "tokens d_model"]:
+        """The clean model's final hidden state at the scored positions."""
         return self._scored(self.problem.finish(self._clean).final)
 
     @cached_property
-    def final(self):
-        """The adapted model's final hidden state at the scored positions: [tokens, d_model]."""
+    def final(self) -> Float[Tensor, "tokens d_model"]:
+        """The adapted model's final hidden state at the scored positions."""
         known = None
         if self._the_site_sees_clean() and "reconstructions" in vars(self):
             known = [lambda _: self.reconstructions[0]]
         return self._scored(self.problem.final(self._clean, self.adapted, reconstruct=known))
 
     @cached_property
-    def kl(self):
+    def kl(self) -> Float[Tensor, ""]:
         """KL(clean || adapted) in nats per scored token."""
         problem, cache = self.problem, self.problem.clean_cache
         if cache:
@@ -90,12 +100,14 @@ class Seen:
         return flat(hidden)[self.problem.rows(self.tokens, self.problem.scored)]
 
 
-def reconstruction(sae, activations):
-    """What a SAELens SAE makes of activations [tokens, d_site]: encode, then decode, once each."""
+def reconstruction(
+    sae: torch.nn.Module, activations: Float[Tensor, "tokens d_site"]
+) -> Float[Tensor, "tokens d_site"]:
+    """What a SAELens SAE makes of activations: encode, then decode, once each."""
     return sae.decode(sae.encode(activations))
 
 
-def splice(reconstruct, rows):
+def splice(reconstruct: Callable[[Tensor], Tensor], rows: Int[Tensor, " rows"]) -> Callable:
     """A hook that puts what `reconstruct` makes of the activation at flat positions `rows`."""
 
     def replace(value, hook):
@@ -106,6 +118,6 @@ def splice(reconstruct, rows):
     return replace
 
 
-def flat(value):
-    """[batch, seq, d] or, by heads, [batch, seq, heads, d_head] -> [batch * seq, d]."""
-    return value.flatten(2).flatten(0, 1)
+def flat(value: Float[Tensor, "batch seq *d"]) -> Float[Tensor, "tokens d"]:
+    """One row a token; of an activation by heads, the heads one after the other."""
+    return rearrange(value, "batch seq ... -> (batch seq) (...)")

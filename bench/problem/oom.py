@@ -1,17 +1,21 @@
 """When memory runs out in a training pass: take back what it did, and go on in smaller parts."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bench.devices import random_state, set_random_state
 from bench.errors import OutOfMemory
 
+if TYPE_CHECKING:
+    from bench.problem.problem import Adapted
+
 
 class MicroBatching:
     """How many windows of a batch a run passes through the model at once."""
 
-    def __init__(self, size: int, halvings: Sequence[dict] = ()):
+    def __init__(self, size: int, halvings: Sequence[dict[str, Any]] = ()) -> None:
         self.size = size
         self.halvings = list(halvings)
         """For each time that memory ran out: the micro-batch from there on, and whether the loss
@@ -34,7 +38,7 @@ class Before:
     What a loss writes into a parameter, as `mse` does once, stays.)
     """
 
-    def __init__(self, adapted):
+    def __init__(self, adapted: "Adapted") -> None:
         modules = [part for part in adapted.state.values() if isinstance(part, torch.nn.Module)]
         parameters = [parameter for module in modules for parameter in module.parameters()]
         buffers = [buffer for module in modules for buffer in module.buffers()]
@@ -43,7 +47,7 @@ class Before:
         self._random = random_state()
 
     @torch.no_grad()
-    def restore(self):
+    def restore(self) -> None:
         """Put it back."""
         for parameter, gradient in self._gradients:
             parameter.grad = None if gradient is None else gradient.clone()
@@ -53,11 +57,11 @@ class Before:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def has_drawn(self):
+    def has_drawn(self) -> bool:
         """Whether random numbers were drawn since, as for dropout."""
         pairs = zip(_flat(self._random), _flat(random_state()), strict=True)
         return any(not torch.equal(*pair) for pair in pairs)
 
 
-def _flat(state):
+def _flat(state: dict[str, Any]) -> list[torch.Tensor]:
     return [state["cpu"], *state["cuda"], *([state["mps"]] if "mps" in state else [])]

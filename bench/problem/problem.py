@@ -8,17 +8,24 @@ sink whatever its token, with a norm far above that of the others); or `not-spec
 out BOS, EOS and PAD wherever they are.
 """
 
+from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import Module, ModuleList, ParameterDict
 from torch.profiler import record_function
 
 from bench.distributed import group, shares
 from bench.errors import out_of_memory
-from bench.problem.blocks import Blocks
-from bench.problem.hooks import HookPoints, block_after, end_block, start_block
+from bench.problem.batches import Windows
+from bench.problem.blocks import Blocks, Copies, Residual, Tokens
+from bench.problem.clean_cache import CleanCache
+from bench.problem.hooks import Hook, HookPoints, block_after, end_block, start_block
 from bench.problem.losses import Head
 from bench.problem.objectives import Seen, kl_to_clean, reconstruction, splice
 from bench.problem.oom import Before, MicroBatching
@@ -29,13 +36,13 @@ from bench.problem.sae import trainable
 class Adapted:
     """A whole adapted model, as a value: nothing is patched into the LM."""
 
-    saes: torch.nn.ModuleList
+    saes: ModuleList
     """The SAEs in site order."""
-    hooks: list = field(default_factory=list)
+    hooks: list[tuple[str, Hook]] = field(default_factory=list)
     """(hook point, function) pairs around them; `function(value, hook=point)`."""
-    blocks: dict = field(default_factory=dict)
+    blocks: Copies = field(default_factory=dict)
     """Block number -> the copy that runs in its place (`Problem.copy_of_blocks`)."""
-    state: dict = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
     """All that the next step depends on, by name: whatever has a `state_dict`."""
 
 
@@ -43,57 +50,56 @@ class Adapted:
 class Clean:
     """What one pass of the clean LM leaves behind, without gradient."""
 
-    tokens: torch.Tensor  # [batch, seq]
+    tokens: Tokens
     start: int
     """The block the adapted model restarts at."""
-    entry: torch.Tensor  # [batch, seq, d_model]
+    entry: Residual
     """The clean residual at that restart."""
-    sites: list
-    """The clean activation at each site: [batch, seq, d_site]."""
-    reached: tuple
+    sites: list[Float[Tensor, "batch seq *d_site"]]
+    """The clean activation at each site."""
+    reached: tuple[int, Residual] | None
     """How far the pass has come: the next block and its input."""
-    final: torch.Tensor | None = None  # [batch, seq, d_model]
+    final: Residual | None = None
     """The hidden state after the final norm, once it was asked for."""
 
 
-def trained_by(adapted):
+def trained_by(adapted: Adapted) -> list[torch.nn.Parameter]:
     """The parameters that a run trains: those of the modules in its state, in order."""
-    modules = [part for part in adapted.state.values() if isinstance(part, torch.nn.Module)]
+    modules = [part for part in adapted.state.values() if isinstance(part, Module)]
     return list(dict.fromkeys(p for module in modules for p in module.parameters()))
 
 
-def copy_of(saes):
+def copy_of(saes: ModuleList) -> ModuleList:
     """An own, trainable copy of the SAEs: a method never trains what it was lent.
 
     A JumpReLU's threshold is trained too, in SAELens' training form; after a step of the
     optimizer, `clamp_thresholds` keeps it from falling below 0.
     """
-    return torch.nn.ModuleList(map(trainable, saes)).requires_grad_(True)
+    return ModuleList(map(trainable, saes)).requires_grad_(True)
 
 
 class Problem:
     """A frozen LM with SAEs at `site_names`, and the training windows.
 
-    `bridge` is a frozen `TransformerBridge`; `saes` a ModuleList of SAELens SAEs; `train` the
-    training windows [windows, seq] of token ids; `special` the ids that `not-special` leaves out
-    (needed for that rule only). `micro_batch` is the number of windows that
-    go through the model at once; with a `clean_cache` none is passed through the clean model twice.
+    `bridge` is a frozen `TransformerBridge`; `saes` are SAELens'; `train` are token ids; `special`
+    the ids that `not-special` leaves out (needed for that rule only). `micro_batch` windows go
+    through the model at once; with a `clean_cache` none is passed through the clean model twice.
     """
 
     def __init__(
         self,
-        bridge,
-        saes,
-        site_names,
-        train,
+        bridge: Module,
+        saes: ModuleList,
+        site_names: Iterable[str],
+        train: Windows,
         *,
-        spliced="not-first",
-        scored="not-first",
-        special=(),
-        batch_size=4,
-        micro_batch=None,
-        clean_cache=None,
-    ):
+        spliced: str = "not-first",
+        scored: str = "not-first",
+        special: Iterable[int] = (),
+        batch_size: int = 4,
+        micro_batch: int | None = None,
+        clean_cache: CleanCache | None = None,
+    ) -> None:
         self.bridge = bridge
         self.saes = saes.requires_grad_(False).eval()
         self.site_names = tuple(site_names)
@@ -115,26 +121,30 @@ class Problem:
 
         self._begin(MicroBatching(micro_batch or batch_size), lambda adapted: None)
 
-    def _begin(self, micro, after_pass):
+    def _begin(self, micro: MicroBatching, after_pass: Callable[[Adapted], None]) -> None:
         self.micro = micro
         """How a batch is cut into passes."""
         self.after_pass = after_pass
         """Called after each training pass, for inspecting gradients."""
-        self.last_loss = None
+        self.last_loss: Tensor | None = None
         """The loss of the last training pass, a detached scalar; the harness watches it."""
 
-    def of_run(self, micro, after_pass=lambda adapted: None):
+    def of_run(
+        self, micro: MicroBatching, after_pass: Callable[[Adapted], None] = lambda adapted: None
+    ) -> "Problem":
         """The same problem with a state of its own: what one run changes no other run sees."""
         problem = copy(self)
         problem._begin(micro, after_pass)
         return problem
 
-    def backward(self, tokens, adapted, loss=kl_to_clean):
+    def backward(
+        self, tokens: Tokens, adapted: Adapted, loss: Callable[[Seen], Tensor] = kl_to_clean
+    ) -> Float[Tensor, ""]:
         """The one place where a training pass happens: clean, splice, student, loss, backward.
 
-        `tokens` [batch, seq] go through in micro-batches; `loss(seen)` is a scalar of what the
-        pass sees (`Seen`), a mean over its tokens. Gradients are left in whatever `adapted`
-        trains. Returns the batch's loss, detached.
+        The windows go through in micro-batches; `loss(seen)` is a mean over the tokens that the
+        pass sees (`Seen`). Gradients are left in whatever `adapted` trains. Returns the batch's
+        loss, detached.
 
         Where several processes work together (`bench.distributed`) each passes its share of the
         windows; gradients and loss are those of the whole batch when this returns.
@@ -153,7 +163,7 @@ class Problem:
         self.after_pass(adapted)
         return self.last_loss
 
-    def _pass_or_halve(self, tokens, adapted, loss):
+    def _pass_or_halve(self, tokens: Tokens, adapted: Adapted, loss: Callable) -> Tensor:
         before, known = Before(adapted), len(self.micro.halvings)
         value = None
         while value is None:
@@ -171,7 +181,7 @@ class Problem:
             halving["loss_changed"] = changed
         return value
 
-    def _pass(self, tokens, adapted, loss):
+    def _pass(self, tokens: Tokens, adapted: Adapted, loss: Callable) -> Tensor:
         total, n_scored = 0.0, len(self.rows(tokens, self.scored))
         for part in shares.share(tokens).split(self.micro.size):
             share = len(self.rows(part, self.scored)) / n_scored
@@ -183,34 +193,36 @@ class Problem:
             total = total + value.detach()
         return total
 
-    def look(self, tokens, adapted):
+    def look(self, tokens: Tokens, adapted: Adapted) -> list[Seen]:
         """What a training pass sees of each micro-batch (`Seen`), for a method without a loss."""
         shares.check_looks()
         return [Seen(self, part, adapted) for part in tokens.split(self.micro.size)]
 
-    def copy_of_blocks(self):
+    def copy_of_blocks(self) -> tuple[Copies, ParameterDict]:
         """Own, trainable copies of the blocks after the first site, and a module of their weights.
 
-        The first goes to `Adapted.blocks`; the module holds each weight once, for the optimizer
-        and for `Adapted.state`.
+        The copies go to `Adapted.blocks`; the module, which holds each weight once, to the
+        optimizer and `Adapted.state`.
         """
         shares.check_copies()
         first = min(map(block_after, self.site_names))
         return self._blocks.copies(range(first, self.n_blocks))
 
-    def clean(self, tokens, adapted):
+    def clean(self, tokens: Tokens, adapted: Adapted) -> Clean:
         """One full clean pass -> `Clean`, ready for `final(clean, adapted)`."""
         return self.finish(self.sites(tokens, self.start_of(adapted)))
 
     @torch.no_grad()
-    def sites(self, tokens, start=None, known=None):
+    def sites(
+        self, tokens: Tokens, start: int | None = None, known: Residual | None = None
+    ) -> Clean:
         """The clean pass as far as the last site -> `Clean` without its final state.
 
         `known` is the clean residual at `site_start`, where it is known from a pass before.
         """
         start = self.site_start if start is None else start
         end = max(self._sites_end, start)
-        caught = {}
+        caught: dict[str, Tensor] = {}
         catch = [(name, _catch(caught, name)) for name in self.site_names]
         self._make_sure_it_is_clean(tokens)
         with self.points.attached(catch), record_function("clean"):
@@ -226,14 +238,14 @@ class Problem:
         return Clean(tokens, start, entry, sites, reached=(end, residual))
 
     @torch.no_grad()
-    def entry(self, tokens, start):
+    def entry(self, tokens: Tokens, start: int) -> Residual:
         """The clean residual at the input of block `start`, and nothing more."""
         self._make_sure_it_is_clean(tokens)
         with record_function("clean"):
             return self._blocks.run(0, start, self._blocks.embed(tokens), tokens)
 
     @torch.no_grad()
-    def finish(self, clean):
+    def finish(self, clean: Clean) -> Clean:
         """Run what is left of a clean pass; fills `clean.final` and returns `clean`."""
         if clean.final is None:
             self._make_sure_it_is_clean(clean.tokens)
@@ -241,8 +253,14 @@ class Problem:
                 clean.final = self._blocks.to_final(*clean.reached, clean.tokens)
         return clean
 
-    def final(self, clean, adapted, reconstruct=None, positions=None):
-        """The adapted model's final hidden state: [batch, seq, d_model].
+    def final(
+        self,
+        clean: Clean,
+        adapted: Adapted,
+        reconstruct: list[Callable] | None = None,
+        positions: str | None = None,
+    ) -> Residual:
+        """The adapted model's final hidden state.
 
         Restarts at the clean residual that `adapted` leaves as it is. `reconstruct`, a function
         for each site, takes the place of the SAEs (evaluation measures through it), `positions`
@@ -257,16 +275,16 @@ class Problem:
             residual = self._blocks.arrive(clean.start, clean.entry)
             return self._blocks.to_final(clean.start, residual, clean.tokens, adapted.blocks)
 
-    def start_of(self, adapted):
+    def start_of(self, adapted: Adapted) -> int:
         """The block that the adapted model must restart at."""
         names = [name for name, _ in adapted.hooks]
         return min([self.site_start, *(start_block(name, self.n_blocks) for name in names)])
 
-    def _make_sure_it_is_clean(self, tokens):
+    def _make_sure_it_is_clean(self, tokens: Tokens) -> None:
         self.points.assert_none_attached()
         self._blocks.prepare(tokens)
 
-    def rows(self, tokens, positions):
+    def rows(self, tokens: Tokens, positions: str) -> Int[Tensor, " rows"]:
         """Indices into the flattened [batch * seq] of the positions that a rule takes."""
         if positions == "not-special":
             return (~torch.isin(tokens.flatten(), self.special)).nonzero().squeeze(1)
@@ -275,7 +293,7 @@ class Problem:
         return index[:, int(positions == "not-first") :].flatten()
 
 
-def _catch(caught, name):
+def _catch(caught: dict[str, Tensor], name: str) -> Hook:
     def keep(value, hook):
         caught[name] = value
 

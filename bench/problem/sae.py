@@ -4,9 +4,13 @@ The map, which `linear`, `affine` and `ridge` train, is folded into W_dec and b_
 saved: what is left is a plain SAE. Knows nothing of where SAEs come from (`bench.loading.saes`).
 """
 
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import Module, ModuleList
 
 from bench.errors import Rejected
 
@@ -15,11 +19,11 @@ BANDWIDTH = 0.5
 multiples of the SAE's median threshold: SAELens' own width is in the units of its training data."""
 
 
-def correct(saes, make):
+def correct(saes: Iterable[Module], make: Callable[[int], Module]) -> tuple[ModuleList, ModuleList]:
     """Put `make(d_in)`, an affine map, behind every SAE -> (the maps, the corrected SAEs)."""
-    maps = torch.nn.ModuleList(make(sae.cfg.d_in).to(sae.W_dec.device) for sae in saes)
+    maps = ModuleList(make(sae.cfg.d_in).to(sae.W_dec.device) for sae in saes)
     pairs = zip(saes, maps, strict=True)
-    corrected = torch.nn.ModuleList(Corrected(sae, correction) for sae, correction in pairs)
+    corrected = ModuleList(Corrected(sae, correction) for sae, correction in pairs)
     for one in corrected:
         check_foldable(one)
     return maps, corrected
@@ -40,7 +44,7 @@ def check_foldable(corrected: "Corrected") -> None:
 
 
 @torch.no_grad()
-def check_same(folded, corrected: "Corrected") -> None:
+def check_same(folded: Module, corrected: "Corrected") -> None:
     """Raise `Rejected` where a plain SAE is not the corrected one, on tokens of two sizes.
 
     The median token counts: rounding may have one lose a latent to another that is as large.
@@ -63,28 +67,28 @@ TOLERANCE = 1e-3
 """Relative error of a folded SAE's output that rounding may cause."""
 
 
-class Corrected(torch.nn.Module):
-    """A frozen SAE with a correction, [tokens, d_in] -> [tokens, d_in], of what it decodes.
+class Corrected(Module):
+    """A frozen SAE with a correction, an affine map of [tokens, d_in], of what it decodes.
 
     Raises `Rejected` for an SAE that normalises each token: no affine map can be folded into it.
     """
 
-    def __init__(self, sae, correction):
+    def __init__(self, sae: Module, correction: Module) -> None:
         super().__init__()
         if sae.cfg.normalize_activations == "layer_norm":
             raise Rejected("an SAE that normalises each token takes no correction of its output")
         self.sae, self.correction, self.cfg = sae, correction, sae.cfg
 
-    def encode(self, activations):
-        """[tokens, d_in] -> [tokens, d_sae], as the SAE itself does."""
+    def encode(self, activations: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_sae"]:
+        """The latents, as the SAE itself has them."""
         return self.sae.encode(activations)
 
-    def decode(self, latents):
-        """[tokens, d_sae] -> [tokens, d_in], corrected."""
+    def decode(self, latents: Float[Tensor, "tokens d_sae"]) -> Float[Tensor, "tokens d_in"]:
+        """The corrected reconstruction."""
         return self.correction(self.sae.decode(latents))
 
     @torch.no_grad()
-    def folded(self):
+    def folded(self) -> Module:
         """A plain SAE with the same latents and outputs."""
         sae = deepcopy(self.sae)
         if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
@@ -100,7 +104,7 @@ class Corrected(torch.nn.Module):
         return sae
 
 
-def _shift_input(sae, moved):
+def _shift_input(sae: Module, moved: Float[Tensor, " d_in"]) -> None:
     """Change the encoder's biases as if its input were larger by `moved`."""
     if hasattr(sae, "b_gate"):
         sae.b_gate.add_(moved @ sae.W_enc)
@@ -109,7 +113,7 @@ def _shift_input(sae, moved):
         sae.b_enc.add_(moved @ sae.W_enc)
 
 
-def trainable(sae):
+def trainable(sae: Module) -> Module:
     """An own copy with the same outputs, in which every parameter that can gets a gradient.
 
     A JumpReLU becomes SAELens' training class, whose straight-through estimator reaches the
@@ -130,14 +134,14 @@ def trainable(sae):
 
 
 @torch.no_grad()
-def clamp_thresholds(saes):
+def clamp_thresholds(saes: Iterable[Module]) -> None:
     """Bring thresholds that a step has taken below 0 back to 0: below it, negative latents fire."""
     for sae in saes:
         if hasattr(sae, "threshold"):
             sae.threshold.clamp_(min=0)
 
 
-def to_training(sae):
+def to_training(sae: Module) -> Module:
     """An own copy as SAELens' training class, with the same weights and outputs.
 
     Raises `Rejected` for a kind of SAE that cannot be trained on reconstruction here.

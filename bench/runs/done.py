@@ -13,7 +13,7 @@ from bench.errors import Fault, Rejected
 from bench.harness import checkpoint
 from bench.harness.checkpoint import check_unchanged
 from bench.io.record import Run, digest, read, read_folder
-from bench.loading import documents, hub, models, packages, sae_sources, saes, sparsify
+from bench.loading import documents, hub, models, packages, sae_sources, saes
 
 ENDED = ("finished", "diverged")
 """Ends that are results: such a run is not run again unless `--fresh` asks for it."""
@@ -97,7 +97,7 @@ def _sure(run: Run, spec: Spec) -> bool:
     if spec.sae in MADE_HERE or any(map(sae_sources.from_hub, spec.saes)):
         return True
     folders = [Path(sae).expanduser() for sae in spec.saes]
-    if any(map(sparsify.is_folder, folders)):
+    if any(map(sae_sources.is_sparsify, folders)):
         return False
     try:
         return saes.sha256_of(folders) == header["sae"]["sha256"]

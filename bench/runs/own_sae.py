@@ -36,8 +36,8 @@ def _folders(loaded: Loaded, mse: Entry, every: float) -> list[Path]:
         return [sae_sources.locate(sae) for sae in spec.saes]
     own = own_folder(loaded, mse)
     if not own.exists():
-        with locks.held(own.parent, own.name, "the training of the SAE"):
-            if not own.exists():  # another process may just have ended
+        with locks.held(own.parent, own.name, "the training of the SAE", wait=True):
+            if not own.exists():  # another process may have trained it meanwhile
                 _train(loaded, mse, own, every)
     (record,) = own.glob("*.jsonl")
     return saes.checkpoint(own / record.stem, spec.sae_share)

@@ -8,7 +8,7 @@ from typing import Any
 from bench.config import method
 from bench.config.spec import Spec, check_site
 from bench.errors import Unavailable
-from bench.loading import documents, hub, models, sae_sources, streams
+from bench.loading import documents, hub, models, sae_sources
 
 
 def check_inputs(spec: Spec, out: Path | None = None) -> None:
@@ -35,12 +35,9 @@ def check_model(
     devices.check(spec.device)
     folder = fetch(spec)
     config = models.read_config(folder)
-    models.check_family(config)
-    if spec.center_writing_weights:
-        models.check_centering(config)
+    models.check_config(config, spec)
     n_blocks = models.n_blocks(config)
     check_site(spec, n_blocks)
-    models.check_context(config, spec.seq_len)
     for label in labels:
         method.check_fits(method.entry(label, sets), spec.sites, n_blocks)
     return folder, config
@@ -51,8 +48,8 @@ def fetch(spec: Spec) -> Path:
     folder = models.locate(spec.model, spec.weights)
     for sae in filter(sae_sources.from_hub, spec.saes):
         sae_sources.locate(sae)
-    if spec.text in streams.STREAMS:
-        streams.file(spec.text, spec.stream_tokens)
+    if spec.text in documents.STREAMS:
+        documents.fetch(spec.text, spec.stream_tokens)
     return folder
 
 
@@ -60,7 +57,7 @@ def asks_the_hub(spec: Spec) -> bool:
     """Whether a source of the spec is one that only the network has."""
     model = hub.is_id(spec.model) and spec.weights == "pretrained"
     saes = any(map(sae_sources.from_hub, spec.saes))
-    return model or saes or spec.text in streams.STREAMS
+    return model or saes or spec.text in documents.STREAMS
 
 
 def check_writable(out: Path) -> None:

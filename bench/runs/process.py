@@ -1,11 +1,11 @@
-"""Functions in processes of their own, so that whatever ends such a process costs no other.
+"""A function in a process of its own, so that whatever ends such a process costs no other.
 
 No process that has computed is ever forked: its threads would be missing in the copy, which then
 waits for them for ever. A server that has imported the slow libraries and computes nothing
 (`bench.runs.preloaded`) is forked instead, so a process costs a few milliseconds.
 
-Ctrl-C and SIGTERM go to this process; the others are asked to stop, and have the time to finish
-their step and write. One that does not answer is killed. The second Ctrl-C kills all at once.
+Ctrl-C and SIGTERM go to this process; the other is asked to stop, and has the time to finish its
+step and write. Where it does not answer it is killed. The second Ctrl-C kills it at once.
 """
 
 import ctypes
@@ -15,10 +15,10 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -40,7 +40,7 @@ GRACE = 30.0
 QUIET = 5.0
 """A process that took no CPU for so many seconds is in no step: its grace is not extended."""
 TICK = 0.5
-"""Seconds between two looks at processes that were asked to stop."""
+"""Seconds between two looks at a process that was asked to stop."""
 
 
 class Died(RunFailed):
@@ -53,147 +53,105 @@ def call(function: Callable[..., Result], *arguments: object) -> Result:
     Function and arguments are pickled. Raises `Died` where the process was killed or left,
     `Interrupted` where a signal came.
     """
-    with together() as tasks:
-        task = tasks.start(function, *arguments)
-        tasks.first()
+    task = Task()
+    with handling(task.handle):
+        try:
+            task.start(function, arguments)
+            task.wait()
+        finally:
+            task.end()
     return task.result()
 
 
-@contextmanager
-def together() -> Iterator["Tasks"]:
-    """A `Tasks`, all of which have ended when the block has; signals ask them all to stop."""
-    tasks = Tasks()
-    with handling(tasks.ask):
-        try:
-            yield tasks
-        finally:
-            tasks.end_all()
-    tasks.check()  # a signal may have come after the last of them
-
-
 class Task:
-    """A function in a process of its own, from when this is made."""
+    """A function in a process of its own, which signals ask to stop."""
 
-    def __init__(self, function: Callable[..., Any], arguments: tuple) -> None:
-        self.answers, answer = CONTEXT.Pipe(duplex=False)
-        flush()
-        settings = (answer, dict(os.environ), function, arguments)
-        self.process = CONTEXT.Process(target=_work, args=settings)
-        self.process.start()
-        assert self.process.pid is not None
-        self._pid = self.process.pid
-        answer.close()
-        self.kind = "died"
+    def __init__(self) -> None:
+        self._process: BaseProcess | None = None
+        self._kind = ""
         self._value: Any = None
+        self._signals: list[int] = []
+        self._waits_for_server = False
         self._asked: clock.Reading | None = None
         self._active: clock.Reading | None = None
         self._cpu = 0.0
 
-    def ask(self) -> None:
-        """Ask it to stop; from now on `end_if_silent` counts."""
+    def start(self, function: Callable[..., Any], arguments: tuple) -> None:
+        """Begin; no signal finds a process that does not listen yet."""
+        self._waits_for_server = True  # for seconds: a signal ends that wait at once
+        server()
+        self._waits_for_server = False
+        with blocked():
+            if self._signals:
+                raise Interrupted(self._signals[0])
+            self._answers, answer = CONTEXT.Pipe(duplex=False)
+            flush()
+            settings = (answer, dict(os.environ), function, arguments)
+            self._process = CONTEXT.Process(target=_work, args=settings)
+            self._process.start()
+            answer.close()
+
+    def wait(self) -> None:
+        """Take the answer, or that there is none, and wait until the process has ended."""
+        process = self._process
+        assert process is not None  # `start` comes before
+        while not self._answers.poll(TICK):
+            self._kill_if_silent(process)
+        try:
+            self._kind, self._value = self._answers.recv()
+        except (EOFError, OSError):  # nothing came, or half of it
+            self._kind = "died"
+        process.join(GRACE)
+        process.kill()  # one that has answered is not waited for any longer
+        process.join()
+        self._code = process.exitcode
+        self._answers.close()
+
+    def end(self) -> None:
+        """Where something was raised before the process had ended: ask it to stop, and wait."""
+        if self._process and not self._kind:
+            self._ask()
+            self.wait()
+
+    def result(self) -> Any:
+        """What the function gave; its fault, `Died` or `Interrupted` is raised."""
+        if self._signals:
+            raise Interrupted(self._signals[0])
+        if self._kind == "stopped":  # by a signal to that process alone
+            raise Interrupted(signal.SIGTERM)
+        if self._kind == "died":
+            raise Died(_how(self._code))
+        if self._kind == "fault":
+            raise self._value
+        return self._value
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The handler of signals: ask the process to stop; the second Ctrl-C kills it."""
+        self._signals.append(number)
+        if self._waits_for_server:
+            raise Interrupted(number)
+        if self._process and number == signal.SIGINT and self._signals.count(number) > 1:
+            self._process.kill()
+            raise Interrupted(number)
+        self._ask()
+
+    def _ask(self) -> None:
         if self._asked is None:
             self._asked = self._active = clock.read()
-        if self.process.is_alive():
-            os.kill(self._pid, signal.SIGTERM)
+        if self._process and self._process.pid and self._process.is_alive():
+            os.kill(self._process.pid, signal.SIGTERM)
 
-    def end_if_silent(self) -> None:
+    def _kill_if_silent(self, process: BaseProcess) -> None:
         """Kill it where it was asked to stop, its grace is over, and it computes nothing."""
         if self._asked is None or self._active is None:
             return
-        now, cpu = clock.read(), cpu_seconds(self._pid)
+        now, cpu = clock.read(), cpu_seconds(process.pid)
         if cpu > self._cpu + 0.1:
             self._cpu, self._active = cpu, now
         silent = now.since(self._asked).seconds
         if silent > GRACE and now.since(self._active).seconds > QUIET:
             say(f"a process did not answer for {silent:.0f} s and was killed")
-            self.process.kill()
-
-    def end(self) -> None:
-        """Take its answer, or that there is none, and wait until it has ended."""
-        try:
-            self.kind, self._value = self.answers.recv()
-        except (EOFError, OSError):  # nothing came, or half of it
-            self.kind = "died"
-        self.process.join(GRACE)
-        self.process.kill()  # one that has answered is not waited for any longer
-        self.process.join()
-        self.answers.close()
-
-    def result(self) -> Any:
-        """What the function gave; its fault, or `Died`, is raised."""
-        if self.kind == "died":
-            raise Died(_how(self.process.exitcode))
-        if self.kind == "fault":
-            raise self._value
-        return self._value
-
-
-class Tasks:
-    """Several tasks at a time; what ends them all is a signal, and `Interrupted` is raised."""
-
-    def __init__(self) -> None:
-        self._running: list[Task] = []
-        self._came: list[int] = []
-        self._waits_for_server = False
-
-    def start(self, function: Callable[..., Any], *arguments: object) -> Task:
-        """Begin a task -> the `Task`."""
-        self._waits_for_server = True  # for seconds: a signal ends that wait at once
-        self.check()
-        server()
-        self._waits_for_server = False
-        with blocked():  # no signal finds a process that nobody asks, or that does not listen yet
-            self.check()
-            self._running.append(Task(function, arguments))
-            return self._running[-1]
-
-    def first(self) -> Task:
-        """Wait for the first of them that ends -> that `Task`."""
-        task = self._next()
-        if task.kind == "stopped" and not self._came:  # by a signal to that process alone
-            self._came.append(signal.SIGTERM)
-        if self._came:
-            self.end_all()
-        self.check()
-        return task
-
-    def check(self) -> None:
-        """Raise `Interrupted` where a signal has come."""
-        if self._came:
-            raise Interrupted(self._came[0])
-
-    def end_all(self) -> None:
-        """Ask all that still run to stop, and wait for them."""
-        self._ask_all()
-        while self._running:
-            self._next()
-
-    def ask(self, number: int, frame: FrameType | None) -> None:
-        """The handler of signals: ask all to stop; the second Ctrl-C kills them."""
-        self._came.append(number)
-        if self._waits_for_server:
-            raise Interrupted(number)
-        if number == signal.SIGINT and self._came.count(number) > 1:
-            for task in self._running:
-                task.process.kill()
-            while self._running:
-                self._running.pop().process.join()
-            raise Interrupted(number)
-        self._ask_all()
-
-    def _next(self) -> Task:
-        """The first task that ends; on the way those are killed that do not answer."""
-        while not (ready := connection.wait([task.answers for task in self._running], TICK)):
-            for task in self._running:
-                task.end_if_silent()
-        task = next(task for task in self._running if task.answers in ready)
-        task.end()
-        self._running.remove(task)
-        return task
-
-    def _ask_all(self) -> None:
-        for task in self._running:
-            task.ask()
+            process.kill()
 
 
 @cache
@@ -224,7 +182,7 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
-def cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int | None) -> float:
     """Seconds of CPU that all threads of a process have taken; 0 where that is not known."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,5 +1,9 @@
-"""What a step cannot be faster than: its operations over the machine's matrix product."""
+"""The least time of a step, and what the harness adds.
 
+The floor is a step's operations over the rate of this machine's matrix product.
+"""
+
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -9,21 +13,50 @@ from types import SimpleNamespace
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench import devices
 from bench.harness.drive import drive
 from bench.harness.meter import Meter, timed
 from bench.io.record import Writer
+from bench.problem import Adapted, Problem
 from bench.problem.batches import noise
-from bench.speed import peaks
-from bench.speed.probe import measured
 
 aten = torch.ops.aten
 
-
 SIZES = {"cpu": 2048, "cuda": 8192, "mps": 4096}
-"""Rows and columns of the product whose rate is taken: enough to fill the device."""
+"""Rows and columns of the product whose rate is measured: enough to fill the device."""
+KERNELS = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
+"""Attention kernels with a backward kernel beside them."""
+
+DENSE_BFLOAT16 = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA A10": 125e12,
+    "NVIDIA A10G": 70e12,
+    "NVIDIA A30": 165e12,
+    "NVIDIA A40": 149.7e12,
+    "NVIDIA H100 80GB HBM3": 989.4e12,  # SXM
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H200": 989.4e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA GH200 480GB": 989.4e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40": 181e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA RTX A6000": 154.8e12,
+    "NVIDIA RTX 6000 Ada Generation": 364.2e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
+    "NVIDIA GeForce RTX 4090": 165.2e12,
+    "NVIDIA GeForce RTX 5090": 209.5e12,
+}
+"""`torch.cuda.get_device_name()` -> operations a second in bfloat16 with sums in float32, dense
+(not "with sparsity"), from NVIDIA's data sheets. The whole name counts: a slice of a card (MIG)
+has another one."""
 
 
-def operations(step):
+def operations(step: Callable[[], object]) -> int:
     """Floating-point operations of the matrix products and the attention in `step()`.
 
     Attention is counted as what it must do: half of each product of queries and keys.
@@ -33,22 +66,21 @@ def operations(step):
     return counter.get_total_flops()
 
 
-def attention_counts():
+def attention_counts() -> dict[Callable, Callable]:
     """Each kernel that attention may run as, on a CPU, on CUDA and on MPS -> how it is counted."""
     counts = {aten._scaled_dot_product_attention_math_for_mps: _causal(2)}
-    for name in ("flash_attention_for_cpu", "flash_attention", "efficient_attention"):
-        counts |= _of_kernel(name)
-    return counts | _of_kernel("cudnn_attention")
-
-
-def _of_kernel(name):
-    forward = getattr(aten, f"_scaled_dot_product_{name}")
-    backward = getattr(aten, f"_scaled_dot_product_{name}_backward")
-    return {forward: _causal(2), backward: _causal(5, first=1)}
+    for kernel in KERNELS:
+        name = f"_scaled_dot_product_{kernel}"
+        counts[getattr(aten, name)] = _causal(2)
+        counts[getattr(aten, f"{name}_backward")] = _causal(5, first=1)
+    return counts
 
 
 def _causal(n_products, first=0):
-    """The count for `n_products` of [seq, d_head] x [d_head, seq], half of each masked away."""
+    """The count for `n_products` of [seq, d_head] x [d_head, seq], half of each masked away.
+
+    The queries are argument number `first` of the kernel.
+    """
 
     def count(*shapes, out_shape=None, **settings):
         batch, heads, seq_len, d_head = shapes[first]
@@ -58,21 +90,27 @@ def _causal(n_products, first=0):
 
 
 @torch.no_grad()
-def product_rate(device, dtype="float32"):
+def product_rate(device: torch.device, dtype: str = "float32") -> float:
     """Operations a second of a product of two square matrices (`SIZES`), the median of five."""
     size = SIZES[device.type]
     a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
-    torch.mm(a, a)
-    taken = [measured(device, torch.mm, a, a)[1]["seconds"] for _ in range(5)]
-    return 2 * size**3 / median(taken)
+
+    def multiply():
+        torch.mm(a, a)
+        devices.synchronize(device)
+
+    multiply()
+    return 2 * size**3 / median(timed(multiply)[1] for _ in range(5))
 
 
-def nominal_peak(device):
-    """The card's operations a second in bfloat16 by its data sheet, or None."""
-    return peaks.peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+def nominal_peak(device: torch.device) -> float | None:
+    """The card's operations a second in bfloat16 by its data sheet; None if that is not known."""
+    if device.type != "cuda":
+        return None
+    return DENSE_BFLOAT16.get(torch.cuda.get_device_name(device))
 
 
-def harness_seconds(problem, adapted, steps=20):
+def harness_seconds(problem: Problem, adapted: Adapted, steps: int = 20) -> float:
     """Seconds a step of driving, metering, attaching and writing a row, the model left out.
 
     Drives a method that attaches what `adapted` attaches and runs nothing in between; in place
@@ -86,7 +124,7 @@ def harness_seconds(problem, adapted, steps=20):
         for _ in batches:
             for hooks in (catch, adapted.hooks):
                 problem.points.assert_none_attached()
-                # That none of them fires is found out when the block ends.
+                # The block ends with an error, as none of them fires.
                 with suppress(RuntimeError), problem.points.attached(hooks):
                     pass
                 for _ in range(problem.n_blocks):
@@ -94,16 +132,15 @@ def harness_seconds(problem, adapted, steps=20):
                 meter.saw_pass(None, None, number * 1)
             yield adapted
 
-    batches = noise(8, 1, 4, steps, "cpu")
-    run = drive(SimpleNamespace(train=train), problem, batches, None, meter)
+    run = drive(SimpleNamespace(train=train), problem, noise(8, 1, 4, steps, "cpu"), None, meter)
     with TemporaryDirectory() as folder:
         writer = Writer(Path(folder) / "row.jsonl")
+
+        def step():
+            next(run)
+            writer.write(meter.reading())
+
         next(run)
-        taken = [timed(_drive_and_write, run, meter, writer)[1] for _ in range(steps)]
+        seconds = median(timed(step)[1] for _ in range(steps))
         writer.close()
-    return median(taken)
-
-
-def _drive_and_write(run, meter, writer):
-    next(run)
-    writer.write(meter.reading())
+    return seconds

@@ -5,24 +5,40 @@ nothing of ours. Both start from the same adapters, take the same batches and mu
 loss at every step.
 """
 
+import importlib.util
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from bench.config import method
-from bench.config.spec import block_of
+from bench.config.spec import Spec, block_of
 from bench.errors import Rejected, RunFailed, Unavailable, Usage
 from bench.io.console import say
 from bench.io.files import new_json
 from bench.io.record import digest
 from bench.runs import process
 from bench.runs.preflight import asks_the_hub, check_inputs, check_model, set_environment
-from bench.speed import raced
+from bench.speed import report
+from bench.speed.remote import Side
 
 WARM_UP = 1
 """Pairs that are run and checked but not timed."""
+WORTH_IT = 1.05
+"""By how much twice the batch must be faster for the next one to be tried."""
 
 
-def speed(spec, labels, sets=(), pairs=5, out="runs", plain_dtype=None, best_batch=False):
+def speed(
+    spec: Spec,
+    labels: Sequence[str],
+    sets: Sequence[str] = (),
+    pairs: int = 5,
+    out: str | Path = "runs",
+    plain_dtype: str | None = None,
+    best_batch: bool = False,
+) -> None:
     """Race each method; a table of each and a JSON file of all that was measured.
 
     `plain_dtype` is the number format of the plain side's LM, that of the spec if None; with
@@ -46,16 +62,16 @@ def speed(spec, labels, sets=(), pairs=5, out="runs", plain_dtype=None, best_bat
     folder, config = process.call(check_model, spec, labels, sets)
     if not config["model_type"].startswith(("llama", "gemma")):
         raise Rejected(f"speed: the plain step is for Llama and Gemma, not {config['model_type']}")
-    filling, apart = prepare(spec, folder, entries[0], sets, pairs), []
-    for entry in entries:
-        result, plain = race(spec, folder, entry, sets, pairs, plain_dtype or spec.dtype)
+    plain_dtype = plain_dtype or spec.dtype
+    races = [Race(spec, str(folder), entry, sets, pairs, plain_dtype) for entry in entries]
+    filling, apart = races[0].prepare(), []
+    for race in races:
+        begun, result = race.run()
         result["fill_seconds_per_token"] = filling
-        path = out / f"speed-{digest(identity(result, plain_dtype))[:8]}.json"
+        path = out / f"speed-{digest(identity(result))[:8]}.json"
         new_json(path, result)
         if best_batch:
-            from bench.speed.best_batch import both_sides
-
-            result["best_batch"] = both_sides(spec, folder, entry, sets, plain)
+            result["best_batch"] = race.best_batches(begun)
             new_json(path, result)
         say(f"wrote {path}")
         if result["largest_difference"] > result["tolerance"]:
@@ -65,16 +81,18 @@ def speed(spec, labels, sets=(), pairs=5, out="runs", plain_dtype=None, best_bat
         raise RunFailed(f"the losses differ by up to {worst:.1e}, {allowed:.0e} is allowed")
 
 
-def identity(result, plain_dtype):
+def identity(result: report.Fields) -> list[Any]:
     """What names the file; a number format of the plain side counts where it is another."""
-    named = [result["label"], result["spec"], result["matmul"]]
-    return named + [plain_dtype] * (plain_dtype not in (None, result["spec"]["dtype"]))
+    spec, plain_dtype = result["spec"], result["sides"]["plain"]["dtype"]
+    named = [result["label"], spec, result["matmul"]]
+    return named if plain_dtype == spec["dtype"] else [*named, plain_dtype]
 
 
-def check_reference(spec, entry):
-    """Raise `Usage` for what the plain step cannot do, `Unavailable` without PEFT."""
-    import importlib.util
+def check_reference(spec: Spec, entry: method.Entry) -> None:
+    """Raise `Usage` for what the plain step cannot do, `Unavailable` without PEFT.
 
+    The plain side knows no special token but the first one: the BOS that is put before a text.
+    """
     if entry.name not in ("lora", "e2e"):
         raise Usage(f"speed: there is no plain step of '{entry.name}', expected lora or e2e")
     if getattr(entry.config, "dropout", 0) or getattr(entry.config, "loss", "kl") != "kl":
@@ -86,84 +104,108 @@ def check_reference(spec, entry):
         raise Usage(
             "speed: expected one site after a block, and the same positions spliced and scored"
         )
-    if spec.scored == "not-special":
-        check_not_special(spec)
-    if entry.name == "lora" and importlib.util.find_spec("peft") is None:
-        raise Unavailable("speed compares with PEFT: pip install 'splicebench[speed]'")
-
-
-def check_not_special(spec):
-    """Raise `Usage` where `not-special` is more than the first position, all the plain side knows.
-
-    A text has no special token but the BOS that is put first; random tokens are special ones too.
-    """
-    if not spec.prepend_bos:
+    if spec.scored == "not-special" and not spec.prepend_bos:
         raise Usage("speed: not-special only with a BOS put first: --prepend-bos true")
-    if spec.text == "random":
+    if spec.scored == "not-special" and spec.text == "random":
         raise Usage(
             "speed: not-special on random tokens, some of which are special: expected a --text, "
             "or --spliced and --scored both not-first or all"
         )
+    if entry.name == "lora" and importlib.util.find_spec("peft") is None:
+        raise Unavailable("speed compares with PEFT: pip install 'splicebench[speed]'")
 
 
-def prepare(spec, folder, entry, sets, pairs):
-    """Train the SAE and fill the cache in a process that takes its memory away with it."""
-    from bench.speed.race import Ours
-    from bench.speed.side import Side
+@dataclass(frozen=True)
+class Race:
+    """One method of ours against the plain step."""
 
-    if spec.sae != "own" and not spec.cache_clean:
-        return None
-    side = Side(Ours, spec, str(folder), entry.label, sets, WARM_UP + pairs + 3)
-    filling = side.call("prepare")
-    side.close()
-    if filling:
-        took = filling * spec.batch_size * spec.seq_len
-        say(f"filling the cache of the clean side took {took:.2f} s a batch, once")
-    return filling
+    spec: Spec
+    folder: str
+    """The model's."""
+    entry: method.Entry
+    sets: Sequence[str]
+    pairs: int
+    plain_dtype: str
+
+    def ours(self) -> Side:
+        """Our side, not yet started."""
+        n_pairs = WARM_UP + self.pairs
+        return Side("Ours", self.spec, self.folder, self.entry.label, self.sets, n_pairs)
+
+    def plain(self, begun: report.Fields) -> Side:
+        """The plain side, at the SAE and the adapters that our side began with."""
+        settings = plain_settings(self.spec, self.entry, begun, self.plain_dtype)
+        layer = block_of(self.spec.site)
+        side = Side("Plain", self.folder, begun["sae"], layer, settings, self.spec.dtype)
+        side.call("start", begun["weights"])
+        return side
+
+    def prepare(self) -> float | None:
+        """Train the SAE and fill the cache -> seconds a token of filling, if there was any.
+
+        A process of its own takes the memory of it away.
+        """
+        spec = self.spec
+        if spec.sae != "own" and not spec.cache_clean:
+            return None
+        side = self.ours()
+        filling = side.call("prepare")
+        side.close()
+        if filling:
+            seconds = filling * spec.batch_size * spec.seq_len
+            say(f"filling the cache of the clean side took {seconds:.2f} s a batch, once")
+        return filling
+
+    def run(self) -> tuple[report.Fields, report.Fields]:
+        """Both sides, step by step in turn -> what ours began with, and what was measured."""
+        spec, entry = self.spec, self.entry
+        cached = ", clean side from the cache" if spec.cache_clean else ""
+        say(f"\n{entry.label}, {spec.batch_size} x {spec.seq_len} tokens, {spec.model}{cached}")
+        ours = self.ours()
+        begun = ours.call("start")
+        plain = self.plain(begun)
+        rows = step_in_turn(ours, plain, WARM_UP + self.pairs)
+        settings = {"ours": ours.call("setting"), "plain": plain.call("setting")}
+        peaks = {"ours": ours.call("peak"), "plain": plain.call("peak")}
+        plain.close()
+        result = {
+            "label": entry.label,
+            "config": entry.settings,
+            "spec": vars(spec),
+            "sides": settings,
+            "pairs": rows[WARM_UP:],
+            "warm_up": rows[:WARM_UP],
+            "largest_difference": max(row["difference"] for row in rows),
+            "tolerance": report.tolerance(settings),
+            "peak_bytes": peaks,
+            **ours.call("fields"),
+        }
+        ours.close()
+        result |= report.summary(result)
+        report.describe(result)
+        return begun, result
+
+    def best_batches(self, begun: report.Fields) -> report.Fields:
+        """The best batch of each side (`climb`), and the ratio of their rates.
+
+        One side at a time: neither holds memory of the device while the other is timed.
+        """
+        say("best batch: ours, then plain")
+        side = self.ours()
+        ours = climb(lambda batch: side.call("probe", batch))
+        side.close()
+        side = self.plain(begun)
+        plain = climb(lambda batch: side.call("probe", batch, self.spec.seq_len))
+        side.close()
+        rates = [best["tokens_per_second"] for best in (ours, plain)]
+        ratio = None if None in rates else rates[0] / rates[1]
+        best = {"ours": ours, "plain": plain, "ratio": ratio}
+        report.describe_best(best)
+        return best
 
 
-def race(spec, folder, entry, sets, pairs, plain_dtype):
-    """Both sides of one method, step by step in turn -> (what was measured, as JSON values;
-    what `Plain` is made of and starts at)."""
-    from bench.speed.race import Ours, Plain
-    from bench.speed.side import Side
-
-    cached = ", clean side from the cache" if spec.cache_clean else ""
-    say(f"\n{entry.label}, {spec.batch_size} x {spec.seq_len} tokens, {spec.model}{cached}")
-    ours = Side(Ours, spec, str(folder), entry.label, sets, WARM_UP + pairs + 3)
-    begun = ours.call("start")
-    settings = plain_settings(spec, entry, begun, plain_dtype)
-    made = (str(folder), begun["sae"], block_of(spec.site), settings, spec.dtype)
-    plain = Side(Plain, *made)
-    plain.call("start", begun["weights"])
-    rows = step_in_turn(ours, plain, WARM_UP + pairs)
-    sides = {"ours": ours.call("setting"), "plain": plain.call("setting")}
-    result = {
-        "label": entry.label,
-        "config": entry.settings,
-        "spec": vars(spec),
-        **ours.call("provenance"),
-        "sides": sides,
-        "pairs": rows[WARM_UP:],
-        "warm_up": rows[:WARM_UP],
-        "largest_difference": max(row["difference"] for row in rows),
-        "tolerance": raced.tolerance(sides),
-        "peak_bytes": {"ours": ours.call("peak"), "plain": plain.call("peak")},
-    }
-    plain.close()
-    shares = ours.call("profile")
-    if shares:
-        result["share_of_step"] = shares
-    result["floor"] = ours.call("floor")
-    result["harness_seconds"] = ours.call("overhead")
-    ours.close()
-    raced.add_summary(result)
-    raced.describe(result)
-    return result, (made, begun["weights"])
-
-
-def step_in_turn(ours, plain, n_pairs):
-    """Pairs of steps on the same tokens -> what each side says of its own, a dict each."""
+def step_in_turn(ours: Side, plain: Side, n_pairs: int) -> list[report.Fields]:
+    """Pairs of steps on the same tokens -> what each side measured, and how the losses differ."""
     say(f"{'pair':>7} {'loss ours':>11} {'plain':>11}   differ   s ours    plain  ratio")
     rows = []
     for number in range(n_pairs):
@@ -182,11 +224,13 @@ def step_in_turn(ours, plain, n_pairs):
     return rows
 
 
-def plain_settings(spec, entry, begun, dtype=None):
-    """What `Reference` wants to know besides the folders and the layer."""
+def plain_settings(
+    spec: Spec, entry: method.Entry, begun: report.Fields, dtype: str
+) -> dict[str, Any]:
+    """The keyword arguments of `Reference`; `dtype` is the number format of its LM."""
     config = entry.config
     settings = {"lr": config.lr, "clip": config.clip, "skipped": int(spec.scored != "all")}
-    settings |= {"device": spec.device, "dtype": dtype or spec.dtype}
+    settings |= {"device": spec.device, "dtype": dtype}
     if spec.weights == "random":
         settings["drawn"] = spec.dtype  # other formats draw other numbers
     if entry.name == "lora":
@@ -200,3 +244,25 @@ def plain_settings(spec, entry, begun, dtype=None):
             "task_type": "CAUSAL_LM",
         }
     return settings
+
+
+def climb(probe: Callable[[int], report.Fields | None]) -> report.Fields:
+    """`probe(batch)` of 1, 2, 4, ... windows until memory runs out or it is worth it no more.
+
+    Gives the best `batch` (None if not even one window fits), its `tokens_per_second`, and all
+    that was `tried`.
+    """
+    tried, before = [], 0
+    for batch in (2**power for power in count()):
+        rate = probe(batch) or {"batch": batch, "tokens_per_second": None}
+        tried.append(rate)
+        if not rate["tokens_per_second"] or rate["tokens_per_second"] < WORTH_IT * before:
+            break
+        before = rate["tokens_per_second"]
+    best = max(tried, key=lambda rate: rate["tokens_per_second"] or 0)
+    fits = best["tokens_per_second"] is not None
+    return {
+        "batch": best["batch"] if fits else None,
+        "tokens_per_second": best["tokens_per_second"],
+        "tried": tried,
+    }

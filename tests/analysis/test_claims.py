@@ -108,8 +108,8 @@ def test_verdict(claim, world, expected, tmp_path):
 def test_what_is_missing_is_said(tmp_path):
     timing(tmp_path, missing=("mse",))
     found = verdicts(tmp_path)
-    assert found["C13"].missing == "3 of 3 runs: mse of timing"
-    assert found["C5"].missing == "experiment rank"
+    assert found["C13"].finding.missing == "3 of 3 runs: mse of timing"
+    assert found["C5"].finding.missing == "experiment rank"
     assert found["C7"].word == "holds", "what a claim does not need may be missing"
 
 
@@ -125,7 +125,8 @@ def test_run_that_is_not_finished_carries_no_claim(tmp_path):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     found = verdicts(tmp_path)["C14"]
     assert (
-        found.word == "not measured" and f"{read(path).name}: it is not finished" in found.missing
+        found.word == "not measured"
+        and f"{read(path).name}: it is not finished" in found.finding.missing
     )
 
 
@@ -142,7 +143,7 @@ def test_speedups_are_told_by_both_definitions(tmp_path):
     found = verdicts(timing(tmp_path))["C8"]
     ours = 192 * 4 / (96 * 0.1 + 16)
     true = 4 * 40 * math.log(6 / (3.75 + 0.25 * math.exp(-8) - 3.7)) / (96 * 0.1 + 16)
-    row = next(line for line in found.details[1].splitlines() if line.startswith("| 10%"))
+    row = next(line for line in found.finding.details[1].splitlines() if line.startswith("| 10%"))
     cells = [float(cell.split()[0].strip("x>")) for cell in row.split("|")[2:-1]]
     assert cells[2] == pytest.approx(true, rel=0.05)
     assert cells[3] == pytest.approx(ours, rel=0.01)

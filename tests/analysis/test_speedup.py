@@ -7,7 +7,6 @@ import pytest
 
 from analysis.stats.gap import ce_difference, closed_at_end, difference
 from analysis.stats.speedup import (
-    closed_share,
     cost,
     cost_to_reach,
     curve,
@@ -27,10 +26,9 @@ SPACINGS = {
 
 
 def test_closed_share():
-    assert closed_share(SPLICED, CLEAN, SPLICED) == 0
-    assert closed_share(CLEAN, CLEAN, SPLICED) == 1
-    assert closed_share(4.1, CLEAN, SPLICED) < 0
-    assert math.isnan(closed_share(3.5, 3.6, 3.6))
+    spliced, clean, above = curve(make(losses=[SPLICED, CLEAN, 4.1]), "tokens")[1]
+    assert spliced == 0 and clean == 1 and above < 0
+    assert math.isnan(curve(make(losses=[3.5], ce_clean=3.6, ce_spliced=3.6), "tokens")[1][0])
 
 
 def test_interpolation_is_exact_on_straight_lines():

@@ -13,7 +13,7 @@ from transformer_lens.hook_points import HookPoint
 from bench.config.spec import Spec
 from bench.config.specs import SPECS
 from bench.errors import Rejected
-from bench.evals import check, diagnose
+from bench.evals import diagnose
 from bench.loading import sae_metadata, saes
 from bench.problem.problem import Adapted
 from bench.runs import setup
@@ -232,11 +232,11 @@ def test_one_point_has_two_names_outside_gemma():
 
 def test_a_linear_map_that_never_fires_is_found(monkeypatch):
     problem = tiny.problem()
-    assert "hook points fired once" in check.fired(problem)
-    monkeypatch.setattr(check, "expected_points", lambda problem: ["blocks.0.attn.dead"])
+    assert "hook points fired once" in diagnose.fired(problem)
+    monkeypatch.setattr(diagnose, "expected_points", lambda problem: ["blocks.0.attn.dead"])
     problem.points._points["blocks.0.attn.dead"] = HookPoint()
     with pytest.raises(Rejected, match="'blocks.0.attn.dead' fired 0 times"):
-        check.fired(problem)
+        diagnose.fired(problem)
 
 
 def test_many_latents_are_looked_at_in_parts(monkeypatch):

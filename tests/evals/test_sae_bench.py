@@ -52,11 +52,11 @@ def theirs(sae, tokens):
     return losses, scalars, by_latent
 
 
-def test_the_numbers_of_saelens(run):
+def test_the_numbers_of_saelens(run, tmp_path):
     tokens = validation_tokens(run)
     _, adapted = reload.restore(run.path)
     losses, scalars, by_latent = theirs(adapted.saes[0], tokens)
-    found = saebench.core_metrics(run.path)
+    found = saebench.core(run.path, tmp_path / "core.json")["eval_result_metrics"]
     behavior, performance = (
         found[f"model_{group}_preservation"] for group in ("behavior", "performance")
     )

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from bench.experiments import plans, scales
-from bench.experiments.pool import own_sae
 from bench.experiments.scales import SCALES, chosen
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,19 +37,6 @@ def test_a_rehearsal_is_the_same_plan(name):
         for one, other in zip(rehearsal, kept, strict=True):
             assert one.spec.model == other.spec.model and one.spec.site == other.spec.site
             assert one.spec.device == "cpu" and one.spec.sae_tokens < 5_000
-
-
-def test_runs_that_share_an_own_sae_know_it():
-    jobs = [*plans.jobs("timing", "gpu-smollm2"), *plans.jobs("rivals", "gpu-smollm2")]
-    shared = {}
-    for job in jobs:
-        shared.setdefault(own_sae(job), set()).add((job.seed, job.label))
-    scratch = {name for name in shared.pop(None)}
-    assert {label for _, label in scratch} == {SCALES["gpu-smollm2"]().scratch}
-    assert len(shared) == 3  # one for each seed
-    assert all(len({seed for seed, _ in jobs}) == 1 for jobs in shared.values())
-    training = f"mse:lr={SCALES['gpu-smollm2']().spec.sae_lr}"
-    assert all(training in {label for _, label in jobs} for jobs in shared.values())
 
 
 def test_all_is_what_a_scale_has(command):
@@ -94,7 +80,8 @@ def test_no_file_of_results_is_read_on_import():
     watch = (
         "import sys\nopened = []\n"
         "sys.addaudithook(lambda event, given: event == 'open' and opened.append(str(given[0])))\n"
-        "import bench.cli.commands, bench.experiments.plans, bench.runs.setup, results.gpu.run\n"
+        "import bench.cli.commands, bench.experiments.plans, bench.runs.setup\n"
+        "import bench.experiments.sweep\n"
         "print(*opened, sep='\\n')"
     )
     python = [sys.executable, "-c", watch]

@@ -34,9 +34,9 @@ def test_output_with_and_without_a_mask(family, padded):
         mask[0, -4:] = 0
     fused, plain = tiny.bridge(family), unfused(tiny.bridge(family))
     with torch.no_grad():
-        found, expected = (model(TOKENS, attention_mask=mask) for model in (fused, plain))
+        ours, expected = (model(TOKENS, attention_mask=mask) for model in (fused, plain))
     rows = mask.bool()
-    torch.testing.assert_close(found[rows], expected[rows], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours[rows], expected[rows], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

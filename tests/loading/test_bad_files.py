@@ -20,7 +20,7 @@ import methods
 from bench.config import method
 from bench.config.specs import named
 from bench.errors import Rejected, Unavailable, Usage
-from bench.loading import models, peft_format, sae_sources, tensors_only, text
+from bench.loading import models, peft_format, sae_sources, text, weights
 from tests.export.test_export import an_adapter
 from tests.helpers import tiny
 
@@ -123,28 +123,28 @@ def test_files_that_are_no_sae(small, name, tmp_path):
 def test_torn_files_of_torch(zipped, tmp_path):
     torch.save(HARMLESS, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     whole = (tmp_path / "x.pt").read_bytes()
-    assert tensors_only.load(tmp_path / "x.pt")["W_enc"].shape == (3000,)
+    assert weights.load_torch(tmp_path / "x.pt")["W_enc"].shape == (3000,)
     for n in (100, 2000, len(whole) // 2, len(whole) - 30):
         (tmp_path / "x.pt").write_bytes(whole[:n])
         with pytest.raises(Rejected, match=r"x.pt: truncated \("):
-            tensors_only.load(tmp_path / "x.pt")
+            weights.load_torch(tmp_path / "x.pt")
 
 
 def test_the_environment_cannot_ask_for_more(marker, monkeypatch, tmp_path):
     path = write_evil(tmp_path / "x.pt", marker)
-    monkeypatch.setenv(tensors_only.FORCE_NO, "1")
+    monkeypatch.setenv(weights.FORCE_NO, "1")
     with pytest.raises(Rejected, match="x.pt needs posix.system"):
-        tensors_only.load(path)
-    with tensors_only.enforced(), pytest.raises(pickle.UnpicklingError):
+        weights.load_torch(path)
+    with weights.tensors_only(), pytest.raises(pickle.UnpicklingError):
         torch.load(path)  # as a library does
-    assert os.environ[tensors_only.FORCE_NO] == "1" and tensors_only.FORCE not in os.environ
+    assert os.environ[weights.FORCE_NO] == "1" and weights.FORCE not in os.environ
 
 
 def test_a_release_of_pickles_is_read_by_that_rule(marker, monkeypatch, command, tmp_path):
     from sae_lens import SAE
 
     path = write_evil(tmp_path / "x.pt", marker)
-    monkeypatch.setenv(tensors_only.FORCE_NO, "1")
+    monkeypatch.setenv(weights.FORCE_NO, "1")
     monkeypatch.setattr(
         sae_sources, "_releases", lambda: {"rel": {"repo_id": "o/r", "saes": [{"id": "x"}]}}
     )
@@ -214,7 +214,7 @@ def test_an_adapter_of_pickles(small, marker, tmp_path):
 def test_no_code_of_ours_unpickles():
     """Whoever loads with torch or numpy says that it is to be numbers; nobody reads a pickle."""
     said = {"torch.load": ("weights_only", True), "numpy.load": ("allow_pickle", False)}
-    found = 0
+    n_loads = 0
     for path in (p for top in ("bench", "methods", "analysis") for p in (ROOT / top).rglob("*.py")):
         source = path.read_text(encoding="utf-8")
         for word in ("pickle.load", "Unpickler(", "trust_remote_code=True"):
@@ -222,10 +222,10 @@ def test_no_code_of_ours_unpickles():
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in said:
                 name, value = said[ast.unparse(node.func)]
-                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-                assert given.get(name) == str(value), path
-                found += 1
-    assert found >= 2
+                keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert keywords.get(name) == str(value), path
+                n_loads += 1
+    assert n_loads >= 2
 
 
 @pytest.fixture
@@ -249,8 +249,8 @@ def test_a_method_that_needs_a_package(planted, command, monkeypatch):
     planted("wants_foo", "import foo_of_ours.part")
     with pytest.raises(Unavailable) as caught:
         method.entry("wants_foo")
-    told = "methods/wants_foo.py needs 'foo_of_ours', which is not installed: "
-    assert str(caught.value) == told + "pip install foo_of_ours" and caught.value.code == 4
+    message = "methods/wants_foo.py needs 'foo_of_ours', which is not installed: "
+    assert str(caught.value) == message + "pip install foo_of_ours" and caught.value.code == 4
     code, out, _ = command("methods")
     assert code == 0 and "wants_foo: Planted." in out
     monkeypatch.setitem(sys.modules, "yaml", None)
@@ -328,12 +328,13 @@ def test_a_document_that_is_there_twice_is_held_once(tmp_path):
     spec = named(
         "smollm2-135m", text=str(tmp_path / "text"), **settings, val_docs=4, val_tokens=192
     )
-    found = text.load(spec, tiny.tokenizer(), tiny.VOCABULARY)
+    parsed = text.load(spec, tiny.tokenizer(), tiny.VOCABULARY)
     parts = [
-        set(map(tuple, p.tokens[:].tolist())) for p in (found.train, found.curve, found.validation)
+        set(map(tuple, p.tokens[:].tolist()))
+        for p in (parsed.train, parsed.curve, parsed.validation)
     ]
-    assert len(list((tmp_path / "text").iterdir())) == found.read["files"] == 48
-    assert found.read["documents"] == found.read["duplicate"] == 24
+    assert len(list((tmp_path / "text").iterdir())) == parsed.read["files"] == 48
+    assert parsed.read["documents"] == parsed.read["duplicate"] == 24
     assert all(parts) and not parts[0] & (parts[1] | parts[2]) and not parts[1] & parts[2]
 
 
@@ -341,11 +342,11 @@ def test_a_tokenizer_of_another_model(small, model):
     from tokenizers import Tokenizer
 
     path = model / "tokenizer.json"
-    told = json.loads(path.read_text())
+    settings = json.loads(path.read_text())
     for number in range(tiny.VOCABULARY, tiny.VOCABULARY + 20):
-        told["model"]["vocab"][f"<{number}>"] = number
-    told["model"]["vocab"]["a"], told["model"]["vocab"]["<83>"] = 83, 3
-    path.write_text(json.dumps(told))
+        settings["model"]["vocab"][f"<{number}>"] = number
+    settings["model"]["vocab"]["a"], settings["model"]["vocab"]["<83>"] = 83, 3
+    path.write_text(json.dumps(settings))
     assert Tokenizer.from_file(str(path)).encode("a").ids == [83]
     code, out, err = small("check", model=model, sae="fresh")
     assert code == 3 and "the tokenizer does not fit the model: token id 83, 64 rows" in err

@@ -103,6 +103,7 @@ def test_a_large_value_is_finite():
 
 NORM = "model.norm.weight"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+THIRD = "model-00003-of-00003.safetensors"
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def spoil_lacking(model):
 
 
 def spoil_file(model):
-    shutil.copy(model / SECOND, model / "model-00003-of-00003.safetensors")
+    shutil.copy(model / SECOND, model / THIRD)
 
 
 def spoil_no_file(model):
@@ -167,9 +168,9 @@ def spoil_no_index(model):
         (spoil_place, f"{UP} is in {FIRST}, the index says {SECOND}"),
         (spoil_left_out, f"{UP} is in {FIRST}, the index says nothing of it"),
         (spoil_lacking, f"{UP} is in no file, the index says {FIRST}"),
-        (spoil_file, "model-00003-of-00003.safetensors is there, the index does not name it"),
-        (spoil_no_file, f"{SECOND} is not there, the index names it"),
-        (spoil_both_kinds, "model.safetensors is there, the index does not name it"),
+        (spoil_file, f"{NORM} is in {SECOND} and {THIRD}, the index says {SECOND}"),
+        (spoil_no_file, f"{NORM} is in no file, the index says {SECOND}"),
+        (spoil_both_kinds, f" is in {FIRST} and model.safetensors, the index says {FIRST}"),
         (spoil_no_index, f"{FIRST} is there beside model.safetensors, and no index names it"),
         (lambda model: (model / weights.INDEX).write_text("{}"), "expected a weight_map of names"),
         (lambda model: (model / weights.INDEX).write_text("{"), "expected a weight_map of names"),
@@ -190,7 +191,7 @@ def test_shards_that_agree_are_the_model(sharded):
     for name, value in tiny.hf_model("llama").state_dict().items():
         assert torch.equal(loaded[name], value)
     write_index(sharded, {})
-    with pytest.raises(Rejected, match="does not name it"):
+    with pytest.raises(Rejected, match=f" is in {FIRST}, the index says nothing of it"):
         weights.check_files(sharded)
 
 
@@ -250,8 +251,8 @@ def test_an_sae_of_another_precision_is_float32_here(dtype, sae):
     before = {name: value.clone() for name, value in load_file(sae / saes.WEIGHTS).items()}
     save_file({name: value.to(dtype) for name, value in before.items()}, sae / saes.WEIGHTS)
     config = json.loads((sae / "cfg.json").read_text())
-    for told in ("float32", str(dtype).removeprefix("torch.")):
-        (sae / "cfg.json").write_text(json.dumps({**config, "dtype": told}))
+    for name in ("float32", str(dtype).removeprefix("torch.")):
+        (sae / "cfg.json").write_text(json.dumps({**config, "dtype": name}))
         loaded = saes.load(sae, tiny.WIDTH)
         assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
         for name, value in loaded.state_dict().items():
@@ -287,9 +288,12 @@ def spoil_name(tensors):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (spoil_pair, "'" + Q2 + "_B.weight' has no lora_A"),
+        (spoil_pair, "layer 2 self_attn.q_proj has {'B': [32, 2]}, expected A [rank, d_in] and B"),
         (spoil_both, "those of adapter_config.json (missing: layer 2 "),
-        (spoil_rank, "have the shapes [5, 32] and [32, 2]"),
+        (
+            spoil_rank,
+            "has {'A': [5, 32], 'B': [32, 2]}, expected A [rank, d_in] and B [d_out, rank]",
+        ),
         (spoil_layer, "(unexpected: layer 1 self_attn.q_proj)"),
         (spoil_name, "'x.lora_B.weight' is no low-rank pair"),
         (dict.clear, "no tensors in it"),

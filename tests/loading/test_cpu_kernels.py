@@ -26,8 +26,8 @@ for bias in (None, torch.randn(160)):
     dx, dw = x.double().detach().requires_grad_(), weight.double().detach().requires_grad_()
     exact = torch.nn.functional.linear(dx, dw, None if bias is None else bias.double())
     exact.square().sum().backward()
-    for found, expected in ((out, exact), (x.grad, dx.grad), (weight.grad, dw.grad)):
-        assert (found - expected).norm() < 1e-5 * expected.norm()
+    for ours, expected in ((out, exact), (x.grad, dx.grad), (weight.grad, dw.grad)):
+        assert (ours - expected).norm() < 1e-5 * expected.norm()
 """
 
 GIB = 2**30

@@ -16,11 +16,11 @@ def read(path):
     """(names of the files, what was left out, name -> document)."""
     source = documents.source(named("smollm2-135m", text=str(path)))
     files, aside = list(source.files), Counter(source.left_out)
-    found = {
+    texts = {
         documents.name_of(files[file], line): string
         for _, file, line, string in documents.documents(source, aside)
     }
-    return files, {name: number for name, number in aside.items() if number}, found
+    return files, {name: number for name, number in aside.items() if number}, texts
 
 
 def test_suffixes_of_any_case_are_read_and_others_are_counted(tmp_path):
@@ -29,9 +29,9 @@ def test_suffixes_of_any_case_are_read_and_others_are_counted(tmp_path):
     (tmp_path / "f.Jsonl").write_text('{"text": "f"}\n')
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
     os.mkfifo(tmp_path / "pipe.txt")
-    files, aside, found = read(tmp_path)
+    files, aside, texts = read(tmp_path)
     assert files == ["a.txt", "b.TXT", "f.Jsonl"]
-    assert found == {"a": "a.txt", "b": "b.TXT", "f:1": "f"}
+    assert texts == {"a": "a.txt", "b": "b.TXT", "f:1": "f"}
     assert aside == {".md": 2, "no suffix": 1, "no file": 2}
 
 
@@ -42,8 +42,8 @@ def test_a_linked_folder_is_read_and_none_twice(tmp_path):
     (tmp_path / "text" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "text" / "same").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "up").symlink_to(tmp_path)
-    files, aside, found = read(tmp_path / "text")
-    assert files == ["link/deep/a.txt"] and found == {"link/deep/a": "a"} and not aside
+    files, aside, texts = read(tmp_path / "text")
+    assert files == ["link/deep/a.txt"] and texts == {"link/deep/a": "a"} and not aside
 
 
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
@@ -51,8 +51,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path, suffix):
     content = json.dumps({"text": "caf\u00e9"}) if suffix == "jsonl" else "caf\u00e9"
     for name, encoding in (("plain", "utf-8"), ("marked", "utf-8-sig")):
         (tmp_path / f"{name}.{suffix}").write_text(content, encoding=encoding)
-    _, aside, found = read(tmp_path)
-    assert list(found.values()) == ["caf\u00e9"] and aside == {"duplicate": 1}
+    _, aside, texts = read(tmp_path)
+    assert list(texts.values()) == ["caf\u00e9"] and aside == {"duplicate": 1}
 
 
 def test_what_is_empty_or_there_twice_is_counted(tmp_path):
@@ -60,8 +60,8 @@ def test_what_is_empty_or_there_twice_is_counted(tmp_path):
     (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "u.txt").write_bytes(b"x\r\ny")
     (tmp_path / "v.txt").write_bytes(b"x\ny")
-    _, aside, found = read(tmp_path)
-    assert found == {"t:1": "a", "t:2": "b", "u": "x\ny"}
+    _, aside, texts = read(tmp_path)
+    assert texts == {"t:1": "a", "t:2": "b", "u": "x\ny"}
     assert aside == {"empty": 2, "duplicate": 3}
 
 

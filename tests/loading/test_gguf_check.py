@@ -11,7 +11,7 @@ from transformers import Gemma2Config, Gemma3TextConfig, GPT2Config, LlamaConfig
 
 from bench.errors import Rejected, Usage
 from bench.io.files import cache_root
-from bench.loading import gguf_check, gguf_keys, models, packages
+from bench.loading import gguf_check, models, packages
 from tests.helpers import tiny
 
 UINT8, ARRAY = 0, 9
@@ -35,15 +35,22 @@ def tensors():
     shapes = {"token_embd.weight": (tiny.VOCABULARY, tiny.WIDTH)}
     for block in range(tiny.BLOCKS):
         shapes |= {f"blk.{block}.{name}.weight": shape for name, shape in SHAPES.items()}
-    found = {name: 0.2 * draw.standard_normal(shape, "float32") for name, shape in shapes.items()}
+    drawn = {name: 0.2 * draw.standard_normal(shape, "float32") for name, shape in shapes.items()}
     norms = [f"blk.{b}.{n}_norm.weight" for b in range(tiny.BLOCKS) for n in ("attn", "ffn")]
-    return found | dict.fromkeys([*norms, "output_norm.weight"], numpy.ones(tiny.WIDTH, "float32"))
+    return drawn | dict.fromkeys([*norms, "output_norm.weight"], numpy.ones(tiny.WIDTH, "float32"))
 
 
 def write(
-    path, architecture="llama", without=(), extra=None, quantised=True, alignment=None, keys=None
+    path,
+    architecture="llama",
+    without=(),
+    extra=None,
+    quantised=True,
+    alignment=None,
+    keys=None,
+    raw=(),
 ):
-    """A GGUF file of the tiny Llama with its tokenizer, and with these keys more."""
+    """A GGUF file of the tiny Llama with its tokenizer, with these tensors and keys more."""
     writer = gguf.GGUFWriter(path, architecture)
     if alignment:
         writer.add_custom_alignment(alignment)
@@ -68,7 +75,9 @@ def write(
     for name, array in (tensors() | (extra or {})).items():
         if name in without:
             continue
-        if quantised and array.ndim == 2:
+        if name in raw:
+            writer.add_tensor(name, raw[name][0], raw_dtype=raw[name][1])
+        elif quantised and array.ndim == 2:
             writer.add_tensor(name, gguf.quants.quantize(array, Q8_0), raw_dtype=Q8_0)
         else:
             writer.add_tensor(name, array)
@@ -140,10 +149,6 @@ WRONG = {  # what is done to the good file, what the line must say
     "shape": (lambda d: put(d, after(d, EMBEDDING, SHAPE), "Q", 2**62), BROKEN),
     "row": (lambda d: put(d, after(d, EMBEDDING, SHAPE), "Q", 33), BROKEN),
     "type": (lambda d: put(d, after(d, EMBEDDING, TYPE), "I", 999), "999) is not a valid GGML"),
-    "unsupported-type": (
-        lambda d: put(d, after(d, EMBEDDING, TYPE), "I", gguf.GGMLQuantizationType.Q8_1),
-        "token_embd.weight is of type Q8_1, which gguf cannot dequantise",
-    ),
     "offset": (
         lambda d: put(d, after(d, SECOND, TYPE + 4), "Q", 32),
         "corrupt: blk.0.attn_q.weight is at byte ",
@@ -210,8 +215,8 @@ def test_whatever_the_header_holds_nothing_else_is_raised(good, tmp_path):
 def test_a_file_of_version_2_and_of_another_alignment(good, tmp_path):
     (tmp_path / "2.gguf").write_bytes(put(good, 4, "I", 2))
     for path in (tmp_path / "2.gguf", write(tmp_path / "64.gguf", alignment=64)):
-        _, found = gguf_check.read(path)
-        shapes = {one.name: tuple(one.shape[::-1]) for one in found}
+        _, read = gguf_check.read(path)
+        shapes = {one.name: tuple(one.shape[::-1]) for one in read}
         assert shapes == {name: array.shape for name, array in tensors().items()}
 
 
@@ -245,9 +250,9 @@ def test_a_conversion_keeps_the_numbers(own_cache, tmp_path):
     from safetensors.torch import load_file
 
     made = models.locate(str(write(tmp_path / "tiny.gguf", quantised=False)))
-    found = load_file(made / "model.safetensors")
-    assert (found["model.embed_tokens.weight"].numpy() == tensors()["token_embd.weight"]).all()
-    assert len(found) == len(tensors())
+    converted = load_file(made / "model.safetensors")
+    assert (converted["model.embed_tokens.weight"].numpy() == tensors()["token_embd.weight"]).all()
+    assert len(converted) == len(tensors())
     models.check_source(str(tmp_path / "tiny.gguf"))
 
 
@@ -265,9 +270,18 @@ def test_a_conversion_keeps_the_numbers(own_cache, tmp_path):
 def test_a_model_that_is_not_whole_is_not_converted(own_cache, changes, message, tmp_path):
     path = write(tmp_path / "tiny.gguf", **changes)
     with pytest.raises(Rejected) as caught:
-        packages.locate_file(str(path))
+        packages.locate(str(path))
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not list((cache_root() / "models").iterdir())
+
+
+def test_a_type_that_gguf_cannot_dequantise(own_cache, tmp_path):
+    q8_1 = gguf.GGMLQuantizationType.Q8_1
+    data = numpy.zeros((tiny.WIDTH, gguf.GGML_QUANT_SIZES[q8_1][1]), "uint8")
+    path = write(tmp_path / "tiny.gguf", raw={"blk.0.attn_q.weight": (data, q8_1)})
+    with pytest.raises(Rejected, match="its model cannot be converted .*Q8_1") as caught:
+        packages.locate(str(path))
+    assert "\n" not in str(caught.value)
 
 
 def test_what_the_conversion_raises_is_one_line(own_cache, monkeypatch, tmp_path):
@@ -277,7 +291,7 @@ def test_what_the_conversion_raises_is_one_line(own_cache, monkeypatch, tmp_path
     path = write(tmp_path / "tiny.gguf")
     monkeypatch.setattr(packages, "_read_gguf", failing)
     with pytest.raises(Rejected, match="its model cannot be converted"):
-        packages.locate_file(str(path))
+        packages.locate(str(path))
 
 
 def test_the_file_is_checked_before_it_is_converted(own_cache, monkeypatch, good, tmp_path):
@@ -345,9 +359,9 @@ def test_a_value_that_the_conversion_changes(own_cache, tmp_path):
     """A head's width that does not follow from the others is one that transformers does not map."""
     path = write(tmp_path / "tiny.gguf", keys={"llama.attention.key_length": 16.0})
     with pytest.raises(Rejected) as caught:
-        packages.locate_file(str(path))
-    told = "llama.attention.key_length is 16.0, the converted model has 8"
-    assert str(caught.value) == f"{path}: {told}"
+        packages.locate(str(path))
+    wrong = "llama.attention.key_length is 16.0, the converted model has 8"
+    assert str(caught.value) == f"{path}: {wrong}"
 
 
 SAID = {  # what files of these families say, as llama.cpp's converter writes them
@@ -426,7 +440,7 @@ CONFIGS = {  # the same models' config.json
 }
 
 
-def told(family, **changes):
+def header(family, **changes):
     """The header of a file of this family; None leaves a key out."""
     said = SAID[family] | {key.replace("__", "."): value for key, value in changes.items()}
     short = {key: numpy.float32(v).item() if isinstance(v, float) else v for key, v in said.items()}
@@ -436,13 +450,13 @@ def told(family, **changes):
 @pytest.mark.parametrize("family", SAID)
 def test_a_real_header_is_let_in_and_every_value_of_it_is_compared(family):
     config = CONFIGS[family]
-    assert gguf_keys.lost(family, told(family)) is None
-    assert gguf_keys.changed(family, told(family), config) is None
+    assert gguf_check.lost(family, header(family)) is None
+    assert gguf_check.changed(family, header(family), config) is None
     for key, value in SAID[family].items():
-        other = told(family) | {f"{family}.{key}": 2 * value}
-        assert f"{family}.{key} is {2 * value!r}, " in gguf_keys.changed(family, other, config)
-        array = told(family) | {f"{family}.{key}": None}
-        assert f"{family}.{key} is an array, " in gguf_keys.changed(family, array, config)
+        other = header(family) | {f"{family}.{key}": 2 * value}
+        assert f"{family}.{key} is {2 * value!r}, " in gguf_check.changed(family, other, config)
+        array = header(family) | {f"{family}.{key}": None}
+        assert f"{family}.{key} is an array, " in gguf_check.changed(family, array, config)
 
 
 @pytest.mark.parametrize(
@@ -455,7 +469,7 @@ def test_a_real_header_is_let_in_and_every_value_of_it_is_compared(family):
     ],
 )
 def test_a_value_that_differs_is_named(family, changes, message):
-    assert message in gguf_keys.changed(family, told(family, **changes), CONFIGS[family])
+    assert message in gguf_check.changed(family, header(family, **changes), CONFIGS[family])
 
 
 @pytest.mark.parametrize(
@@ -469,12 +483,13 @@ def test_a_value_that_differs_is_named(family, changes, message):
     ],
 )
 def test_a_header_that_says_too_little_or_too_much(family, changes, message):
-    assert message in gguf_keys.lost(family, told(family, **changes))
+    assert message in gguf_check.lost(family, header(family, **changes))
 
 
 def test_every_key_that_transformers_maps_is_compared():
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
-    assert set(gguf_keys.MEANT) == set(gguf_check.ARCHITECTURES)
-    for architecture, meant in gguf_keys.MEANT.items():
-        assert GGUF_CONFIG_MAPPING[architecture].keys() <= meant.keys()
+    assert set(gguf_check.KNOWN) == set(gguf_check.ARCHITECTURES)
+    for architecture, known in gguf_check.KNOWN.items():
+        compared = {key for key, meant in known.items() if not isinstance(meant, tuple)}
+        assert GGUF_CONFIG_MAPPING[architecture].keys() <= compared

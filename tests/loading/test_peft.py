@@ -65,12 +65,12 @@ def test_peft_gives_the_same_logits_and_gradients(family, layers, tmp_path):
     expected = peft_format.tensors(gradients, MODEL_TYPES.get(family, family))
     assert expected
     for name, gradient in expected.items():
-        found = grads[name]
+        of_peft = grads[name]
         if "c_attn.lora_B" in name:  # PEFT also has a gradient where ours is always zero
             blocks = torch.block_diag(*[torch.ones(tiny.WIDTH, RANK)] * 3)
-            found = found * blocks
+            of_peft = of_peft * blocks
         scale = gradient.abs().max().item()
-        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-4 * scale)
+        torch.testing.assert_close(of_peft, gradient, rtol=1e-4, atol=1e-4 * scale)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -247,8 +247,8 @@ def test_a_field_that_is_not_understood_is_refused_by_name(field, value, tmp_pat
     rewrite(tmp_path, of_a_later_version=None, another=False, third={}, peft_version="99")
     assert peft_format.load(tmp_path)
     rewrite(tmp_path, **{field: value})
-    told = re.escape(f"{field} is {json.dumps(value)}, expected plain LoRA")
-    with pytest.raises(Rejected, match=told):
+    message = re.escape(f"{field} is {json.dumps(value)}, expected plain LoRA")
+    with pytest.raises(Rejected, match=message):
         peft_format.load(tmp_path)
 
 
@@ -256,8 +256,8 @@ def test_a_field_that_is_not_understood_is_refused_by_name(field, value, tmp_pat
     ("changes", "line"),
     [
         ({"peft_type": "ADALORA"}, "peft_type is 'ADALORA', expected 'LORA'"),
-        ({"rank_pattern": {"attn.c_attn": 12}}, "rank_pattern and alpha_pattern, expected both"),
-        ({"alpha_pattern": {"attn.c_attn": 18.0}}, "rank_pattern and alpha_pattern, expected both"),
+        ({"rank_pattern": {"attn.c_attn": 12}}, "for all, has rank_pattern and alpha_pattern"),
+        ({"alpha_pattern": {"attn.c_attn": 18.0}}, "for all, has rank_pattern and alpha_pattern"),
         ({"target_modules": None}, "no target_modules"),
         ({"r": "many"}, "not the config of a LoRA adapter"),
     ],

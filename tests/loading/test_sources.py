@@ -15,8 +15,8 @@ from bench.config.specs import SPECS, named
 from bench.errors import Rejected, Unavailable
 from bench.harness.evaluate import predictions
 from bench.io.record import read
-from bench.loading import hub, models, sae_metadata, sae_sources, sparsify, streams, weights
-from bench.problem.losses import cross_entropy
+from bench.loading import documents, hub, models, sae_metadata, sae_sources, weights
+from bench.problem.losses import evaluate
 from bench.problem.objectives import flat
 from bench.problem.problem import Adapted, Problem
 from tests.helpers import tiny
@@ -89,13 +89,13 @@ def test_half_a_hook_point_in_the_cache_and_no_hub(stand_in, tmp_path, monkeypat
         sae_sources.locate("sparsify:org/saes:layers.1")
 
 
-@pytest.mark.parametrize("name", streams.STREAMS)
+@pytest.mark.parametrize("name", documents.STREAMS)
 def test_a_stream_comes_from_the_repository_that_is_asked(name, monkeypatch, tmp_path):
     monkeypatch.setenv("SPLICEBENCH_CACHE", str(tmp_path))
     asked = []
     monkeypatch.setattr(hub, "reach", lambda *name, **kind: asked.append((*name, kind)))
-    streams.check_source(name, 10)
-    stream = streams.STREAMS[name]
+    documents.check_source(named("smollm2-135m", text=name))
+    stream = documents.STREAMS[name]
     assert asked == [(stream.repository, {"kind": "dataset"})]
     for file in stream.settings.get("data_files", []):
         assert file.startswith(f"hf://datasets/{stream.repository}/")
@@ -166,7 +166,7 @@ def test_centring_changes_the_residual_and_nothing_else():
     clean = problem.clean(tokens, Adapted(saes=problem.saes))
     assert clean.sites[0].mean(-1).abs().max() < 1e-5
     rows, targets = predictions(problem, tokens)
-    ours = cross_entropy(flat(clean.final)[rows], targets, problem.head)
+    ours, _ = evaluate(flat(clean.final)[rows], targets, problem.head)
     theirs = -flat(expected)[rows].gather(-1, targets[:, None]).squeeze(-1)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -179,16 +179,16 @@ def test_centring_is_for_gpt2(small):
 @pytest.mark.parametrize("name", SPECS)
 def test_every_named_spec_agrees_with_itself(name):
     spec = SPECS[name]
-    told = {"hook_name": spec.site, "prepend_bos": spec.prepend_bos}
+    metadata = {"hook_name": spec.site, "prepend_bos": spec.prepend_bos}
     if sae_sources.from_hub(spec.sae):
         which, _, part = sae_sources.split(spec.sae)  # of SAELens' own list of releases
         block = re.search(r"(?:blocks|layers?)[._](\d+)", part)
         assert int(block[1]) == block_of(spec.site)
         if which == "sparsify":
-            told["hook_name"] = sparsify.site(part)
+            metadata["hook_name"] = sae_sources.site(part)
         elif part.startswith("blocks."):
-            told["hook_name"] = part
-    assert not sae_metadata.disagreements(spec, told)
+            metadata["hook_name"] = part
+    assert not sae_metadata.disagreements(spec, metadata)
 
 
 def test_a_model_without_a_tokenizer_reads_no_text(small, tmp_path):

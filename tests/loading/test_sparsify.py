@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from bench.errors import Rejected, Usage
-from bench.loading import sae_sources, saes, sparsify
+from bench.loading import sae_sources, saes
 from tests.helpers import tiny
 
 K, LATENTS = 5, 96
@@ -64,28 +64,28 @@ def test_it_is_what_sparsify_computes(folder):
     latents, made = by_formula(folder, X)
     torch.testing.assert_close(sae.encode(X), latents, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sae.decode(sae.encode(X)), made, rtol=1e-5, atol=1e-5)
-    told = saes.metadata(converted)
-    assert told["hook_name"] == "blocks.1.hook_resid_post" and told["prepend_bos"] is True
-    assert told.get("model_name") is None  # the cache is shared by all models
+    metadata = saes.metadata(converted)
+    assert metadata["hook_name"] == "blocks.1.hook_resid_post" and metadata["prepend_bos"] is True
+    assert metadata.get("model_name") is None  # the cache is shared by all models
     assert sae_sources.locate(str(folder)) == converted
 
 
 def test_names_of_sites():
-    assert sparsify.site("layers.12") == "blocks.12.hook_resid_post"
-    assert sparsify.site("layers.12.mlp") == "blocks.12.mlp.hook_out"
-    assert sparsify.site("model.layers.3") == "blocks.3.hook_resid_post"
-    assert sparsify.site("h.3.attn") == "blocks.3.attn.hook_out"
+    assert sae_sources.site("layers.12") == "blocks.12.hook_resid_post"
+    assert sae_sources.site("layers.12.mlp") == "blocks.12.mlp.hook_out"
+    assert sae_sources.site("model.layers.3") == "blocks.3.hook_resid_post"
+    assert sae_sources.site("h.3.attn") == "blocks.3.attn.hook_out"
     with pytest.raises(Rejected, match="hook point 'embed_tokens'"):
-        sparsify.site("embed_tokens")
+        sae_sources.site("embed_tokens")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"signed": True}, "a signed TopK"),
-        ({"transcode": True}, "a transcoder"),
-        ({"activation": "groupmax"}, "expected a TopK autoencoder"),
-        ({"skip_connection": True}, "without a skip connection"),
+        ({"signed": True}, "signed is True, expected a plain TopK SAE"),
+        ({"transcode": True}, "transcode is True, expected a plain TopK SAE"),
+        ({"activation": "groupmax"}, "activation is 'groupmax', expected a plain TopK SAE"),
+        ({"skip_connection": True}, "skip_connection is True, expected a plain TopK SAE"),
         ({"k": None}, "not a sparsify config"),
     ],
 )

@@ -62,12 +62,12 @@ def packed(strings, content, bos=None, eos=EOS):
 
 def units(strings, content, each, wanted):
     """Runs of the first strings that fill `each` windows or more -> a list of lists."""
-    found, run = [], []
+    runs, run = [], []
     for string in strings:
         run = [*run, string]
         if len(packed(run, content)) >= each:
-            found, run = [*found, run], []
-    return found[:wanted]
+            runs, run = [*runs, run], []
+    return runs[:wanted]
 
 
 LENGTHS = {
@@ -81,14 +81,14 @@ LENGTHS = {
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_all_parts_are_those_of_an_independent_packer(tmp_path, lengths, bos):
     order, content = write(tmp_path, LENGTHS[lengths]), 12 - (bos is not None)
-    found = load(tmp_path / "text", prepend_bos=bos is not None)
+    parts = load(tmp_path / "text", prepend_bos=bos is not None)
     validation = units(order[: len(order) // 4], content, 4, 4)
     back = units(order[::-1][: len(order) // 8], content, 2, 2)
     curve = [run[::-1] for run in back]
     assert len(validation) == 4 and len(curve) == 2
     held = [order.index(validation[-1][-1]) + 1, order.index(curve[-1][0])]
-    assert found.train.tokens[:].tolist() == packed(order[slice(*held)], content, bos)
-    for runs, each, part in ((validation, 4, found.validation), (curve, 2, found.curve)):
+    assert parts.train.tokens[:].tolist() == packed(order[slice(*held)], content, bos)
+    for runs, each, part in ((validation, 4, parts.validation), (curve, 2, parts.curve)):
         expected = []
         for run in runs:
             windows = packed(run, content, bos)
@@ -98,16 +98,16 @@ def test_all_parts_are_those_of_an_independent_packer(tmp_path, lengths, bos):
             each for _ in runs
         ]
     many = any(len(run) > 1 for run in validation)
-    assert found.split == ("by group of documents" if many else "by document")
-    assert found.read["tokens_left_out"] == len("e".join(order[slice(*held)])) % content
+    assert parts.split == ("by group of documents" if many else "by document")
+    assert parts.read["tokens_left_out"] == len("e".join(order[slice(*held)])) % content
 
 
 def test_documents_are_joined_directly_without_an_eos(tmp_path):
     order, tokenizer = write(tmp_path, [50] * 40), tiny.tokenizer()
     tokenizer.eos_token = None
-    found = load(tmp_path / "text", tokenizer)
-    assert found.train.tokens[:].tolist() == packed(order[4:-2], 12, eos=None)
-    assert found.read["joined_by"] is None
+    parts = load(tmp_path / "text", tokenizer)
+    assert parts.train.tokens[:].tolist() == packed(order[4:-2], 12, eos=None)
+    assert parts.read["joined_by"] is None
     assert load(tmp_path / "text").train.tokens[:].tolist() == packed(order[4:-2], 12)
 
 
@@ -116,34 +116,34 @@ def test_one_held_out_set_does_not_move_the_other(tmp_path, lengths):
     write(tmp_path, LENGTHS[lengths])
     tokens, curve = {}, {}
     for n in (1, 2):
-        found = load(tmp_path / "text", curve_docs=n, curve_tokens=24 * n)
-        tokens[n], curve[n] = found.validation.tokens, found.curve.tokens
+        parts = load(tmp_path / "text", curve_docs=n, curve_tokens=24 * n)
+        tokens[n], curve[n] = parts.validation.tokens, parts.curve.tokens
     assert torch.equal(tokens[1], tokens[2])
     assert torch.equal(curve[1], curve[2][: len(curve[1])])
     for n in (2, 4):
-        found = load(tmp_path / "text", val_docs=n, val_tokens=48 * n)
-        tokens[n], curve[n] = found.validation.tokens, found.curve.tokens
+        parts = load(tmp_path / "text", val_docs=n, val_tokens=48 * n)
+        tokens[n], curve[n] = parts.validation.tokens, parts.curve.tokens
     assert torch.equal(curve[2], curve[4])
     assert torch.equal(tokens[2], tokens[4][: len(tokens[2])])
 
 
 def test_where_documents_are_few_more_is_taken_of_each(tmp_path):
     write(tmp_path, [600] * 12)
-    found = load(tmp_path / "text", val_docs=32, val_tokens=12 * 60, curve_docs=16)
-    assert len(set(found.validation.documents)) == 3 and len(found.validation.tokens) == 60
-    assert len(set(found.curve.documents)) == 1 and len(found.curve.tokens) == 4
+    parts = load(tmp_path / "text", val_docs=32, val_tokens=12 * 60, curve_docs=16)
+    assert len(set(parts.validation.documents)) == 3 and len(parts.validation.tokens) == 60
+    assert len(set(parts.curve.documents)) == 1 and len(parts.curve.tokens) == 4
 
 
 @pytest.mark.parametrize("documents", [1, 3, 5])
 def test_too_few_documents_lose_the_last_tenth_in_groups(tmp_path, documents):
     order = write(tmp_path, [3600 // documents] * documents)
-    found, windows = load(tmp_path / "text"), packed(order, 12)
-    assert found.split == "last tenth, by group of windows" and len(windows) == 300
-    assert found.train.tokens[:].tolist() == windows[:270]
-    assert found.curve.tokens.tolist() == [windows[270], windows[272]]
-    names = found.validation.documents
+    parts, windows = load(tmp_path / "text"), packed(order, 12)
+    assert parts.split == "last tenth, by group of windows" and len(windows) == 300
+    assert parts.train.tokens[:].tolist() == windows[:270]
+    assert parts.curve.tokens.tolist() == [windows[270], windows[272]]
+    names = parts.validation.documents
     assert [names.count(name) for name in dict.fromkeys(names)] == [4, 4, 4, 4]
-    places = [windows.index(window) for window in found.validation.tokens.tolist()]
+    places = [windows.index(window) for window in parts.validation.tokens.tolist()]
     assert places == sorted(set(places)) and places[0] >= 273
     edges = [273 + 27 * i // 4 for i in range(5)]
     assert all(edges[n // 4] <= place < edges[n // 4 + 1] for n, place in enumerate(places))
@@ -162,8 +162,8 @@ def test_documents_in_two_files_of_one_name_are_two_units(tmp_path):
     write(tmp_path, [600] * 24)
     for path in sorted((tmp_path / "text").iterdir()):
         path.with_suffix(".TXT").write_text(path.read_text()[::-1])
-    found = load(tmp_path / "text", val_docs=12, val_tokens=12 * 12 * 4)
-    assert len(set(found.validation.documents)) == 12
+    parts = load(tmp_path / "text", val_docs=12, val_tokens=12 * 12 * 4)
+    assert len(set(parts.validation.documents)) == 12
 
 
 def test_the_second_time_comes_from_the_cache(tmp_path, monkeypatch):
@@ -183,8 +183,8 @@ def test_the_second_time_comes_from_the_cache(tmp_path, monkeypatch):
 def test_fingerprints_differ_with_what_is_trained_on(tmp_path):
     write(tmp_path, [60] * 48)
     settings = [{}, {"prepend_bos": True}, {"curve_docs": 1}, {"val_docs": 3}, {"seq_len": 11}]
-    found = [text.fingerprint(load(tmp_path / "text", **changes)) for changes in settings]
-    assert len(set(found)) == len(settings)
+    hashes = [text.fingerprint(load(tmp_path / "text", **changes)) for changes in settings]
+    assert len(set(hashes)) == len(settings)
 
 
 @pytest.mark.parametrize("other", [["a\0b", "c"], ["a", "b\0c"], ["a\0b\0c"], ["a", "b", "c"]])
@@ -197,9 +197,9 @@ def test_texts_that_look_alike_when_joined_have_tokens_of_their_own(tmp_path, ot
             (tmp_path / "text" / f"{number}.txt").write_text(string)
         source = text.documents.source(spec_for(tmp_path / "text"))
         stream = text.tokens.stream(source, tiny.tokenizer())
-        assert stream.told["documents"] == len(content)
+        assert stream.about["documents"] == len(content)
         ids = [tiny.tokenizer()(string)["input_ids"] for string in content]
-        assert stream.told["tokens"] == sum(map(len, ids))
+        assert stream.about["tokens"] == sum(map(len, ids))
 
 
 def test_files_that_change_while_they_are_read_are_not_cached(tmp_path, monkeypatch):
@@ -219,14 +219,14 @@ def test_files_that_change_while_they_are_read_are_not_cached(tmp_path, monkeypa
 def test_tokens_stay_on_the_disk(tmp_path):
     """What is drawn is int64 and a copy; what lies behind it is a map of the file of int32."""
     order = write(tmp_path, [600] * 24)
-    found = load(tmp_path / "text", prepend_bos=True)
+    parts = load(tmp_path / "text", prepend_bos=True)
     windows = torch.tensor(packed(order[4:-2], 11, 1))
     (path,) = (tmp_path / "cache" / "tokens").rglob("ids.int32")
-    assert path.stat().st_size == 4 * (24 * 600 + 23) and found.train.tokens.numel() % 12 == 0
+    assert path.stat().st_size == 4 * (24 * 600 + 23) and parts.train.tokens.numel() % 12 == 0
     maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
     assert maps
     settings = {"batch_size": 2, "steps": 30, "seed": 3}
-    pairs = zip(Batches(windows, **settings), Batches(found.train.tokens, **settings), strict=True)
+    pairs = zip(Batches(windows, **settings), Batches(parts.train.tokens, **settings), strict=True)
     for expected, batch in pairs:
         assert batch.dtype == torch.int64 and torch.equal(batch, expected)
 
@@ -242,11 +242,11 @@ def test_a_damaged_cache_is_named(tmp_path):
 
 def test_ids_without_an_embedding_are_refused_without_a_scan(tmp_path):
     write(tmp_path, [600] * 24)
-    found, bridge = load(tmp_path / "text"), tiny.bridge("llama")
-    assert found.largest == max(tiny.tokenizer().get_vocab()[c] for c in "abcdefgh")
-    loaded.check_vocabulary(found, bridge)
+    parts, bridge = load(tmp_path / "text"), tiny.bridge("llama")
+    assert parts.largest == max(tiny.tokenizer().get_vocab()[c] for c in "abcdefgh")
+    loaded.check_vocabulary(parts, bridge)
     with pytest.raises(Rejected, match="token id 64, 64 rows"):
-        loaded.check_vocabulary(dataclasses.replace(found, largest=64), bridge)
+        loaded.check_vocabulary(dataclasses.replace(parts, largest=64), bridge)
 
 
 def test_short_documents_give_a_comparison_with_errors(small, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bench.config import method
+from bench.problem.batches import Batches
 from bench.runs import worker
 from tests.helpers import tiny
 from tests.helpers.killed import runs_of
@@ -50,7 +51,11 @@ def test_a_loss_of_the_whole_batch_says_that_it_changed():
 
 def test_gradients_that_were_there_before_stay():
     problem = tiny.problem(batch_size=4)
-    adapted = next(method.entry("e2e").module.train(problem, [], method.entry("e2e").config))
+    adapted = next(
+        method.entry("e2e").module.train(
+            problem, Batches(problem.train), method.entry("e2e").config
+        )
+    )
     weight, tokens, calls = adapted.saes[0].W_dec, tiny.windows(4), []
 
     def loss(seen):
@@ -68,7 +73,9 @@ def test_gradients_that_were_there_before_stay():
 
 def test_what_a_pass_did_before_memory_ran_out_is_taken_back():
     problem = tiny.problem(batch_size=4)
-    adapted = next(method.entry("lora:dropout=0.5").module.train(problem, [], lora(0.5)))
+    adapted = next(
+        method.entry("lora:dropout=0.5").module.train(problem, Batches(problem.train), lora(0.5))
+    )
     problem.micro.size = 2
     tokens, calls = tiny.windows(4), []
 

@@ -6,7 +6,7 @@ import torch
 from bench.errors import Usage
 from bench.harness.evaluate import predictions
 from bench.problem.hooks import start_block
-from bench.problem.losses import Head, cross_entropy
+from bench.problem.losses import Head, evaluate
 from bench.problem.objectives import flat
 from bench.problem.problem import Adapted, copy_of
 from methods import lora
@@ -61,7 +61,7 @@ def test_the_clean_pass_is_the_models_own(family):
     logits = problem.head.logits(flat(clean.final)).view_as(expected)
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
     rows, targets = predictions(problem, TOKENS)
-    ours = cross_entropy(flat(clean.final)[rows], targets, problem.head)
+    ours, _ = evaluate(flat(clean.final)[rows], targets, problem.head)
     dense = torch.nn.functional.cross_entropy(
         expected[:, 1:-1].flatten(0, 1), TOKENS[:, 2:].flatten(), reduction="none"
     )

@@ -27,7 +27,7 @@ def copied(tmp_path, monkeypatch):
 
 
 DECIDING = ["problem/batches.py", "loading/tokens.py", "config/spec.py", "problem/training.py"]
-DECIDING += ["loading/saes.py", "loading/sparsify.py", "distributed/shares.py", "runs/setup.py"]
+DECIDING += ["loading/saes.py", "loading/sae_sources.py", "distributed/shares.py", "runs/setup.py"]
 DECIDING += ["devices.py"]
 
 

@@ -11,7 +11,8 @@ import pytest
 from bench.config.request import Request
 from bench.config.spec import Spec
 from bench.errors import Fault
-from bench.experiments import stages
+from bench.evals import downstream, measures, saebench
+from bench.experiments import runner
 from bench.runs import compare, process
 from tests.helpers.forked import until
 
@@ -91,7 +92,7 @@ def test_the_commands_own_process_fetches_and_converts_nothing(folder, monkeypat
     for name in (
         "bench.loading.models.locate",
         "bench.loading.sae_sources.locate",
-        "bench.loading.streams.file",
+        "bench.loading.documents.fetch",
     ):
         monkeypatch.setattr(name, never)
     spec = Spec(model=str(folder / "model"), text=str(folder / "text"))
@@ -102,7 +103,8 @@ def test_the_commands_own_process_fetches_and_converts_nothing(folder, monkeypat
 
 def test_what_is_called_can_be_sent_to_a_process():
     """Functions are found by name there: none is made inside another."""
-    for function in (stages.run, stages.train_own, stages.measure, stages.core, stages.downstream):
+    in_experiments = (runner.run, runner.train_own, runner.estimated, runner.write_adapter)
+    for function in (*in_experiments, measures.measure, saebench.core, downstream.downstream):
         assert "<" not in function.__qualname__
 
 

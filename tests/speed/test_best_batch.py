@@ -6,9 +6,10 @@ import torch
 from bench import devices
 from bench.errors import OutOfMemory
 from bench.problem.problem import Problem
-from bench.speed import best_batch, probe
-from bench.speed.best_batch import climb, describe
-from bench.speed.race import Ours
+from bench.speed import sides, speed
+from bench.speed.ours import Ours
+from bench.speed.report import describe_best
+from bench.speed.speed import climb
 from tests.speed.test_speed import SETS, spec_on
 
 pytestmark = pytest.mark.runs
@@ -43,7 +44,7 @@ def test_where_the_climb_ends(rates, best, tried):
 def test_what_is_printed(capsys):
     ours, plain = climb(at([100, 300, 310])), climb(at([100, None]))
     ours["tried"][2]["micro_batch"] = 2
-    describe({"ours": ours, "plain": plain, "ratio": 3.1})
+    describe_best({"ours": ours, "plain": plain, "ratio": 3.1})
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[1:3]] == [
         ["1", "100", "100"],
@@ -51,7 +52,7 @@ def test_what_is_printed(capsys):
     ]
     assert lines[3].split(maxsplit=3) == ["4", "310", "-", "(ours in parts of 2)"]
     assert lines[4] == "best: 3.10x (batch 4 against 1)"
-    describe({"ours": ours, "plain": climb(at([None])), "ratio": None})
+    describe_best({"ours": ours, "plain": climb(at([None])), "ratio": None})
     assert "best:" not in capsys.readouterr().out
 
 
@@ -59,9 +60,9 @@ def test_the_clock_waits_for_the_device_at_both_ends(monkeypatch):
     said = []
     monkeypatch.setattr(devices, "synchronize", lambda device: said.append("wait"))
     monkeypatch.setattr(devices, "forget_peak", lambda device: said.append("forget"))
-    monkeypatch.setattr(probe, "timed", lambda f: (said.append("on"), f(), said.append("off"))[1:])
+    monkeypatch.setattr(sides, "timed", lambda f: (said.append("on"), f(), said.append("off"))[1:])
     monkeypatch.setattr(devices, "peak_bytes", lambda device: 7)
-    _, measures = probe.measured(torch.device("cuda"), said.append, "step")
+    _, measures = sides.measured(torch.device("cuda"), said.append, "step")
     assert said == ["wait", "forget", "on", "step", "wait", "off"]
     assert measures["device_peak_bytes"] == 7
 
@@ -71,12 +72,12 @@ def test_a_probe_without_memory(error):
     def steps(number):
         raise error
 
-    assert probe.probe(steps, torch.device("cpu"), 1) is None
+    assert sides.rate(steps, torch.device("cpu"), 1) is None
 
 
 def test_a_probe_that_fails_otherwise():
     with pytest.raises(RuntimeError, match="a bug"):
-        probe.probe(lambda number: 1 / 0 if number == 0 else fail, torch.device("cpu"), 1)
+        sides.rate(lambda number: 1 / 0 if number == 0 else fail, torch.device("cpu"), 1)
 
 
 def fail():
@@ -100,8 +101,19 @@ def test_a_batch_in_smaller_parts_is_told(folder, monkeypatch):
     assert parts["tokens_per_second"] > 0 and len(parts["seconds"]) == 3
     most = 0
     assert ours.probe(1) is None
-    monkeypatch.setattr(best_batch, "WORTH_IT", 0)
+    monkeypatch.setattr(speed, "WORTH_IT", 0)
     assert climb(ours.probe)["batch"] is None
     with pytest.raises(OutOfMemory):
         ours.start()
         ours.step()
+
+
+def test_a_probe_leaves_the_race_as_it_was(folder, monkeypatch):
+    monkeypatch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
+    spec = spec_on(folder)
+    ours = Ours(spec, spec.model, "lora:rank=4", SETS, steps=1)
+    before = ours.setting()
+    ours.problem.last_loss = torch.tensor(float("nan"))  # of a run before, which a fresh one is not
+    assert ours.probe(4)["micro_batch"] == 4
+    assert ours.setting() == before and ours.problem.batch_size == spec.batch_size
+    assert ours.problem.last_loss.isnan() and not ours.problem.micro.halvings

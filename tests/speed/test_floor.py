@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.speed import floor, peaks, raced
+from bench.speed import floor, report
 from bench.speed.floor import attention_counts, nominal_peak, operations, product_rate
 
 aten = torch.ops.aten
@@ -80,7 +80,7 @@ def test_the_rate_of_a_product(dtype, monkeypatch):
 )
 def test_the_peak_of_a_card(name, found, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    assert peaks.peak(name) == found == nominal_peak(torch.device("cuda"))
+    assert found == nominal_peak(torch.device("cuda"))
     assert nominal_peak(torch.device("cpu")) is None
 
 
@@ -97,17 +97,17 @@ def test_what_is_printed_of_a_race_on_a_card(capsys):
         "floor": {"operations": 1e14, "rate": 5e14, "peak": 4e14},
         "harness_seconds": 1e-3,
     }
-    raced.add_summary(result)
+    result |= report.summary(result)
     assert result["floor"]["fraction_of_peak"] == 0.25 and result["ratio"] == 3
     assert result["device_peak_bytes"] == {"ours": 2**30, "plain": 3 * 2**30}
-    raced.describe(result)
+    report.describe(result)
     out = capsys.readouterr().out
     for words in (
         "by 5e-02 of the plain one (TF32 or bfloat16)",
         "the LM: ours bfloat16, plain float32",
         "25% of the card's bfloat16 peak",
         "on the device, model included: 1,024 MiB, plain 3,072 MiB (3.0 times ours)",
-        raced.RANDOM,
+        report.RANDOM,
     ):
         assert words in out
     assert "our time" not in out and "above the loaded model" not in out

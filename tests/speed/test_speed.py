@@ -1,6 +1,10 @@
 """`python -m bench speed`: both sides take the same steps; what cannot be compared is refused."""
 
 import json
+import multiprocessing
+import os
+import subprocess
+import sys
 
 import numpy
 import pytest
@@ -12,9 +16,11 @@ from bench import devices
 from bench.config.method import entry
 from bench.config.spec import block_of
 from bench.config.specs import named
-from bench.errors import Unavailable
-from bench.speed import best_batch, floor, raced, side
-from bench.speed.race import RANGES, Ours, Plain, release
+from bench.errors import Rejected, RunFailed, Unavailable
+from bench.speed import floor, remote, report, speed
+from bench.speed.ours import RANGES, Ours
+from bench.speed.plain import Plain
+from bench.speed.sides import release
 from bench.speed.speed import identity, plain_settings
 from tests.conftest import SMALL
 from tests.helpers import tiny
@@ -28,8 +34,8 @@ pytestmark = pytest.mark.runs
 class Here:
     """A `Side` without a process of its own."""
 
-    def __init__(self, make, *arguments):
-        self.subject = make(*arguments)
+    def __init__(self, name, *arguments):
+        self.subject = {"Ours": Ours, "Plain": Plain}[name](*arguments)
 
     def call(self, name, *arguments):
         return getattr(self.subject, name)(*arguments)
@@ -41,8 +47,7 @@ class Here:
 @pytest.fixture
 def here(monkeypatch):
     """Both sides run in this process; no time goes into a large product or the profiler."""
-    for module in (side, best_batch):
-        monkeypatch.setattr(module, "Side", Here)
+    monkeypatch.setattr(speed, "Side", Here)
     monkeypatch.setattr(floor, "SIZES", {"cpu": 64})
     monkeypatch.setattr(Ours, "profile", lambda self: {"rest": 1.0})
 
@@ -57,7 +62,7 @@ def both(spec, label, plain_dtype=None):
     """The two sides, ready to step."""
     ours = Ours(spec, spec.model, label, SETS, steps=6)
     begun = ours.start()
-    settings = plain_settings(spec, entry(label, SETS), begun, plain_dtype)
+    settings = plain_settings(spec, entry(label, SETS), begun, plain_dtype or spec.dtype)
     plain = Plain(spec.model, begun["sae"], block_of(spec.site), settings, spec.dtype)
     plain.start(begun["weights"])
     return ours, plain
@@ -101,12 +106,12 @@ def test_both_sides_take_the_same_steps(label, cached, folder, monkeypatch):
 def test_the_lm_in_bfloat16(label, dtype, plain_dtype, folder, monkeypatch):
     monkeypatch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
     ours, plain = both(spec_on(folder, dtype=dtype), label, plain_dtype)
-    assert largest_difference(ours, plain) < raced.TOLERANCE["coarse"]
+    assert largest_difference(ours, plain) < report.TOLERANCE["coarse"]
     assert plain.reference.model.get_input_embeddings().weight.dtype == getattr(torch, plain_dtype)
     assert {p.dtype for p in plain.reference.parameters} == {torch.float32}
     sides = {"ours": ours.setting(), "plain": plain.setting()}
     assert [told["dtype"] for told in sides.values()] == [dtype, plain_dtype]
-    assert raced.tolerance(sides) == 5e-2
+    assert report.tolerance(sides) == 5e-2
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
@@ -119,7 +124,7 @@ def test_random_weights_are_the_same_on_both_sides(family, tmp_path, monkeypatch
     ours, plain = both(spec_on(tmp_path, dtype="bfloat16", **RANDOM), "lora:rank=4", "float32")
     weight = plain.reference.model.get_input_embeddings().weight
     assert weight.dtype == torch.float32 and torch.equal(weight, weight.bfloat16().float())
-    assert largest_difference(ours, plain) < raced.TOLERANCE["coarse"]
+    assert largest_difference(ours, plain) < report.TOLERANCE["coarse"]
 
 
 def test_an_accelerator_is_asked_no_more_than_it_can_tell(folder, monkeypatch):
@@ -132,7 +137,10 @@ def test_an_accelerator_is_asked_no_more_than_it_can_tell(folder, monkeypatch):
     assert ours.profile() is ours.peak() is plain.peak() is None
     monkeypatch.setattr(devices, "float32_products", lambda device: "TF32")
     assert ours.setting()["tf32"] and plain.setting()["tf32"]
-    assert raced.coarser({"ours": ours.setting(), "plain": plain.setting()}) == ["TF32", "bfloat16"]
+    assert report.coarser({"ours": ours.setting(), "plain": plain.setting()}) == [
+        "TF32",
+        "bfloat16",
+    ]
     emptied = []
     for kind in ("cuda", "mps"):
         monkeypatch.setattr(getattr(torch, kind), "empty_cache", lambda k=kind: emptied.append(k))
@@ -157,7 +165,7 @@ def test_a_race_of_two_processes(small, tmp_path):
 
 
 def test_random_weights_and_the_best_batch(command, here, monkeypatch, tmp_path):
-    monkeypatch.setattr(best_batch, "WORTH_IT", 100)  # so that two batches are tried
+    monkeypatch.setattr(speed, "WORTH_IT", 100)  # so that two batches are tried
     tiny.write_model(tmp_path / "model", "gemma2")
     changes = {**SMALL, "model": tmp_path / "model", "dtype": "bfloat16", "weights": "random"}
     flags = [item for name, value in changes.items() for item in (f"--{name}", value)]
@@ -165,11 +173,11 @@ def test_random_weights_and_the_best_batch(command, here, monkeypatch, tmp_path)
     given += ("--spec", "gemma-2-2b-topk", "--plain-dtype", "float32")
     code, out, err = command("speed", *given, *flags)
     assert (code, err) == (0, "")
-    for words in (raced.RANDOM, "ours bfloat16, plain float32", "tokens/s ours", "best: "):
+    for words in (report.RANDOM, "ours bfloat16, plain float32", "tokens/s ours", "best: "):
         assert words in out
     (path,) = tmp_path.glob("speed-*.json")
     result = json.loads(path.read_text())
-    assert result["note"] == raced.RANDOM and result["spec"]["sae"] == "fresh"
+    assert result["note"] == report.RANDOM and result["spec"]["sae"] == "fresh"
     assert result["tolerance"] == 5e-2 > result["largest_difference"]
     best = result["best_batch"]
     for one in ("ours", "plain"):
@@ -181,7 +189,7 @@ def test_random_weights_and_the_best_batch(command, here, monkeypatch, tmp_path)
 
 
 def test_losses_that_differ_end_with_5(small, here, tmp_path, monkeypatch):
-    monkeypatch.setattr(raced, "TOLERANCE", {"float32": -1.0, "coarse": -1.0})
+    monkeypatch.setattr(report, "TOLERANCE", {"float32": -1.0, "coarse": -1.0})
     arguments = ("--methods", "lora:rank=4", "--pairs", "1", "--out", str(tmp_path))
     code, _, err = small("speed", *arguments, sae="fresh")
     assert code == 5 and err.startswith("bench: the losses differ by up to")
@@ -195,23 +203,55 @@ def test_a_loss_that_is_not_finite_ends_with_5(small, here, tmp_path, monkeypatc
     assert code == 5 and "a loss is not finite" in err and not list(tmp_path.glob("*.json"))
 
 
-def test_a_side_without_memory_says_so():
-    class Full:
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), Unavailable, "on the side 'Plain'"),
+        (Rejected("no such SAE"), Rejected, "no such SAE"),
+        (ValueError("a bug"), RunFailed, "ValueError: a bug"),
+    ],
+)
+def test_a_side_that_fails_says_so(error, kind, words, monkeypatch):
+    class Failing:
         def __init__(self):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise error
 
     class Connection(list):
         send = list.append
 
     sent = Connection()
-    side._serve(sent, Full, ())
-    ((kind, fault),) = sent
-    assert kind == "fault" and isinstance(fault, Unavailable) and "'Full'" in str(fault)
+    monkeypatch.setattr("bench.speed.plain.Plain", Failing)
+    remote.serve(sent, "Plain", ())
+    (fault,) = sent
+    assert type(fault) is kind and words in str(fault)
+
+
+def test_a_side_that_dies_says_so(monkeypatch):
+    def die(connection, name, arguments):
+        connection.send(None)  # it was made
+        os._exit(3)
+
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: fork)
+    monkeypatch.setattr(remote, "serve", die)
+    side = remote.Side("Plain")
+    with pytest.raises(RunFailed, match=r"ended by itself \(exit code 3\)"):
+        side.call("step")
+    side.close()
+
+
+def test_a_side_imports_nothing_of_the_other_and_the_command_neither():
+    """What is imported before a step is no longer counted as its memory."""
+    for module, absent in (("plain", "bench.problem"), ("speed", "transformers")):
+        code = f"import sys, bench.speed.{module}; sys.exit({absent!r} in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_another_format_of_the_plain_side_is_another_file():
     result = {"label": "lora", "spec": {"dtype": "bfloat16"}, "matmul": "TF32"}
-    assert identity(result, None) == identity(result, "bfloat16") != identity(result, "float32")
+    same, other = ({"plain": {"dtype": dtype}} for dtype in ("bfloat16", "float32"))
+    assert identity({**result, "sides": same}) == ["lora", {"dtype": "bfloat16"}, "TF32"]
+    assert identity({**result, "sides": other})[3:] == ["float32"]
 
 
 SPECIAL = ("--spliced", "not-special", "--scored", "not-special")

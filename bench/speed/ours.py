@@ -1,0 +1,145 @@
+"""Our side of a race; only its own process imports this."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from bench.config import method
+from bench.config.spec import Spec
+from bench.harness.drive import drive
+from bench.harness.meter import Meter, timed
+from bench.harness.provenance import provenance
+from bench.loading import peft_format, saes
+from bench.problem.batches import Batches
+from bench.problem.oom import MicroBatching
+from bench.runs import own_sae
+from bench.runs.loaded import load
+from bench.speed.floor import harness_seconds, nominal_peak, operations, product_rate
+from bench.speed.sides import Contestant, measured, rate
+
+RANGES = ("clean", "student", "losses", "backward", "Optimizer.step")
+"""The parts of a step: the profiler ranges that the code itself opens."""
+AFTER = 3
+"""Steps of `Ours.fields`: two under the profiler, one to count its operations."""
+
+
+class Ours(Contestant):
+    """The method as the harness drives it: same generator, same meter, same batches."""
+
+    def __init__(
+        self, spec: Spec, folder: str, label: str, sets: Sequence[str], steps: int
+    ) -> None:
+        """`folder` is the model's; `steps` is how often `step` will be called."""
+        loaded = load(spec, Path(folder))
+        super().__init__(loaded.bridge.unembed.weight.device, spec.dtype)
+        self.spec, self.steps, self.model_type = spec, steps + AFTER, loaded.model["type"]
+        self.entry = method.entry(label, sets)
+        folders = own_sae.folders(loaded, method.of_own_saes(spec))
+        (self.sae_folder,) = folders
+        self.problem = loaded.problem(saes.load_all(folders, loaded.widths, spec.device))
+        self.meter = Meter(self.problem.bridge)
+        self.batches = self._batches(self._fetched)
+        torch.manual_seed(0)
+
+    def prepare(self) -> float | None:
+        """Fill the cache of the clean side -> seconds a token; None if nothing was to be filled.
+
+        The SAE is there by now.
+        """
+        cache, n_tokens, seconds = self.problem.clean_cache, 0, 0.0
+        if cache is None:
+            return None
+        for tokens in self._batches():
+            before = cache.filled
+            seconds += timed(cache.teacher, self.problem, tokens)[1]
+            n_tokens += cache.filled - before
+        return seconds / n_tokens if n_tokens else None
+
+    def start(self) -> dict[str, Any]:
+        """Begin the run -> the SAE's folder (`sae`) and the adapters (`weights`)."""
+        self._watch_memory()
+        self.watch = ExitStack()
+        self.watch.enter_context(self.meter.watching())
+        self.run = self._drive(self.problem, self.batches, self.meter)
+        _, self.adapted = next(self.run)
+        adapters = self.adapted.state.get("adapters", {})
+        pairs = {peft_format.linear_name(n): (one.a, one.b) for n, one in adapters.items()}
+        named = peft_format.tensors(pairs, self.model_type)
+        weights = {name: value.detach().cpu().numpy().copy() for name, value in named.items()}
+        return {"sae": str(self.sae_folder), "weights": weights}
+
+    def step(self) -> dict[str, Any]:
+        """One step -> its tokens, loss, seconds (the harness's share included) and peak bytes."""
+        _, measures = measured(self.device, next, self.run)
+        loss = float(self.problem.last_loss)
+        return {"tokens": self.tokens.cpu().numpy(), "loss": loss, **measures}
+
+    def setting(self) -> dict[str, Any]:
+        """As that of every side, and the windows that go through the model at a time."""
+        return {**super().setting(), "micro_batch": self.problem.micro.size}
+
+    def fields(self) -> dict[str, Any]:
+        """The record's fields that our side alone can give, after `AFTER` more steps.
+
+        Code, machine and moment; shares of a step; its operations, those a second of this
+        machine's product, and the card's peak; the harness's seconds a step.
+        """
+        fields = provenance(self.spec)
+        shares = self.profile()
+        if shares:
+            fields["share_of_step"] = shares
+        fields["floor"] = {
+            "operations": operations(lambda: next(self.run)),
+            "rate": product_rate(self.device, self.dtype),
+            "peak": nominal_peak(self.device),
+        }
+        fields["harness_seconds"] = harness_seconds(self.problem, self.adapted)
+        return fields
+
+    def probe(self, batch: int) -> dict[str, Any] | None:
+        """A fresh run on batches of so many windows -> `rate` of its steps.
+
+        Where memory runs out, the batch goes through in smaller parts: `micro_batch` says so.
+        """
+        problem, meter = self.problem.of_run(MicroBatching(batch)), Meter(self.problem.bridge)
+        problem.batch_size = batch
+
+        def steps(n_steps):
+            batches = Batches(problem.train, batch, n_steps, 0, meter.fetched)
+            run = self._drive(problem, batches, meter)
+            next(run)
+            return lambda: next(run)
+
+        with meter.watching():
+            found = rate(steps, self.device, batch * problem.train.shape[1])
+        return found and {"batch": batch, "micro_batch": problem.micro.size, **found}
+
+    def profile(self) -> dict[str, float] | None:
+        """Two more steps under the profiler -> share of each range; `rest` is everything else.
+
+        None on an accelerator: there the CPU's time is that of launching, not of the work.
+        """
+        if self.device.type != "cpu":
+            return None
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            whole = sum(timed(next, self.run)[1] for _ in range(2))
+        shares = dict.fromkeys(RANGES, 0.0)
+        for event in profiler.key_averages():
+            name = event.key.partition("#")[0]
+            if name in shares:
+                shares[name] += event.cpu_time_total / 1e6 / whole
+        return {**shares, "rest": 1 - sum(shares.values())}
+
+    def _drive(self, problem, batches, meter):
+        return drive(self.entry.module, problem, batches, self.entry.config, meter)
+
+    def _batches(self, *fetched):
+        return Batches(self.problem.train, self.spec.batch_size, self.steps, 0, *fetched)
+
+    def _fetched(self, tokens):
+        self.tokens = tokens
+        self.meter.fetched(tokens)
