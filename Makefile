@@ -81,6 +81,7 @@ figures: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 # torch first, so that its pinned build is the one that the rest finds; the weights without
 # dependencies, because the package asks for a compiler it does not need here.

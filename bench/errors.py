@@ -1,6 +1,7 @@
 """Errors that end a command with one line on stderr and an exit code, never a traceback."""
 
 import difflib
+from collections.abc import Iterable
 
 
 class Fault(Exception):
@@ -47,43 +48,43 @@ class RunFailed(Fault):
     code = 5
 
 
-def reason(error):
+def reason(error: BaseException) -> str:
     """What a library's error says, on one line; what a terminal would obey is escaped."""
-    said = str(error).strip().partition("\n")[0] or type(error).__name__
-    return said if said.isprintable() else repr(said)
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    return line if line.isprintable() else repr(line)
 
 
 class OutOfMemory(Unavailable):
     """One window at a time is still too much."""
 
 
-def out_of_memory(error):
+def out_of_memory(error: BaseException) -> bool:
     """Whether an exception of Python's or torch's says that memory ran out."""
-    said = str(error).lower()
     signs = (
         "out of memory",
         "not enough memory",
         "can't allocate memory",
         "cannot allocate memory",
     )
-    return isinstance(error, MemoryError) or any(sign in said for sign in signs)
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
 
 
-def disk_full(error):
+def disk_full(error: BaseException) -> bool:
     """Whether an exception of whatever library says that there was no room to write to."""
     signs = ("no space left", "file too large", "disk quota", "os error 28", "os error 27")
     return any(sign in str(error).lower() for sign in signs)
 
 
-def unknown(kind, value, choices):
+def unknown(kind: str, value: object, choices: Iterable[object]) -> Usage:
     """A `Usage` for a name that is not one of `choices`, with the nearest one."""
-    choices = sorted(map(str, choices))
-    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
+    names = sorted(map(str, choices))
+    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    return Usage(f"unknown {kind} '{value}': {hint}expected one of {', '.join(choices)}")
+    return Usage(f"unknown {kind} '{value}': {hint}expected one of {', '.join(names)}")
 
 
-def require_positive(config, *fields):
+def require_positive(config: object, *fields: str) -> None:
     """ValueError where a field of a config is not above 0."""
     for field in fields:
         if not getattr(config, field) > 0:

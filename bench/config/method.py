@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import methods
+from bench.config.spec import Spec
 from bench.errors import Fault, Unavailable, Usage, unknown
 
 
@@ -26,7 +27,7 @@ class Entry:
 
     asked: "MethodRequest"
     module: ModuleType
-    config: object
+    config: Any
     """The frozen `Config` of the method's file."""
     source: str
     """The text of the method's file, read when it was imported."""
@@ -42,16 +43,16 @@ class Entry:
         return self.asked.name
 
     @property
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         """The config as plain JSON values."""
         fields = dataclasses.asdict(self.config)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
 
-def names():
+def names() -> list[str]:
     """The method files there are; a leading underscore hides a helper."""
-    found = (module.name for module in pkgutil.iter_modules(methods.__path__))
-    return sorted(name for name in found if not name.startswith("_"))
+    files = (module.name for module in pkgutil.iter_modules(methods.__path__))
+    return sorted(name for name in files if not name.startswith("_"))
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def load(asked: MethodRequest) -> Entry:
         raise Usage(str(error)) from None
 
 
-def _missing(name, error):
+def _missing(name: str, error: ModuleNotFoundError) -> Fault:
     """The fault of a method's file that imports `error.name`, which is not there."""
     package = (error.name or "").partition(".")[0]
     if package in ("", "bench", "methods") or importlib.util.find_spec(package):
@@ -145,12 +146,12 @@ def _missing(name, error):
     )
 
 
-def of_own_saes(spec):
+def of_own_saes(spec: Spec) -> Entry:
     """The entry of the method that trains the own SAEs of a spec."""
     return entry(f"mse:lr={spec.sae_lr}")
 
 
-def parse(text, kind, what):
+def parse(text: str, kind: Any, what: str) -> Any:
     """The text of a setting as its type; `Usage` that says what was expected."""
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
@@ -172,7 +173,7 @@ def parse(text, kind, what):
     return value
 
 
-def check_fits(entry, site_names, n_blocks):
+def check_fits(entry: Entry, site_names: Sequence[str], n_blocks: int) -> None:
     """Ask the method, where it wants to be asked, whether the model has what its config names."""
     if hasattr(entry.module, "check"):
         try:
@@ -181,25 +182,31 @@ def check_fits(entry, site_names, n_blocks):
             raise Usage(f"{entry.name}: {error}") from None
 
 
-def summary(name):
+def summary(name: str) -> str:
     """The first line of the method's file, read without importing it."""
-    source = Path(importlib.util.find_spec(f"methods.{name}").origin).read_text(encoding="utf-8")
-    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    return (ast.get_docstring(ast.parse(_text(name))) or "").partition("\n")[0]
 
 
-def source(name):
+def source(name: str) -> str:
     """The text of a method's file, and of the methods that it imports, without importing any."""
-    content = Path(importlib.util.find_spec(f"methods.{name}").origin).read_text(encoding="utf-8")
-    return content + "".join(map(source, _methods_of(content)))
+    return _text(name) + "".join(map(source, _methods_of(_text(name))))
+
+
+def _text(name: str) -> str:
+    """The text of the file itself."""
+    spec = importlib.util.find_spec(f"methods.{name}")
+    if spec is None or spec.origin is None:
+        raise unknown("method", name, names())
+    return Path(spec.origin).read_text(encoding="utf-8")
 
 
 @cache
-def _methods_of(content):
+def _methods_of(content: str) -> list[str]:
     """The methods that a method's file imports."""
     return [other for node in ast.parse(content).body for other in _methods_in(node)]
 
 
-def _methods_in(statement):
+def _methods_in(statement: ast.stmt) -> list[str]:
     """The methods that one statement of a method's file imports, however it does."""
     if isinstance(statement, ast.ImportFrom) and statement.module == "methods":
         return [alias.name for alias in statement.names]
@@ -209,7 +216,7 @@ def _methods_in(statement):
     return [m.removeprefix("methods.") for m in modules if m.startswith("methods.")]
 
 
-def same_code(text, other):
+def same_code(text: str, other: str) -> bool:
     """Whether two texts of a method do the same: imports, docstrings, types, comments aside.
 
     Where a name is imported from, and how it is annotated, decides no number.
@@ -218,7 +225,7 @@ def same_code(text, other):
 
 
 @cache
-def _code(text):
+def _code(text: str) -> str:
     try:
         return ast.dump(_Bare().visit(ast.parse(text)))
     except SyntaxError:
@@ -228,20 +235,20 @@ def _code(text):
 class _Bare(ast.NodeTransformer):
     """A tree without imports, docstrings and annotations."""
 
-    def _no_import(self, node):
+    def _no_import(self, node: ast.stmt) -> None:
         return None
 
     visit_Import = visit_ImportFrom = _no_import
 
-    def visit_Expr(self, node):
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)
 
-    def visit_arg(self, node):
+    def visit_arg(self, node: ast.arg) -> ast.AST:
         return ast.arg(node.arg)
 
-    def visit_FunctionDef(self, node):
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.returns = None
         return self.generic_visit(node)
 
-    def visit_AnnAssign(self, node):
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
         return node.value and self.generic_visit(ast.Assign([node.target], node.value))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench.config.spec import Spec
 
@@ -36,9 +36,9 @@ class RunSettings:
     """What makes one run: a method, how it is set, for how long, and where its record goes."""
 
     method: ModuleType
-    config: object
+    config: Any
     """The frozen `Config` of the method's file."""
-    header: dict
+    header: dict[str, Any]
     """The record's first line."""
     steps: int
     path: Path

@@ -1,6 +1,6 @@
 """The configs of the field's models, for random weights at their true shape without the hub."""
 
-SHAPES = {
+SHAPES: dict[str, dict[str, object]] = {
     "openai-community/gpt2": {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],

@@ -6,6 +6,7 @@ Every field is a flag of the command line (`seq_len` is `--seq-len`).
 import dataclasses
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from bench.errors import Usage, unknown
 from bench.io.schema import field_texts
@@ -75,7 +76,7 @@ class Spec:
     val_tokens: int = 16_384
     """Tokens of the validation set."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type is int and field.name != "sae_seed" and value < 1:
@@ -107,25 +108,24 @@ class Spec:
             raise Usage(f"--sae names {len(self.saes)} SAEs, --site {len(self.sites)} sites")
 
     @property
-    def sites(self):
+    def sites(self) -> tuple[str, ...]:
         """The hook points that SAEs replace, one each."""
         return tuple(self.site.split("+"))
 
     @property
-    def saes(self):
+    def saes(self) -> tuple[str, ...]:
         """Where the SAE of each site comes from."""
         return sources(self.sae, len(self.sites))
 
 
-def own_training(spec) -> Spec:
+def own_training(spec: Spec) -> Spec:
     """The spec under which the spec's own SAE is trained: each window is read once, and only as
     far as the site, so nothing of it is cached."""
     steps = max(1, spec.sae_tokens // (spec.seq_len * spec.batch_size))
-    bare = {"sae": "fresh", "sae_share": 1.0, "cache_clean": False}
-    return dataclasses.replace(spec, **bare, steps=steps)
+    return dataclasses.replace(spec, sae="fresh", sae_share=1.0, cache_clean=False, steps=steps)
 
 
-def as_recorded(header):
+def as_recorded(header: dict[str, Any]) -> dict[str, Any]:
     """The spec in a record's header, as a dict, with fields that are younger than the record."""
     return {**dataclasses.asdict(Spec()), **header["spec"]}
 
@@ -134,7 +134,7 @@ MADE_HERE = ("own", "fresh")
 """SAEs that the suite makes itself, for all sites of a spec together."""
 
 
-def sources(sae, n_sites):
+def sources(sae: str, n_sites: int) -> tuple[str, ...]:
     """Where the SAE of each site comes from; for one site the name is taken whole."""
     if sae in MADE_HERE or n_sites == 1:
         return (sae,) * n_sites
@@ -163,12 +163,12 @@ def documentation() -> dict[str, str]:
     return {name: text.replace("`", "") for name, text in field_texts(Spec).items()}
 
 
-def flag(field):
+def flag(field: str) -> str:
     """The field's flag on the command line."""
     return "--" + field.replace("_", "-")
 
 
-def check_site(spec, n_blocks):
+def check_site(spec: Spec, n_blocks: int) -> None:
     """Raise `Usage` if the model has no such block."""
     for site in spec.sites:
         block = block_of(site)
@@ -180,6 +180,6 @@ def check_site(spec, n_blocks):
             )
 
 
-def block_of(site):
+def block_of(site: str) -> int:
     """The block that a site is in."""
     return int(site.split(".")[1])

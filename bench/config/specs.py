@@ -7,6 +7,7 @@ a GPU give `--steps` and `--val-tokens`.
 """
 
 from dataclasses import asdict, replace
+from typing import Any
 
 from bench.config.spec import Spec, flag
 from bench.errors import unknown
@@ -102,7 +103,7 @@ SPECS = {
 """The named specs."""
 
 
-def named(name, **changes):
+def named(name: str, **changes: Any) -> Spec:
     """The named spec with some fields changed; `Usage` with the nearest name if there is none.
 
     Random weights read random tokens, as no tokenizer may be at hand, unless a text is given.
@@ -114,8 +115,8 @@ def named(name, **changes):
     return replace(SPECS[name], **changes)
 
 
-def flags_of(spec, changes):
+def flags_of(spec: Spec, changes: dict[str, Any]) -> list[str]:
     """The flags that make this spec, with some fields changed, of the named one."""
     values = {**asdict(spec), **changes}
-    given = {k: v for k, v in values.items() if v != getattr(SPECS[spec.name], k)}
-    return ["--spec", spec.name, *(str(word) for k, v in given.items() for word in (flag(k), v))]
+    changed = {k: v for k, v in values.items() if v != getattr(SPECS[spec.name], k)}
+    return ["--spec", spec.name, *(str(word) for k, v in changed.items() for word in (flag(k), v))]

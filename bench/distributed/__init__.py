@@ -3,4 +3,4 @@
 Knows nothing of models, losses or methods.
 """
 
-__all__ = ["group", "shares", "unshared"]
+__all__ = ["group", "shares"]

@@ -8,11 +8,14 @@ summed before anybody clips them. Methods do not know. Where there is one proces
 
 import os
 import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from bench import devices
 from bench.errors import Lost, Usage, reason
@@ -25,21 +28,23 @@ LONG = timedelta(days=7)
 SIGNS = ("closed by peer", "reset by peer", "broken pipe", "gloo/transport", "nccl", "socket")
 """What an error says that comes of a process which is gone."""
 
+Value = TypeVar("Value")
+
 GONE = "another process of the run is gone"
 GO_ON = "the same command goes on from the last checkpoint"
 
-_state = {"group": None, "alone": False, "sharded": False}
+_state: dict[str, Any] = {"group": None, "alone": False, "sharded": False}
 
 
-def start(device):
+def start(device: str) -> None:
     """Join the processes that torchrun has started; this one takes its accelerator."""
     devices.check(device)
     if device == "mps":
         raise Usage("--device mps: one process only; several work on cpu or cuda")
     if device == "cuda":
-        if ranks.local_rank() >= torch.cuda.device_count():
-            found = torch.cuda.device_count()
-            raise Usage(f"--nproc-per-node: {found} GPUs are here, expected one a process")
+        n_gpus = torch.cuda.device_count()
+        if ranks.local_rank() >= n_gpus:
+            raise Usage(f"--nproc-per-node: {n_gpus} GPUs are here, expected one a process")
         torch.cuda.set_device(ranks.local_rank())
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     # A process that waits for a dead one is ended by `bench.runs.torchrun`, with a line of its own.
@@ -51,23 +56,23 @@ def start(device):
     _state["group"] = dist.new_group(backend=backend, timeout=LONG)
 
 
-def world():
+def world() -> int:
     """How many processes share this work."""
     return dist.get_world_size() if _state["group"] is not None and not _state["alone"] else 1
 
 
-def rank():
+def rank() -> int:
     """The number of this process among them."""
     return dist.get_rank() if world() > 1 else 0
 
 
-def is_first():
+def is_first() -> bool:
     """Whether this process is the one that writes."""
     return rank() == 0
 
 
 @contextmanager
-def alone():
+def alone() -> Iterator[None]:
     """Inside the block this process works by itself."""
     before, _state["alone"] = _state["alone"], True
     try:
@@ -76,17 +81,17 @@ def alone():
         _state["alone"] = before
 
 
-def sharded():
+def sharded() -> bool:
     """Whether the blocks of the LM are spread over the processes: then each passes as often."""
     return world() > 1 and _state["sharded"]
 
 
-def together():
+def together() -> dict[str, Any]:
     """What a record says of the processes that worked at it."""
     return {"world_size": world()} | ({"sharded": True} if sharded() else {})
 
 
-def shard(blocks, device):
+def shard(blocks: Iterable[torch.nn.Module], device: str) -> None:
     """Spread the weights of each block over the processes (FSDP2); gathered where they are used.
 
     A block is freed after its forward pass and gathered again for the backward one.
@@ -100,7 +105,7 @@ def shard(blocks, device):
     _state["sharded"] = True
 
 
-def total(tensor):
+def total(tensor: Any) -> Any:
     """The sum over all processes of a tensor of one shape, or of a number."""
     if world() == 1:
         return tensor
@@ -109,25 +114,26 @@ def total(tensor):
     return sum_in_place(tensor.clone())
 
 
-def sum_in_place(tensor):
+def sum_in_place(tensor: Tensor) -> Tensor:
+    """The sum over all processes, in the memory of `tensor`."""
     with telling_losses():
         dist.all_reduce(tensor, group=_state["group"])
     return tensor
 
 
-def any_of(*facts):
+def any_of(*facts: bool) -> tuple[bool, ...]:
     """For each fact, whether it holds in one of the processes at least."""
     if world() == 1:
         return facts
     return tuple(bool(n) for n in total(torch.tensor(facts, dtype=torch.int32)))
 
 
-def all_of(fact):
+def all_of(fact: bool) -> bool:
     """Whether it holds in every process."""
     return not any_of(not fact)[0]
 
 
-def gathered(value):
+def gathered(value: Any) -> list[Any]:
     """A plain value of every process, by rank."""
     if world() == 1:
         return [value]
@@ -137,24 +143,27 @@ def gathered(value):
     return values
 
 
-def from_first(value):
+def from_first(value: Any) -> Any:
     """What the first process gives here, in every process."""
     if world() == 1:
         return value
-    told = [value]
+    values = [value]
     with telling_losses():
-        dist.broadcast_object_list(told, src=0, group=_state["group"], device=torch.device("cpu"))
-    return told[0]
+        dist.broadcast_object_list(values, src=0, group=_state["group"], device=torch.device("cpu"))
+    return values[0]
 
 
-def first_then_others(make):
+def first_then_others(make: Callable[[], Value]) -> Value:
     """`make()`, by the first process before the others: what it leaves on the disk they find."""
-    made = make() if is_first() else None
+    if not is_first():
+        from_first(None)
+        return make()
+    made = make()
     from_first(None)
-    return made if is_first() else make()
+    return made
 
 
-def check_same(value, what):
+def check_same(value: object, what: str) -> None:
     """Raise `Usage`, in every process, where one has another value than the first."""
     first, *others = gathered(value)
     for number, other in enumerate(others, start=1):
@@ -163,12 +172,12 @@ def check_same(value, what):
 
 
 @contextmanager
-def telling_losses():
+def telling_losses() -> Iterator[None]:
     """What is raised because another process is gone is raised as `Lost`."""
     try:
         yield
     except RuntimeError as error:
         if world() == 1 or not any(sign in str(error).lower() for sign in SIGNS):
             raise
-        said = re.sub(r"\[.*?\]", "", reason(error)).partition(". ")[0].strip()
-        raise Lost(f"{GONE} ({said}); {GO_ON}") from None
+        why = re.sub(r"\[.*?\]", "", reason(error)).partition(". ")[0].strip()
+        raise Lost(f"{GONE} ({why}); {GO_ON}") from None

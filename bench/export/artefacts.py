@@ -4,7 +4,7 @@ from pathlib import Path
 
 from bench.config.spec import sources
 from bench.errors import Usage
-from bench.io import cache
+from bench.io.files import cache_root
 from bench.io.record import Run, read
 from bench.loading import sae_sources, saes
 
@@ -36,7 +36,7 @@ def lent_saes(run: Run) -> list[Path]:
     cached = sae.get("cached") or []
     cached = [cached] if isinstance(cached, str) else cached  # in older records
     if cached and all(cached):
-        places = [cache.root() / path for path in cached]
+        places = [cache_root() / path for path in cached]
     else:
         places = [Path(source) for source in origins]
     whole = all((place / saes.WEIGHTS).is_file() for place in places)

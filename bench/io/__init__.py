@@ -4,11 +4,9 @@ Knows nothing of torch, models or methods.
 """
 
 __all__ = [
-    "cache",
     "clock",
     "console",
     "files",
-    "hashes",
     "locks",
     "ranks",
     "record",

@@ -7,8 +7,9 @@ import io
 import os
 import sys
 import threading
-from contextlib import nullcontext, redirect_stderr, suppress
-from typing import TextIO
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, suppress
+from typing import Any, TextIO
 
 from tqdm.auto import tqdm
 
@@ -18,20 +19,20 @@ from bench.io import ranks
 # Its own lock is shared between processes: one that is killed while it holds it would stop all.
 tqdm.set_lock(threading.RLock())
 
-_refused = []
+_refused: list[str] = []
 """Why stdout has taken no more, once it did not; a reader that left is no reason."""
 
 
-def bar(items=None, **settings):
+def bar(items: Iterable[Any] | None = None, **settings: Any) -> tqdm:
     """tqdm over `items`, or a bar to be moved by hand (`total=`); gone when it is done."""
     return tqdm(items, leave=False, disable=not _is_watched(), **settings)
 
 
-def _is_watched():
-    return sys.stdout.isatty() and not ranks.rank()
+def _is_watched() -> bool:
+    return sys.stdout.isatty() and ranks.rank() == 0
 
 
-def others_quiet():
+def others_quiet() -> AbstractContextManager[object]:
     """A context manager that keeps libraries' own bars off a stdout that is no terminal."""
     return nullcontext() if sys.stdout.isatty() else redirect_stderr(io.StringIO())
 
@@ -74,7 +75,7 @@ def check_output() -> None:
         raise Unavailable(f"cannot write to stdout: {_refused[0]}; what was run is kept")
 
 
-def _write(write):
+def _write(write: Callable[[], object]) -> None:
     try:
         write()
         sys.stdout.flush()
@@ -85,11 +86,11 @@ def _write(write):
         _to_nowhere(sys.stdout)
 
 
-def _to_nowhere(stream: TextIO):
+def _to_nowhere(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def in_words(seconds):
+def in_words(seconds: float) -> str:
     """`about 40 s`, `about 7 min`, `about 3.5 h`."""
     if seconds < 90:
         return f"about {10 * max(1, round(seconds / 10))} s"

@@ -9,35 +9,35 @@ SET = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 """What processes that are to work together find in their environment."""
 
 
-def world():
+def world() -> int:
     """How many processes work together; 1 without torchrun."""
     return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in SET) else 1
 
 
-def rank():
+def rank() -> int:
     """The number of this process; 0 leads, and writes."""
     return int(os.environ["RANK"]) if world() > 1 else 0
 
 
-def local_rank():
+def local_rank() -> int:
     """The number of this process on its machine: that of its accelerator."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def start_as_typed():
+def start_as_typed() -> str:
     """How this command begins, with the interpreter that runs it: `python` where that is the one
     on PATH, else its path."""
-    start, found = start_of_command(), shutil.which("python")
+    start, on_path = start_of_command(), shutil.which("python")
     if not start.startswith("python ") or not sys.executable:
         return start
     # Not resolved: a virtual environment's interpreter is a link to another one's.
-    if found and os.path.abspath(found) == os.path.abspath(sys.executable):
+    if on_path and os.path.abspath(on_path) == os.path.abspath(sys.executable):
         return start
     path = min(sys.executable, os.path.relpath(sys.executable), key=len)
     return f"{shlex.quote(path)} {start.removeprefix('python ')}"
 
 
-def start_of_command():
+def start_of_command() -> str:
     """How a command of this kind begins, on whatever machine."""
     if world() == 1:
         return "python -m bench"

@@ -8,9 +8,11 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.errors import Rejected, Unavailable
 from bench.io.files import new_file, os_errors
@@ -23,36 +25,38 @@ class Run:
 
     path: Path
     """Where it lies."""
-    header: dict
+    header: dict[str, Any]
     """What was run, on what, and the clean and spliced CE (nats per scored token)."""
-    rows: list
+    rows: list[dict[str, Any]]
     """One dict per evaluation, in order of steps."""
-    end: dict | None
+    end: dict[str, Any] | None
     """The last line, or None when the file was cut off."""
 
     @property
-    def name(self):
+    def name(self) -> str:
         """The method and eight hex digits of the run's identity."""
         return self.path.stem
 
     @property
-    def label(self):
+    def label(self) -> str:
         """What the run was called on the command line, such as `lora:rank=64`."""
         return self.header.get("label", self.header["method"])
 
     @property
-    def status(self):
+    def status(self) -> str:
         """finished, diverged, interrupted, error or cut off."""
         return self.end["end"] if self.end else "cut off"
 
 
-def run_name(method, config, spec, seed, sae_sha256):
+def run_name(
+    method: str, config: dict[str, Any], spec: dict[str, Any], seed: int, sae_sha256: str
+) -> str:
     """METHOD-xxxxxxxx: the method and eight hex digits of what makes a run the same run."""
     identity = {"method": method, "config": config, "spec": spec, "seed": seed, "sae": sae_sha256}
     return f"{method}-{digest(identity)[:8]}"
 
 
-def digest(value):
+def digest(value: object) -> str:
     """sha256 of a JSON value in canonical form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -65,65 +69,63 @@ class Writer:
     all that a run that goes on had written. Raises `Unavailable` where there is no room.
     """
 
-    def __init__(self, path, lines=()):
+    def __init__(self, path: Path, lines: Iterable[str] = ()) -> None:
         self.lines = list(lines)
         """Every line so far, as text."""
         self._path = path
         new_file(path, lambda temporary: temporary.write_bytes(self._bytes()))
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._file = path.open("ab", buffering=0)
 
-    def write(self, line):
+    def write(self, line: dict[str, Any]) -> None:
         """One JSON line; where there is no room for it nothing of it stays."""
         text = encoded(line)
-        end = os.lseek(self._file, 0, os.SEEK_END)
+        end = self._file.seek(0, os.SEEK_END)
         with os_errors(self._path):
             try:
                 left = f"{text}\n".encode()
                 while left:
-                    left = left[os.write(self._file, left) :]
+                    left = left[self._file.write(left) :]
                 os.fsync(self._file)
             except OSError:
-                os.ftruncate(self._file, end)
+                self._file.truncate(end)
                 raise
         self.lines.append(text)
 
-    def end(self, status):
+    def end(self, status: dict[str, Any]) -> None:
         """The end line, with the hash of all before it; no line can follow."""
         try:
             self.write({**status, "sha256": hashlib.sha256(self._bytes()).hexdigest()})
         finally:
             self.close()
 
-    def close(self):
+    def close(self) -> None:
         """No line can follow."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        self._file.close()
 
-    def _bytes(self):
+    def _bytes(self) -> bytes:
         return "".join(line + "\n" for line in self.lines).encode()
 
 
 class Unwritten:
     """The writer of a process that writes nothing."""
 
-    lines = ()
+    lines: Sequence[str] = ()
 
-    def write(self, line):
+    def write(self, line: dict[str, Any]) -> None:
         """Nothing."""
 
-    def end(self, status):
+    def end(self, status: dict[str, Any]) -> None:
         """Nothing."""
 
 
-def encoded(line):
+def encoded(line: dict[str, Any]) -> str:
     """A dict as one JSON line; a number that is not finite is null, and `nonfinite` says so."""
     finite = {name: _finite_or_null(value) for name, value in line.items()}
     lost = {name: str(line[name]) for name in line if finite[name] != line[name]}
     return json.dumps(finite | ({"nonfinite": lost} if lost else {}), allow_nan=False)
 
 
-def close_cut(path, end):
+def close_cut(path: Path, end: dict[str, Any]) -> None:
     """Write the end line of a record whose process cannot any more; a torn last line goes.
 
     A record that cannot be read, or has no room for it, stays as it is.
@@ -134,7 +136,7 @@ def close_cut(path, end):
             Writer(path, whole).end(end)
 
 
-def _finite_or_null(value):
+def _finite_or_null(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list):
@@ -144,7 +146,7 @@ def _finite_or_null(value):
     return value
 
 
-def read(path):
+def read(path: Path | str) -> Run:
     """Read one record -> Run.
 
     A torn last line (a killed process) is left out; anything else that is wrong raises
@@ -174,21 +176,21 @@ def read(path):
     return run
 
 
-def read_folder(folder, names=None):
+def read_folder(folder: Path | str, names: Collection[str] | None = None) -> list[Run]:
     """The records that lie directly in `folder` (those of these names), as they were started."""
     paths = sorted(Path(folder).glob("*.jsonl"))
     runs = [read(path) for path in paths if names is None or path.stem in names]
     return sorted(runs, key=lambda run: (run.header.get("started", ""), run.name))
 
 
-def _check(run):
-    if run.header.get("schema") != SCHEMA:
-        found = run.header.get("schema")
-        raise Rejected(f"{run.path}:1: schema {found}, this version reads schema {SCHEMA}")
-    lines = [("header", Header, run.header), *(("row", Row, row) for row in run.rows)]
-    for number, (what, line, found) in enumerate(lines, start=1):
+def _check(run: Run) -> None:
+    schema = run.header.get("schema")
+    if schema != SCHEMA:
+        raise Rejected(f"{run.path}:1: schema {schema}, this version reads schema {SCHEMA}")
+    for number, values in enumerate([run.header, *run.rows], start=1):
+        line = Row if number > 1 else Header
         for field in required(line):
-            if field not in found:
-                raise Rejected(f"{run.path}:{number}: {what} has no '{field}'")
+            if field not in values:
+                raise Rejected(f"{run.path}:{number}: {line.__name__.lower()} has no '{field}'")
     if run.end and run.end["end"] not in ENDS:
         raise Rejected(f"{run.path}: end '{run.end['end']}', expected one of {', '.join(ENDS)}")

@@ -11,15 +11,16 @@ import json
 import textwrap
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 SCHEMA = 1
 """The version that this code writes and reads."""
 ENDS = ("finished", "diverged", "interrupted", "error")
 Losses = list[float | None]
 
-KINDS = {
+KINDS: dict[Any, tuple[str, Any, str]] = {
     str: ("text", str, "string"),
     dict: ("an object", dict, "object"),
     list: ("a list", list, "array"),
@@ -251,7 +252,7 @@ class Manifest:
 class Field(NamedTuple):
     """One field of a line."""
 
-    kind: object
+    kind: Any
     """A key of `KINDS`."""
     required: bool
     text: str
@@ -260,7 +261,8 @@ class Field(NamedTuple):
 @cache
 def fields_of(line: type) -> dict[str, Field]:
     """Name -> `Field` of a class of this file."""
-    kinds, texts = get_type_hints(line), {}
+    kinds = get_type_hints(line)
+    texts: dict[str, str] = {}
     for part in reversed(line.__mro__[:-1]):
         texts |= field_texts(part)
     return {f.name: Field(kinds[f.name], f.default is MISSING, texts[f.name]) for f in fields(line)}
@@ -272,7 +274,7 @@ def required(line: type) -> list[str]:
     return [name for name, field in fields_of(line).items() if field.required]
 
 
-def is_a(kind: object, value: object) -> bool:
+def is_a(kind: Any, value: Any) -> bool:
     """Whether a JSON value is of this kind."""
     types = KINDS[kind][1]
     if isinstance(value, bool) or not isinstance(value, types):
@@ -283,15 +285,16 @@ def is_a(kind: object, value: object) -> bool:
 def field_texts(made: type) -> dict[str, str]:
     """Field of a dataclass -> the text under it, on one line."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(made))).body
-    pairs = zip(tree.body, tree.body[1:] + [None], strict=True)
-    return {
-        node.target.id: " ".join(text.value.value.split()) if isinstance(text, ast.Expr) else ""
-        for node, text in pairs
-        if isinstance(node, ast.AnnAssign)
-    }
+    assert isinstance(tree, ast.ClassDef)
+    texts = {}
+    for node, below in zip_longest(tree.body, tree.body[1:]):
+        if isinstance(node, ast.AnnAssign):
+            text = ast.literal_eval(below.value) if isinstance(below, ast.Expr) else ""
+            texts[ast.unparse(node.target)] = " ".join(text.split())
+    return texts
 
 
-def json_schema() -> dict:
+def json_schema() -> dict[str, Any]:
     """JSON Schema of a record's lines: each is a header, a row or an end."""
     lines = {line.__name__.lower(): _object(line) for line in (Header, Row, End)}
     return {
@@ -302,9 +305,8 @@ def json_schema() -> dict:
     }
 
 
-def _object(line):
-    found = fields_of(line)
-    properties = {name: _property(field) for name, field in found.items()}
+def _object(line: type) -> dict[str, Any]:
+    properties = {name: _property(field) for name, field in fields_of(line).items()}
     if line is End:
         properties["end"]["enum"] = list(ENDS)
     return {
@@ -315,11 +317,11 @@ def _object(line):
     }
 
 
-def _property(field):
+def _property(field: Field) -> dict[str, Any]:
     kind = KINDS[field.kind][2]
     null = not field.required or field.kind == float | None
-    found = {"type": [kind, "null"] if null else kind, "description": field.text}
-    return found | ({"items": {"type": ["number", "null"]}} if field.kind == Losses else {})
+    made = {"type": [kind, "null"] if null else kind, "description": field.text}
+    return made | ({"items": {"type": ["number", "null"]}} if field.kind == Losses else {})
 
 
 def table() -> str:

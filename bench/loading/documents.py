@@ -15,9 +15,8 @@ from typing import Any, NoReturn
 
 from bench.config.spec import Spec
 from bench.errors import Rejected, Unavailable, Usage, reason
-from bench.io import cache, hashes
 from bench.io.console import bar, say
-from bench.io.files import new_file
+from bench.io.files import cache_root, new_file, sha256_of_file
 from bench.loading import hub
 
 SUFFIXES = (".txt", ".jsonl")
@@ -95,7 +94,7 @@ def sha256(source: Source) -> str:
     for name, path in source.files.items():
         encoded = os.fsencode(name)
         try:
-            digest.update(b"%d:%s:%s\n" % (len(encoded), encoded, hashes.of_file(path).encode()))
+            digest.update(b"%d:%s:%s\n" % (len(encoded), encoded, sha256_of_file(path).encode()))
         except OSError as error:
             raise _unreadable(path, error) from None
     return digest.hexdigest()
@@ -210,7 +209,7 @@ def fetch(name: str, tokens: int) -> Path:
 
 def _stream_path(name: str, tokens: int) -> Path:
     """Where the beginning of a stream is kept."""
-    return cache.root() / "streams" / f"{name}-{tokens}.jsonl"
+    return cache_root() / "streams" / f"{name}-{tokens}.jsonl"
 
 
 def _write(stream: Streamed, tokens: int, path: Path) -> None:

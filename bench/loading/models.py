@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bench.config.shapes import SHAPES
 from bench.config.spec import Spec
 from bench.errors import Rejected, Usage
-from bench.io import cache, hashes
-from bench.io.files import new_text
+from bench.io.files import cache_root, new_text, sha256_of_file
 from bench.loading import hub, packages
 from bench.loading.peft_format import FAMILIES
 from bench.loading.weights import as_rejected, check_no_adapter, read_json
@@ -42,7 +41,7 @@ def locate(model: str, weights: str = "pretrained") -> Path:
     if model not in SHAPES:
         files = [name for name in FILES if "safetensors" not in name]
         return hub.fetch(model, files, needs=("config.json",))
-    folder = cache.root() / "models" / f"shape-{model.replace('/', '--')}"
+    folder = cache_root() / "models" / f"shape-{model.replace('/', '--')}"
     new_text(folder / "config.json", json.dumps(SHAPES[model], indent=1))
     return folder
 
@@ -214,5 +213,5 @@ def bridge(
 def fingerprint(folder: Path) -> str:
     """sha256 of the model's config and weights."""
     paths = [folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    parts = (bytes.fromhex(hashes.of_file(path)) for path in sorted(paths))
+    parts = (bytes.fromhex(sha256_of_file(path)) for path in sorted(paths))
     return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -8,9 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from bench.errors import Rejected, Unavailable, Usage, unknown
-from bench.io import cache, hashes
 from bench.io.console import others_quiet, say
-from bench.io.files import new_folder, os_errors
+from bench.io.files import cache_root, new_folder, os_errors, sha256_of_file
 from bench.loading import gguf_check, weights
 
 if TYPE_CHECKING:
@@ -95,8 +94,8 @@ def locate(model: str) -> Path:
         name, version, file = package.gguf, package.requirement.rpartition("==")[2], package.file
     else:
         path = check_file(model)
-        name, version, file = path.name, hashes.of_file(path)[:16], lambda folder: path
-    folder = cache.root() / "models" / f"{Path(name).stem}-{version}"
+        name, version, file = path.name, sha256_of_file(path)[:16], lambda folder: path
+    folder = cache_root() / "models" / f"{Path(name).stem}-{version}"
     if not folder.exists():
         say(f"converting {name} to safetensors (once; then it is cached)")
         made = new_folder(folder)

@@ -16,9 +16,8 @@ from typing import Any
 
 from bench.config.spec import MADE_HERE
 from bench.errors import Rejected, Unavailable, Usage, reason, unknown
-from bench.io import cache, hashes
 from bench.io.console import say
-from bench.io.files import new_folder
+from bench.io.files import cache_root, new_folder, sha256_of_file
 from bench.io.record import digest
 from bench.loading import hub, saes, weights
 
@@ -73,10 +72,10 @@ def locate(sae: str) -> Path:
 def _cached(sae: str) -> Path:
     """Where an SAE of another format, or of the hub, is kept once it is converted."""
     if from_hub(sae):
-        return cache.root() / "saes" / "hub" / sae.replace(":", "--").replace("/", "--")
+        return cache_root() / "saes" / "hub" / sae.replace(":", "--").replace("/", "--")
     folder = Path(sae).expanduser()
-    content = [hashes.of_file(folder / name) for name in ("cfg.json", SPARSIFY_WEIGHTS)]
-    return cache.root() / "saes" / f"sparsify-{digest(content)[:16]}" / folder.name
+    content = [sha256_of_file(folder / name) for name in ("cfg.json", SPARSIFY_WEIGHTS)]
+    return cache_root() / "saes" / f"sparsify-{digest(content)[:16]}" / folder.name
 
 
 def split(sae: str) -> tuple[str, str, str]:

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from bench.errors import Unavailable
-from bench.io import cache
-from bench.io.files import new_folder
+from bench.io.files import cache_root, new_folder
 from bench.loading import documents
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ def stream(source: documents.Source, tokenizer: "PreTrainedTokenizerBase") -> St
 
     text, eos = documents.sha256(source), tokenizer.eos_token_id
     made = f"{text} {eos} {tokenizer.backend_tokenizer.to_str()}"
-    folder = cache.root() / "tokens" / hashlib.sha256(made.encode()).hexdigest()[:16]
+    folder = cache_root() / "tokens" / hashlib.sha256(made.encode()).hexdigest()[:16]
     if not folder.exists():
         with new_folder(folder) as temporary:
             _write(source, tokenizer, temporary)

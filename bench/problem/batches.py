@@ -12,9 +12,14 @@ from torch import Tensor
 class Windows(Protocol):
     """Training windows [windows, seq]: a tensor, or what packs each one when it is asked for."""
 
-    shape: tuple[int, ...]
-    device: torch.device
-    dtype: torch.dtype
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def __len__(self) -> int: ...
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import Module, ModuleList, ParameterDict
 from torch.profiler import record_function
 
-from bench.distributed import group, shares, unshared
+from bench.distributed import group, shares
 from bench.errors import out_of_memory
 from bench.problem.batches import Windows
 from bench.problem.blocks import Blocks, Copies, Residual, Tokens
@@ -153,7 +153,7 @@ class Problem:
         so does every one after it: the same step, in more passes. Raises `OutOfMemory` where a
         micro-batch is one window already.
         """
-        unshared.check_loss(loss)
+        shares.check_loss(loss)
         # Asked for only where there is something to add up: this is on the clock.
         parameters = trained_by(adapted) if group.world() > 1 else []
         before = shares.gradients_before(parameters)
@@ -174,7 +174,7 @@ class Problem:
                     raise
             if value is None:  # out here, where the error no longer holds what the pass had made
                 before.restore()
-                unshared.check_may_halve()
+                shares.check_may_halve()
                 self.micro.halve(len(shares.share(tokens)), tokens.shape[1])
         for halving in self.micro.halvings[known:]:  # other parts draw other numbers
             changed = not getattr(loss, "mean_over_tokens", False) or before.has_drawn()
@@ -195,7 +195,7 @@ class Problem:
 
     def look(self, tokens: Tokens, adapted: Adapted) -> list[Seen]:
         """What a training pass sees of each micro-batch (`Seen`), for a method without a loss."""
-        unshared.check_looks()
+        shares.check_looks()
         return [Seen(self, part, adapted) for part in tokens.split(self.micro.size)]
 
     def copy_of_blocks(self) -> tuple[Copies, ParameterDict]:
@@ -204,7 +204,7 @@ class Problem:
         The copies go to `Adapted.blocks`; the module, which holds each weight once, to the
         optimizer and `Adapted.state`.
         """
-        unshared.check_copies()
+        shares.check_copies()
         first = min(map(block_after, self.site_names))
         return self._blocks.copies(range(first, self.n_blocks))
 

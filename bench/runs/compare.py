@@ -111,7 +111,7 @@ def run_all(
     for number, pair in enumerate(todo, start=1):
         path = request.out / f"{runs[pair][0]}.jsonl"
         key = keys.get(pair, path.stem)
-        cut = partial(list, [path])
+        cut: Cut = partial(list, [path])
         _, outcome = run_one(worker.run, request, pair, key, cut, call)
         say(f"[{number}/{len(todo)}] {in_short(pair)}: {outcome.end}, {path}")
         if outcome.end != "finished":

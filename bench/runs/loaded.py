@@ -9,8 +9,8 @@ import torch
 from bench.config.spec import Spec
 from bench.errors import Rejected
 from bench.harness.provenance import clock, versions
-from bench.io import cache
 from bench.io.console import say
+from bench.io.files import cache_root
 from bench.io.record import digest
 from bench.loading import models, text
 from bench.problem.clean_cache import CleanCache
@@ -66,7 +66,7 @@ class Loaded:
     def clean_folder(self) -> Path:
         """Where `cache_clean` keeps the clean side of training windows."""
         return (
-            cache.root() / "clean" / digest([self.model_key, self.spec.site, self.spec.scored])[:16]
+            cache_root() / "clean" / digest([self.model_key, self.spec.site, self.spec.scored])[:16]
         )
 
 

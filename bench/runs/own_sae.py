@@ -9,9 +9,9 @@ from bench.config.spec import own_training
 from bench.distributed import group
 from bench.errors import RunFailed, Usage
 from bench.harness.signals import Stopped
-from bench.io import cache, locks
+from bench.io import locks
 from bench.io.console import say
-from bench.io.files import new_folder, synchronize
+from bench.io.files import cache_root, new_folder, synchronize
 from bench.io.record import digest
 from bench.loading import sae_sources, saes
 from bench.runs import setup
@@ -56,7 +56,7 @@ def fresh_folder(loaded: Loaded, index: int) -> Path:
         latents = f"{spec.sae_width} x {width} latents"
         raise Usage(f"--sae-k {spec.sae_k}: the SAE has only {latents}")
     made = [loaded.key, loaded.recipe, spec.sites[index]]
-    folder = cache.root() / "saes" / f"fresh-{digest(made)[:16]}"
+    folder = cache_root() / "saes" / f"fresh-{digest(made)[:16]}"
     if not folder.exists():
         with new_folder(folder) as temporary:
             saes.save_fresh(spec, index, width, temporary)
@@ -66,7 +66,7 @@ def fresh_folder(loaded: Loaded, index: int) -> Path:
 def own_folder(loaded: Loaded, mse: Entry) -> Path:
     """Where the spec's own SAE lies, with the record of its training, once it is trained."""
     made = [loaded.key, loaded.recipe, mse.settings, mse.source]
-    return cache.root() / "saes" / digest(made)[:16]
+    return cache_root() / "saes" / digest(made)[:16]
 
 
 def _train(loaded: Loaded, mse: Entry, folder: Path, every: float) -> None:

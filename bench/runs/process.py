@@ -29,7 +29,11 @@ from bench.harness.signals import Interrupted, blocked, handle, handling
 from bench.io import clock
 from bench.io.console import flush, say, tolerate
 
-CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+CONTEXT = (
+    multiprocessing.get_context("forkserver")
+    if sys.platform == "linux"
+    else multiprocessing.get_context("spawn")
+)
 Result = TypeVar("Result")
 GRACE = 30.0
 """Seconds that a process which was asked to stop may go on without an answer."""
@@ -64,10 +68,12 @@ class Task:
 
     def __init__(self) -> None:
         self._process: BaseProcess | None = None
-        self._kind, self._value = "", None
+        self._kind = ""
+        self._value: Any = None
         self._signals: list[int] = []
         self._waits_for_server = False
-        self._asked = self._active = None
+        self._asked: clock.Reading | None = None
+        self._active: clock.Reading | None = None
         self._cpu = 0.0
 
     def start(self, function: Callable[..., Any], arguments: tuple) -> None:
@@ -87,15 +93,18 @@ class Task:
 
     def wait(self) -> None:
         """Take the answer, or that there is none, and wait until the process has ended."""
+        process = self._process
+        assert process is not None  # `start` comes before
         while not self._answers.poll(TICK):
-            self._kill_if_silent()
+            self._kill_if_silent(process)
         try:
             self._kind, self._value = self._answers.recv()
         except (EOFError, OSError):  # nothing came, or half of it
             self._kind = "died"
-        self._process.join(GRACE)
-        self._process.kill()  # one that has answered is not waited for any longer
-        self._process.join()
+        process.join(GRACE)
+        process.kill()  # one that has answered is not waited for any longer
+        process.join()
+        self._code = process.exitcode
         self._answers.close()
 
     def end(self) -> None:
@@ -111,7 +120,7 @@ class Task:
         if self._kind == "stopped":  # by a signal to that process alone
             raise Interrupted(signal.SIGTERM)
         if self._kind == "died":
-            raise Died(_how(self._process.exitcode))
+            raise Died(_how(self._code))
         if self._kind == "fault":
             raise self._value
         return self._value
@@ -129,20 +138,20 @@ class Task:
     def _ask(self) -> None:
         if self._asked is None:
             self._asked = self._active = clock.read()
-        if self._process and self._process.is_alive():
+        if self._process and self._process.pid and self._process.is_alive():
             os.kill(self._process.pid, signal.SIGTERM)
 
-    def _kill_if_silent(self) -> None:
+    def _kill_if_silent(self, process: BaseProcess) -> None:
         """Kill it where it was asked to stop, its grace is over, and it computes nothing."""
-        if self._asked is None:
+        if self._asked is None or self._active is None:
             return
-        now, cpu = clock.read(), cpu_seconds(self._process.pid)
+        now, cpu = clock.read(), cpu_seconds(process.pid)
         if cpu > self._cpu + 0.1:
             self._cpu, self._active = cpu, now
         silent = now.since(self._asked).seconds
         if silent > GRACE and now.since(self._active).seconds > QUIET:
             say(f"a process did not answer for {silent:.0f} s and was killed")
-            self._process.kill()
+            process.kill()
 
 
 @cache
@@ -173,7 +182,7 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
-def cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int | None) -> float:
     """Seconds of CPU that all threads of a process have taken; 0 where that is not known."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -183,9 +192,9 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[user]) + int(fields[system])) / os.sysconf("SC_CLK_TCK")
 
 
-def _how(code: int) -> str:
+def _how(code: int | None) -> str:
     """How a process without an answer ended, in words."""
-    if code >= 0:
+    if code is None or code >= 0:
         return f"its process left with exit code {code}"
     name = signal.Signals(-code).name
     memory = ", as the system does when memory runs out" if name == "SIGKILL" else ""
@@ -218,7 +227,9 @@ def _work(
 
 def _watch_parent() -> None:
     """End this process when the one that it works for is gone, which is not who forked it."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this runs in a child
+    parent.join()
     os.kill(os.getpid(), signal.SIGKILL)
 
 

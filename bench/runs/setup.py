@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.config.method import Entry
 from bench.config.spec import Spec
@@ -9,7 +10,7 @@ from bench.distributed import group
 from bench.harness import evaluate
 from bench.harness.provenance import clock, provenance
 from bench.harness.run import Harness
-from bench.io import cache
+from bench.io.files import cache_root, cached_json
 from bench.io.record import run_name
 from bench.io.schema import SCHEMA
 from bench.loading import sae_metadata, saes
@@ -25,14 +26,14 @@ class Bench:
 
     spec: Spec
     harness: Harness
-    model: dict
+    model: dict[str, str]
     """The record's `model`: family and hash."""
-    sae: dict
+    sae: dict[str, Any]
     """The record's `sae`: source, sha256, the record of its training, share of that training."""
-    sae_cost: dict | None
+    sae_cost: dict[str, Any] | None
     sae_record: Path | None
     """The path of the record of the SAE's training, where there is one."""
-    measured: dict
+    measured: dict[str, Any]
     """CE of the clean and the spliced model, on the curve set and by validation document."""
     doubts: tuple[str, ...]
     """Why the SAE may not belong here, a line each."""
@@ -69,14 +70,14 @@ def bench(loaded: Loaded, folders: list[Path]) -> Bench:
     spec = loaded.spec
     problem = loaded.problem(saes.load_all(folders, loaded.widths, spec.device))
     sha256 = saes.sha256_of(folders)
-    stem = str(cache.root() / "held-out" / loaded.key)
+    stem = str(cache_root() / "held-out" / loaded.key)
     curve_file, validation_file = Path(f"{stem}-curve.safetensors"), Path(f"{stem}.safetensors")
     curve = evaluate.clean_side(problem, loaded.text.curve, curve_file, with_kl=True)
     whole = loaded.text.validation
     validation = evaluate.clean_side(problem, whole, validation_file, with_kl=False)
     spliced_file = Path(f"{stem}-spliced-{sha256[:16]}.json")
     there = group.all_of(spliced_file.exists())
-    known = cache.json_file(spliced_file, lambda: _spliced(problem, curve, validation), there)
+    known = cached_json(spliced_file, lambda: _spliced(problem, curve, validation), there)
     spliced = {part: evaluate.Score(**known[part]) for part in ("curve", "validation")}
     measured = {
         "ce_clean": evaluate.mean(curve.ce_clean),
@@ -112,7 +113,7 @@ def bench(loaded: Loaded, folders: list[Path]) -> Bench:
     return Bench(spec, harness, loaded.model, sae, cost, record, measured, doubts)
 
 
-def training_of(folders: list[Path]) -> dict[str, object]:
+def training_of(folders: list[Path]) -> dict[str, Any]:
     """What is known of the training of these SAEs: `run`, `share`, `cost`; {} where nothing is.
 
     SAEs of one run have cost what the run has; of several runs, what these have together.
@@ -120,9 +121,9 @@ def training_of(folders: list[Path]) -> dict[str, object]:
     known = [saes.cost_of(folder) or {} for folder in folders]
     if len({(one.get("run"), one.get("share")) for one in known}) == 1:
         return known[0]
-    costs = [one.get("cost") for one in known]
+    costs = [one["cost"] for one in known if one.get("cost") is not None]
     clocks = {(c.get("machine"), c.get("device"), c.get("threads")) for c in costs if c}
-    if None in costs or len(clocks) > 1:
+    if len(costs) < len(known) or len(clocks) > 1:
         return {}
     numbers = [k for k, v in costs[0].items() if k != "threads" and isinstance(v, int | float)]
     return {"cost": costs[0] | {k: sum(cost[k] for cost in costs) for k in numbers}}
@@ -130,12 +131,12 @@ def training_of(folders: list[Path]) -> dict[str, object]:
 
 def _within_cache(folder: Path) -> str | None:
     """Where the SAE lies in the cache, so that it can be found again; None for a user's own."""
-    top = cache.root().resolve()
+    top = cache_root().resolve()
     return str(folder.resolve().relative_to(top)) if folder.resolve().is_relative_to(top) else None
 
 
 def doubts_of(
-    spec: Spec, metadata: list[dict], measured: dict, family: str = ""
+    spec: Spec, metadata: list[dict[str, Any]], measured: dict[str, Any], family: str = ""
 ) -> tuple[str, ...]:
     """What `check` finds wrong without running anything more; random weights lose nothing.
 
@@ -156,7 +157,7 @@ def doubts_of(
 
 def _spliced(
     problem: Problem, curve: evaluate.HeldOut, validation: evaluate.HeldOut
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The scores of the bare spliced model, and the CE of the ablated one, as JSON values."""
     bare, parts = Adapted(saes=problem.saes), {"curve": curve, "validation": validation}
     scores = {name: asdict(evaluate.measure(problem, part, bare)) for name, part in parts.items()}

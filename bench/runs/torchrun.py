@@ -49,7 +49,8 @@ def compare(
         with _watching():
             if parallel.is_first():
                 return _lead(request, methods, seeds)
-            return _follow()
+            _follow()
+            return None
 
 
 def check(request: Request) -> None:

@@ -74,6 +74,7 @@ def _n_trained(methods: Iterable[MethodRequest]) -> int:
 
 def run(request: Request, asked: MethodRequest, seed: int) -> tuple[Path, Outcome]:
     """One run -> (its record's path, its `Outcome`)."""
+    assert request.model_folder, "`prepare` comes before"
     # Of several processes each builds the problem by itself, unless it takes all to pass the LM.
     with nullcontext() if request.shard_model else group.alone():
         loaded = load(request.spec, request.model_folder, tell=False, shard=request.shard_model)
@@ -146,8 +147,9 @@ def describe(bench: Bench) -> str:
 
 def keep_sae_record(bench: Bench, out: Path) -> None:
     """Copy the record of the SAE's training beside the runs that use it."""
-    source, target = bench.sae_record, out / bench.sae_record.name if bench.sae_record else None
+    source = bench.sae_record
     if not source or not source.exists():
         return
+    target = out / source.name
     if not target.exists() or target.read_bytes() != source.read_bytes():
         new_file(target, lambda temporary: shutil.copyfile(source, temporary))

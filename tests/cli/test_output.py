@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.cli.parser import parsed
-from bench.io import cache, ranks
+from bench.io import ranks
+from bench.io.files import cache_root
 from tests.helpers import records
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +61,7 @@ class TestACommandThatOnlyPrints:
 def test_a_cache_in_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SPLICEBENCH_CACHE", "~/x")
-    assert cache.root() == tmp_path / "x"
+    assert cache_root() == tmp_path / "x"
 
 
 @pytest.mark.parametrize(

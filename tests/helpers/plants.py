@@ -129,7 +129,7 @@ def mid_row(at, kill):
         def planted(writer, line):
             if now(writer, line):
                 text = record.encoded(line).encode()
-                os.write(writer._file, text[: len(text) // 2])
+                writer._file.write(text[: len(text) // 2])
                 os.fsync(writer._file)
                 kill()
             original(writer, line)

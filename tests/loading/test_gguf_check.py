@@ -10,7 +10,7 @@ import pytest
 from transformers import Gemma2Config, Gemma3TextConfig, GPT2Config, LlamaConfig
 
 from bench.errors import Rejected, Usage
-from bench.io import cache
+from bench.io.files import cache_root
 from bench.loading import gguf_check, models, packages
 from tests.helpers import tiny
 
@@ -231,7 +231,7 @@ def test_a_file_is_a_model(own_cache, small, folder, good, tmp_path):
     code, out, err = small("check", model=path, sae="fresh")
     assert code in (0, 3), err  # its weights are random
     assert "converting tiny.gguf to safetensors" in out and "CE clean" in out, err
-    (made,) = (cache.root() / "models").iterdir()
+    (made,) = (cache_root() / "models").iterdir()
     assert made == models.locate(str(path)) and len(made.name) == len("tiny-") + 16
     path.write_bytes(good[:-1])
     code, out, err = small("check", model=path, sae="fresh")
@@ -272,7 +272,7 @@ def test_a_model_that_is_not_whole_is_not_converted(own_cache, changes, message,
     with pytest.raises(Rejected) as caught:
         packages.locate(str(path))
     assert message in str(caught.value) and "\n" not in str(caught.value)
-    assert not list((cache.root() / "models").iterdir())
+    assert not list((cache_root() / "models").iterdir())
 
 
 def test_a_type_that_gguf_cannot_dequantise(own_cache, tmp_path):
