@@ -1,6 +1,7 @@
-"""What a finished run left: its record and its SAEs, found or refused."""
+"""What a finished run left: its record and its SAEs; what is missing is refused."""
 
 from pathlib import Path
+from typing import Any
 
 from bench.config.spec import sources
 from bench.errors import Usage
@@ -22,6 +23,12 @@ def finished(run: str | Path) -> Run:
     return record
 
 
+def end_of(run: Run) -> dict[str, Any]:
+    """The last line of a finished run's record."""
+    assert run.end is not None  # a record that was cut off has none
+    return run.end
+
+
 def trained_saes(run: Run) -> list[Path]:
     """The folders of the SAEs that a run trained, or []."""
     return saes.checkpoint(run.path.with_suffix(""), 1.0)
@@ -39,5 +46,5 @@ def lent_saes(run: Run) -> list[Path]:
         places = [cache_root() / path for path in cached]
     else:
         places = [Path(source) for source in origins]
-    whole = all((place / saes.WEIGHTS).is_file() for place in places)
-    return places if whole and saes.sha256_of(places) == sae["sha256"] else []
+    there = all((place / saes.WEIGHTS).is_file() for place in places)
+    return places if there and saes.sha256_of(places) == sae["sha256"] else []

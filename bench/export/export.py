@@ -1,6 +1,6 @@
-"""`python -m bench export RUN --to DIR`: what a run trained, for the tools that people use.
+"""`python -m bench export RUN --to DIR`: the weights that a run trained, for PEFT and SAELens.
 
-Adapters become a PEFT adapter, SAEs a folder that SAELens loads; beside them lie a model card
+Adapters become a PEFT adapter, SAEs a folder that SAELens loads. Beside them lie a model card
 and `splicebench.json`, which says what belongs together: SAE, site, positions, BOS.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import Rejected, Usage
-from bench.export.artefacts import finished, lent_saes, trained_saes
+from bench.export.artefacts import end_of, finished, lent_saes, trained_saes
 from bench.io.console import say
 from bench.io.files import new_folder, os_errors
 from bench.io.record import Run
@@ -21,17 +21,17 @@ from bench.runs import process
 SIDECAR = "splicebench.json"
 
 
-def export(run: str | Path, folder: str | Path, closed: Callable[[Run], str]) -> None:
-    """Write what the run at `run` (its record, or the folder beside it) trained to `folder`.
+def export(source: str | Path, folder: str | Path, closed: Callable[[Run], str]) -> None:
+    """Write what a run trained to `folder`; `source` is its record, or the folder beside it.
 
-    `closed(run)` is what its model card says of the gap.
+    `closed(run)` is what the model card says of the gap.
     """
-    run, folder = finished(run), Path(folder)
+    run, folder = finished(source), Path(folder)
     if "model" not in run.header:
         raise Rejected(f"{run.path}: an older record, which does not name the family of its model")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise Usage(f"--to {folder}: not empty, expected a new folder")
-    if run.end.get("trained_parameters") and not run.path.with_suffix("").is_dir():
+    if end_of(run).get("trained_parameters") and not run.path.with_suffix("").is_dir():
         raise Usage(f"{run.path}: no folder {run.name} beside it; a record alone has no weights")
     process.call(export_to, run, folder, closed(run))
     say("written: " + ", ".join(str(path) for path in sorted(folder.rglob("*")) if path.is_file()))
@@ -73,7 +73,7 @@ def pairs_of(run: Run) -> peft_format.Pairs:
 
 
 def copy_sae(source: Path, target: Path, model_name: str) -> None:
-    """A SAELens folder without what the suite keeps beside it, the model by its public name."""
+    """Copy a SAELens folder without the suite's own files, the model by its public name."""
     target.mkdir(exist_ok=True)
     shutil.copy(source / saes.WEIGHTS, target / saes.WEIGHTS)
     config = renamed(saes.read_config(source), model_name)
@@ -88,21 +88,21 @@ def renamed(config: dict[str, Any], model_name: str) -> dict[str, Any]:
 
 
 def base_model(spec: dict[str, Any]) -> str:
-    """What the hub calls the model, or the name of its folder."""
+    """The model's name on the hub, or the name of its folder."""
     if spec["model"].startswith("package:"):
         return packages.packaged(spec["model"], installed=False).origin
     return spec["model"] if hub.is_id(spec["model"]) else Path(spec["model"]).name
 
 
 def write_adapter(run: Run, pairs: peft_format.Pairs, folder: Path) -> None:
-    """The PEFT adapter."""
+    """Write the PEFT adapter."""
     fields = {name: run.header["config"][name] for name in ("rank", "alpha", "dropout")}
     fields["base_model"] = base_model(run.header["spec"])
     peft_format.save(folder, pairs, run.header["model"]["type"], **fields)
 
 
 def write_sidecar(run: Run, folder: Path, places: list[str]) -> None:
-    """What belongs together, and where it comes from; `places` are the folders of the SAEs."""
+    """Write what belongs together and where it comes from; `places` are the SAEs' folders."""
     header = run.header
     rule = ("site", "spliced", "scored", "prepend_bos", "seq_len", "center_writing_weights")
     inside = places[0] if len(places) == 1 else places or None
@@ -121,7 +121,7 @@ def write_sidecar(run: Run, folder: Path, places: list[str]) -> None:
 
 
 def card(run: Run, adapter: bool, closed: str) -> str:
-    """The model card: what it is, how to use it, CE before and after."""
+    """The model card: what the export is, how to use it, CE before and after."""
     from huggingface_hub import ModelCardData
 
     header, spec, sae = run.header, run.header["spec"], run.header["sae"]
@@ -160,7 +160,7 @@ Made by splicebench, run `{run.name}`: `{header.get("command")}`.
 
 
 def loading(spec: dict[str, Any], adapter: bool) -> str:
-    """How it is loaded; DIR is the folder that it lies in."""
+    """Python that loads the export; DIR is its folder."""
     if not adapter:
         return 'from sae_lens import SAE\n\nsae = SAE.load_from_disk("DIR")'
     return f"""from peft import PeftModel
@@ -171,10 +171,10 @@ model = PeftModel.from_pretrained(model, "DIR")"""
 
 
 def losses(run: Run, closed: str) -> str:
-    """CE before and after, as a table of the card."""
+    """The card's table: CE before and after."""
     if run.header["weights"] == "random":
         return "The model's weights are random: no loss means anything."
-    curves = (run.header["ce_full_clean"], run.header["ce_full_spliced"], run.end["ce_full"])
+    curves = (run.header["ce_full_clean"], run.header["ce_full_spliced"], end_of(run)["ce_full"])
     means = [sum(values) / len(values) for values in curves]
     return f"""| model | CE, nats per token |
 |---|---|

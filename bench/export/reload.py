@@ -1,13 +1,15 @@
 """A finished run in Python again: its problem, its adapted model, and the bridge as either."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+from torch.nn import Module, ModuleList
 
 from bench.config import method
 from bench.config.spec import MADE_HERE, Spec
@@ -25,21 +27,21 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 MODELS = ("clean", "spliced", "adapted", "without-sae")
-"""What a run's bridge can be: nothing on it; the SAEs that the run was lent; what it ended with;
-that without the SAEs."""
+"""What a run's bridge can be: the clean model; with the frozen SAEs that the run began with; as the
+run ended; as the run ended, without the SAEs."""
 
 
 def load(run: str | Path) -> "TransformerBridge":
     """The `TransformerBridge` of a finished run, adapted: what `bench.load(RUN)` gives.
 
     `run` is the run's record or the folder beside it. A pass over whole windows of token ids
-    [batch, seq] (no key-value cache) is then that of the adapted model, positions as the run had
-    them; `bridge.reset_hooks()` makes it the clean model again, unless the method trained the
-    model's own weights (`full`). Raises `Usage` where the run or its SAE is not there, `Rejected`
-    where model or SAE are not those that it ran with.
+    [batch, seq] (no key-value cache) is that of the adapted model, with the run's positions.
+    `bridge.reset_hooks()` makes it the clean model again, unless the method trained the model's
+    own weights (`full`). Raises `Usage` where the run or its SAE is missing, `Rejected` where the
+    model or the SAE has changed since the run.
     """
-    run = artefacts.finished(run)
-    problem, adapted = _restored(run, artefacts.trained_saes(run))
+    record = artefacts.finished(run)
+    problem, adapted = _restored(record, artefacts.trained_saes(record))
     _exchange(problem, adapted)
     _attach(problem, adapted.saes, adapted.hooks)
     return problem.bridge
@@ -48,14 +50,14 @@ def load(run: str | Path) -> "TransformerBridge":
 def restore(run: str | Path) -> tuple[Problem, Adapted]:
     """(the `Problem` that a finished run had, without its windows; the `Adapted` it ended with).
 
-    Nothing is on the bridge and its weights are the clean model's. `run` and what is raised are
-    as in `load`; the SAEs that the run was lent must be there too where it trained its own.
+    The bridge has no hooks and the clean model's weights. `run` and the errors are those of
+    `load`; the frozen SAEs that the run began with must be there even if it trained its own.
     """
-    return _restored(artefacts.finished(run))
+    return _restored(artefacts.finished(run), [])
 
 
 def there_are(problem: Problem, adapted: Adapted) -> tuple[str, ...]:
-    """Those of `MODELS` that differ: only what takes part besides the SAEs can do without them."""
+    """Those of `MODELS` that differ; a run that trained SAEs alone is clean without them."""
     beside = adapted.hooks or adapted.blocks
     trained = beside or adapted.saes is not problem.saes
     return MODELS[: 4 if beside else 3 if trained else 2]
@@ -80,26 +82,26 @@ def placed(problem: Problem, adapted: Adapted, which: str) -> Iterator["Transfor
 
 
 def spec_of(run: Run) -> Spec:
-    """The `Spec` of a record, as read."""
+    """The `Spec` of a run's record."""
     known = {field.name for field in dataclasses.fields(Spec)}
     return Spec(**{name: value for name, value in run.header["spec"].items() if name in known})
 
 
 def validation(run: Run, problem: Problem) -> text.Windows:
-    """The validation windows of a record, as read (`text.Windows`), on the problem's device.
+    """The validation windows of a run, on the problem's device.
 
-    Raises `Rejected` where the text is not the one that it ran with.
+    Raises `Rejected` where the text has changed since the run.
     """
     spec = spec_of(run)
     tokenizer = models.load_tokenizer(models.locate(spec.model, spec.weights))
-    whole = text.load(spec, tokenizer, len(problem.bridge.unembed.weight))
+    parts = text.load(spec, tokenizer, len(problem.bridge.unembed.weight))
     if documents.source_sha256(spec) != run.header.get("text_sha256"):
         raise Rejected(f"{run.path}: the text '{spec.text}' is not the one that it ran with")
-    return text.moved(whole, spec.device).validation
+    return text.moved(parts, spec.device).validation
 
 
-def _restored(run, folders=()):
-    """Problem and adapted model of a record, as read, with the lent SAEs or those in `folders`."""
+def _restored(run: Run, folders: list[Path]) -> tuple[Problem, Adapted]:
+    """Problem and adapted model of a run, with the SAEs in `folders` or its frozen ones."""
     spec = spec_of(run)
     folder = models.locate(spec.model, spec.weights)
     sha256 = run.header.get("model", {}).get("sha256")
@@ -109,8 +111,8 @@ def _restored(run, folders=()):
     return problem, _adapted(run, problem, spec)
 
 
-def _lent(run, spec):
-    """The folders of the SAEs that a run was lent; from the hub once more, if they were."""
+def _lent(run: Run, spec: Spec) -> list[Path]:
+    """The folders of a run's frozen SAEs; those of the hub are fetched once more."""
     lent = artefacts.lent_saes(run)
     if lent:
         return lent
@@ -122,7 +124,7 @@ def _lent(run, spec):
     return folders
 
 
-def _problem(spec, folder, folders):
+def _problem(spec: Spec, folder: Path, folders: list[Path]) -> Problem:
     """The problem of a spec with the model in `folder`, the SAEs in `folders` and no windows."""
     tokenizer = models.load_tokenizer(folder)
     bridge = models.load(folder, spec, tokenizer)
@@ -137,23 +139,23 @@ def _problem(spec, folder, folders):
     )
 
 
-def _loaded(folders, points, spec):
+def _loaded(folders: list[Path], points: hooks.HookPoints, spec: Spec) -> ModuleList:
     return saes.load_all(folders, [points.widths[site] for site in spec.sites], spec.device)
 
 
-def _adapted(run, problem, spec):
-    """What the run's method yields first, with what it had trained at the end."""
+def _adapted(run: Run, problem: Problem, spec: Spec) -> Adapted:
+    """The first `Adapted` that the run's method yields, with the weights from the run's end."""
     from safetensors.torch import load_file
 
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in run.header["config"].items()}
     if "init" in config:
-        config["init"] = ""  # what it ended with is in its own folder
+        config["init"] = ""  # its folder has the weights that it ended with
     module = method.entry(run.header["method"]).module
     adapted = next(module.train(problem, Batches(problem.train), module.Config(**config)))
     path = run.path.with_suffix("") / "state.safetensors"
     state = load_file(path) if path.is_file() else {}
     for name, part in adapted.state.items():
-        if isinstance(part, torch.nn.Module):
+        if isinstance(part, Module):
             prefix = f"{name}."
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             part.load_state_dict(own)
@@ -164,20 +166,22 @@ def _adapted(run, problem, spec):
     return adapted
 
 
-def _exchange(problem, adapted):
-    """Weights of trained blocks into the bridge, those that were there into the copies."""
+def _exchange(problem: Problem, adapted: Adapted) -> None:
+    """Swap the weights of trained blocks with those of the bridge."""
     for number, block in adapted.blocks.items():
         own = named_weights(problem.bridge.blocks[number])
         for name, trained in named_weights(block).items():
             own[name].data, trained.data = trained.data, own[name].data
 
 
-def _attach(problem, own, adapters):
+def _attach(
+    problem: Problem, own: Collection[Module], adapters: Iterable[tuple[str, hooks.Hook]]
+) -> None:
     """Put SAEs and adapters onto the hook points for good."""
-    seen = {}
+    seen: dict[str, Tensor] = {}
 
-    def splicing(sae):
-        def replace(value, hook):
+    def splicing(sae: Module) -> hooks.Hook:
+        def replace(value: Tensor, hook: Module) -> Tensor:
             rows = problem.rows(seen["tokens"], problem.spliced)
             return splice(partial(reconstruction, sae), rows)(value, hook)
 
