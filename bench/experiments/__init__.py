@@ -1,4 +1,4 @@
-"""The papers' experiments as data, and what runs those that are missing.
+"""The papers' experiments as data, and the code that runs the missing ones.
 
 Knows nothing of one run's steps, and draws nothing.
 """

@@ -1,8 +1,8 @@
-"""`python -m bench experiment NAME ...`: run what is missing of the papers' experiments, draw them.
+"""`python -m bench experiment NAME ...`: run the missing runs of the papers' experiments.
 
-All experiments of a scale share one folder of records, so that none is run twice; beside them each
-has a manifest, NAME.json, that says which records are its own and what each is there for. Several
-processes may work on one folder: each takes the jobs that no other one is at.
+All experiments of a scale share one folder of records, so that no run is made twice. The manifest
+of each, NAME.json, names its records and the role of each. Several processes may share one folder:
+each takes the jobs that no other one is at.
 """
 
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ TICK = 1.0
 
 
 class Ended(NamedTuple):
-    """What experiments came to."""
+    """How experiments ended."""
 
     folder: Path
     """Of their records."""
@@ -50,18 +50,19 @@ def experiment(
     fresh: bool = False,
     every: float = EVERY,
 ) -> Ended | None:
-    """Run what is missing of these experiments -> `Ended`; with `dry_run` only list it -> None.
+    """Run the missing runs of these experiments -> `Ended`; with `dry_run` only list them -> None.
 
     Raises `Usage` for an unknown name or a record that another version made, `Locked` for `fresh`
     while another process is at one of the jobs. A run that diverged or raised is in
-    `Ended.failed`: the others are there all the same.
+    `Ended.failed` and stops no other.
     """
     plans = {name: jobs(name, scale) for name in expanded(names, scale)}
     wanted = needed(plans)
     pool = Pool(Path(out or f"results/{scale}"), scale)
     todo = [job for job in wanted if fresh or not pool.find(job)]
     if dry_run:
-        return list_jobs(wanted, todo)
+        list_jobs(wanted, todo)
+        return None
     if not fresh:
         check_sources(pool, wanted)
     if not todo:
@@ -87,7 +88,7 @@ def needed(plans: Plans) -> list[Job]:
 
 
 def set_all_aside(pool: Pool, wanted: Iterable[Job]) -> None:
-    """Rename what these jobs have left out of the way, at once.
+    """Rename the files of these jobs out of the way, at once.
 
     Raises `Locked`, and renames nothing, while another process is at one of them.
     """
@@ -115,11 +116,12 @@ def list_jobs(wanted: list[Job], todo: list[Job]) -> None:
 
 
 def check_sources(pool: Pool, wanted: Iterable[Job]) -> None:
-    """Raise `Usage` where a record that is there was made of another method's file, or others."""
+    """Raise `Usage` for a record in the pool whose sources, such as the method's file, changed."""
     present = {}
     for job in wanted:
-        run = pool.runs.get(pool.find(job))
-        if run and not job.measure:
+        name = pool.find(job)
+        if name and not job.measure:
+            run = pool.runs[name]
             inputs = (job.method.name, job.spec.model, job.spec.text, job.spec.stream_tokens)
             if inputs not in present:
                 present[inputs] = now(job.spec, job.method.name)
@@ -127,11 +129,11 @@ def check_sources(pool: Pool, wanted: Iterable[Job]) -> None:
 
 
 class Work:
-    """The jobs that are left, and what became of the others."""
+    """The jobs that are left, and those that failed."""
 
     def __init__(self, todo: list[Job], plans: Plans, pool: Pool, every: float) -> None:
         set_environment(online=any(asks_the_hub(job.spec) for job in todo))
-        from bench.experiments import runner  # torch, which takes seconds
+        from bench.experiments import runner  # imports torch, which takes seconds
 
         self._do, self._pool, self._plans, self._every = runner.do, pool, plans, every
         self._left, self._all = list(todo), len(todo)

@@ -1,14 +1,15 @@
-"""The papers' experiments as data: what each runs, at the scale of a laptop and of the papers.
+"""The papers' experiments as data: the runs of each, at the scale of a laptop and of the papers.
 
-`full` has the models, SAEs and budgets of Chen, Engels and Tegmark (2501.19406); each SAE sits at
-the block it was trained on (their code for several SAEs is one block off). `laptop` asks the same
-questions of SmolLM2-135M, each experiment within 40 minutes on two cores. The scales of a GPU ask
-those of `timing` and `rivals`, and what goes on from their runs, at 10 million tokens and more.
+`full` has the models, SAEs and budgets of Chen, Engels and Tegmark (2501.19406). Each SAE sits at
+the block it was trained on; their code for several SAEs is one block off. `laptop` asks the same
+questions of SmolLM2-135M, each experiment within 40 minutes on two cores. The scales of a GPU have
+`timing`, `rivals` and the experiments that build on their runs, at 10 million tokens and more.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from bench.config.method import MethodRequest
 from bench.config.spec import Spec, own_training
@@ -23,28 +24,28 @@ class Job:
     """One run of an experiment, or one measurement of a run."""
 
     role: str
-    """What it is there for, mostly the name of its method."""
+    """Its role in the experiment, mostly the name of its method."""
     label: str
     """The method with its settings, as `--methods` has it."""
     spec: Spec
     seed: int
     """The experiment's seed."""
-    at: dict[str, object] = field(default_factory=dict)
-    """What the experiment varies -> its value here."""
+    at: Mapping[str, object] = field(default_factory=dict)
+    """Each variable of the experiment -> its value here."""
     run_seed: int | None = None
     """The seed of the run, where that is not the experiment's."""
     trains_own: bool = False
     """Whether this is the training of the spec's own SAE."""
     after: "Job | None" = None
-    """The run that this one goes on from, with what that one trained, or that it measures."""
+    """The run whose weights this one starts from, or that it measures."""
     measure: str = ""
     """A measurement of `after` (`bench.evals.measures`) instead of a run."""
     experiment: str = ""
-    """The experiment that it is run for."""
+    """The experiment that it belongs to."""
 
     @property
     def method(self) -> MethodRequest:
-        """Its method, before anything that an earlier run trained is filled in."""
+        """Its method, before the weights of an earlier run are filled in."""
         return MethodRequest(self.label)
 
     @property
@@ -54,7 +55,7 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        """What makes two jobs the same, whether they have run or not."""
+        """The digest that two jobs share if they are the same, whether they have run or not."""
         after = self.after and self.after.key
         return digest([self.label, asdict(self.spec), self.seed_of_run, after, self.measure])
 
@@ -65,7 +66,7 @@ class Job:
         return f"{self.experiment}: {self.role} seed {self.seed} {at}".rstrip()
 
     def with_predecessors(self) -> "list[Job]":
-        """The job, and before it those that it goes on from."""
+        """The job, and before it those that it needs."""
         first = self.after and replace(self.after, experiment=self.experiment)
         return [*(first.with_predecessors() if first else ()), self]
 
@@ -93,9 +94,9 @@ def timing(scale: Scale) -> Iterator[Job]:
     for seed in scale.seeds:
         spec = _seeded(scale.spec, seed)
         training = own_training(spec)
-        at_sae = {"run_seed": spec.sae_seed}
-        yield Job("mse", f"mse:lr={spec.sae_lr}", training, seed, trains_own=True, **at_sae)
-        yield Job("e2e", scale.scratch, training, seed, **at_sae)
+        mse, of_sae = f"mse:lr={spec.sae_lr}", spec.sae_seed
+        yield Job("mse", mse, training, seed, run_seed=of_sae, trains_own=True)
+        yield Job("e2e", scale.scratch, training, seed, run_seed=of_sae)
         for share in scale.shares:
             part, at = replace(spec, sae_share=share), {"share": share}
             yield Job("lora", _lora(scale), part, seed, at)
@@ -128,7 +129,7 @@ def one_layer(scale: Scale) -> Iterator[Job]:
         yield Job("lora", label, _seeded(scale.swept, 0), 0, {"layer": layer})
 
 
-def _sweep(scale: Scale, variable: str, changes: dict[int, dict]) -> Iterator[Job]:
+def _sweep(scale: Scale, variable: str, changes: dict[int, dict[str, Any]]) -> Iterator[Job]:
     for value, change in changes.items():
         spec = _seeded(replace(scale.swept, **change), 0)
         for number in scale.ranks:
@@ -156,7 +157,7 @@ def size(scale: Scale) -> Iterator[Job]:
     for model, spec in scale.size.items():
         for number in scale.ranks:
             label = _lora(scale, rank=number, layers="after")
-            # The step size of `lora` on Gemma-3-270M is the one found there.
+            # The step size of `lora` on Gemma-3-270M was tuned there.
             label += ":lr=1e-3" if spec and spec.name == "gemma-3-270m" else ""
             at = {"model": model, "rank": number}
             yield Job("lora", label, _seeded(spec or scale.swept, 0), 0, at)
@@ -177,12 +178,11 @@ def additivity(scale: Scale) -> Iterator[Job]:
         labels = {"lora": _lora(scale), "e2e": scale.finetune}
         firsts = {kind: Job(kind, labels[kind], spec, seed, {"stage": 1}) for kind in labels}
         yield from firsts.values()
-        for first in labels:
-            for then in labels:
-                at, role = {"stage": 2}, f"{first}+{then}"
-                # Other batches than those of the first stage.
-                again = {"after": firsts[first], "run_seed": seed + 100}
-                yield Job(role, labels[then], spec, seed, at, **again)
+        for first in firsts.values():
+            for then, label in labels.items():
+                at, role = {"stage": 2}, f"{first.role}+{then}"
+                other = seed + 100  # other batches than those of the first stage
+                yield Job(role, label, spec, seed, at, run_seed=other, after=first)
 
 
 def _measured(scale: Scale, measure: str, kinds: Iterable[str]) -> Iterator[Job]:
@@ -216,8 +216,8 @@ def timing_llama(scale: Scale) -> Iterator[Job]:
 
 
 EXPERIMENTS: dict[str, Callable[[Scale], Iterator[Job]]] = {
-    made.__name__.replace("_", "-"): made
-    for made in (
+    plan.__name__.replace("_", "-"): plan
+    for plan in (
         timing,
         rivals,
         sparsity,
@@ -244,8 +244,8 @@ FULL_ONLY = ("timing-llama",)
 def expanded(names: Iterable[str], scale: str) -> list[str]:
     """The names without repeats, `all` as those that this scale has."""
     every = [name for name in EXPERIMENTS if scale not in SCALES or _has(SCALES[scale](), name)]
-    given = [one for name in names for one in (every if name == "all" else [name])]
-    return list(dict.fromkeys(given))
+    repeated = [one for name in names for one in (every if name == "all" else [name])]
+    return list(dict.fromkeys(repeated))
 
 
 def _has(scale: Scale, name: str) -> bool:
@@ -253,13 +253,13 @@ def _has(scale: Scale, name: str) -> bool:
 
 
 def jobs(name: str, scale: str) -> list[Job]:
-    """The jobs of an experiment, in the order in which they are run; `scale` by name."""
+    """The jobs of an experiment in the order of their runs; `scale` is a name."""
     if name not in EXPERIMENTS:
         raise unknown("experiment", name, [*EXPERIMENTS, "all"])
     if scale not in SCALES:
         raise unknown("--scale", scale, SCALES)
-    asked = SCALES[scale]()
-    if not _has(asked, name):
-        having = " or ".join(one for one, made in SCALES.items() if _has(made(), name))
+    chosen = SCALES[scale]()
+    if not _has(chosen, name):
+        having = " or ".join(one for one, make in SCALES.items() if _has(make(), name))
         raise Usage(f"experiment '{name}': not at the scale {scale}, only with --scale {having}")
-    return [replace(job, experiment=name) for job in EXPERIMENTS[name](asked)]
+    return [replace(job, experiment=name) for job in EXPERIMENTS[name](chosen)]

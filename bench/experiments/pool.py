@@ -24,7 +24,7 @@ class Pool:
         self.read()
 
     def read(self) -> None:
-        """Look at what the folder holds now. Raises `Rejected` for a damaged record."""
+        """Read the folder again. Raises `Rejected` for a damaged record."""
         finished = [run for run in _records(self.folder) if run.status == "finished"]
         self.runs = {run.name: run for run in finished}
         """Name -> record, of every finished run."""
@@ -40,7 +40,7 @@ class Pool:
         return [run.path for run in self._of(asked, spec, seed) if run.status == "cut off"]
 
     def left_by(self, job: Job) -> list[Path]:
-        """The paths of whatever this job has left, however it ended."""
+        """The paths of the files that this job has left, however it ended."""
         if job.measure:
             name = self.find(job)
             return [self.folder / f"{name}.json"] if name else []
@@ -48,8 +48,8 @@ class Pool:
         return [run.path for run in self._of(*resolved, job.seed_of_run)] if resolved else []
 
     def _of(self, asked: MethodRequest, spec: Spec, seed: int) -> list[Run]:
-        wanted = digest([asked.label, asdict(spec), seed])
-        return [run for run in _records(self.folder) if wanted == identity_of(run)]
+        identity = digest([asked.label, asdict(spec), seed])
+        return [run for run in _records(self.folder) if identity == identity_of(run)]
 
     def find(self, job: Job) -> str | None:
         """The name of the record or measurement that this job left."""
@@ -63,10 +63,10 @@ class Pool:
         return self._names.get(digest([asked.label, asdict(spec), job.seed_of_run]))
 
     def resolve(self, job: Job) -> tuple[MethodRequest, Spec] | None:
-        """(method, spec) with what an earlier run trained filled in; None before it has run.
+        """(method, spec) with the weights of an earlier run filled in; None before that has run.
 
-        After a run that trained an SAE that SAE takes the place of the spec's; after one of lora
-        its adapter is what `lora` starts from and what stays in the model for others.
+        An SAE that the earlier run trained takes the place of the spec's. From an adapter of
+        `lora` another `lora` starts; other methods leave it in the model.
         """
         if not job.after:
             return job.method, job.spec
@@ -81,20 +81,18 @@ class Pool:
         return job.method, replace(job.spec, sae=sae, sae_share=1.0)
 
     def measure_name(self, job: Job) -> str | None:
-        """The stem of a measurement's file: the measure and the digits of the run; None before
-        that has run."""
-        first = self.find(job.after)
-        return first and f"{job.measure}-{first.rpartition('-')[2]}"
+        """The stem of a measurement's file: measure and digits of the run; None without the run."""
+        first = self.find(job.after) if job.after else None
+        return f"{job.measure}-{first.rpartition('-')[2]}" if first else None
 
 
 def identity_of(run: Run) -> str:
-    """What makes it the same run as another: its label, spec and seed."""
+    """The digest that two records of the same run share: of its label, spec and seed."""
     return digest([run.header.get("label"), as_recorded(run.header), run.header["seed"]])
 
 
 def _records(folder: Path) -> list[Run]:
-    """The records in a folder, as they were started; without one that another process has just
-    set aside."""
+    """The records in a folder in order of their start, without one that was just set aside."""
     records = []
     for path in sorted(folder.glob("*.jsonl")):
         try:

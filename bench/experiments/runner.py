@@ -1,6 +1,6 @@
-"""What a job does, whatever it is: a run, the training of an own SAE, a measurement.
+"""How a job of each kind is done: a run, the training of an own SAE, a measurement.
 
-`do` works in the command's own process; the functions below it are called in others.
+`do` works in the command's own process; from `estimated` on the functions run in others.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from bench.errors import Fault, RunFailed
 from bench.evals import measures
 from bench.experiments.plans import Job
 from bench.experiments.pool import ADAPTER, Pool
-from bench.export import export
+from bench.export import artefacts, export
 from bench.io import locks
 from bench.io.files import new_folder, new_json, set_aside
 from bench.io.record import Run, read
@@ -29,33 +29,32 @@ from bench.runs.setup import Bench
 
 
 class Done(NamedTuple):
-    """What a job came to."""
+    """How a job ended."""
 
     ce: float | None
     """Its CE on the validation set in nats; None where it did not finish."""
     reason: str = ""
     """Why there is no CE."""
     code: int = 0
-    """The exit code that this calls for."""
+    """The exit code for it."""
 
 
 def do(job: Job, pool: Pool, every: float) -> Done:
-    """Do one job, with a checkpoint `every` so many seconds; it goes on from what is in the pool.
+    """Do one job, with a checkpoint `every` so many seconds, from the runs that the pool has.
 
-    Whatever it leaves lies in the pool's folder, which the pool has to read again.
+    Its files lie in the pool's folder, which the pool has to read again.
     """
     try:
-        if job.after:
-            _bring_weights(job.after, pool)
-        if job.measure:
-            return _measure(job, pool)
+        first = job.after and _with_weights(job.after, pool)
+        if first and job.measure:
+            return _measure(job, pool, first)
         return _train(job, pool, every) if job.trains_own else _run(job, pool, every)
     except Fault as fault:
         return Done(None, str(fault), fault.code)
 
 
-def _bring_weights(first: Job, pool: Pool) -> None:
-    """See that what a run trained is there, its adapter as PEFT has it."""
+def _with_weights(first: Job, pool: Pool) -> Run:
+    """The run that `first` left. Sees that its weights are there, an adapter in PEFT's format."""
     name = pool.find(first)
     if not name:
         raise RunFailed(f"{first.role} seed {first.seed}, which it goes on from, did not finish")
@@ -65,34 +64,37 @@ def _bring_weights(first: Job, pool: Pool) -> None:
     with locks.held(folder.parent, f"{name}-{ADAPTER}", f"the adapter of {name}", wait=True):
         if not (folder / ADAPTER).is_dir():
             process.call(write_adapter, run, folder / ADAPTER)
+    return run
 
 
 def _run(job: Job, pool: Pool, every: float) -> Done:
-    (asked, spec), seed = pool.resolve(job), job.seed_of_run
+    resolved, seed = pool.resolve(job), job.seed_of_run
+    assert resolved  # `_with_weights` comes before
+    asked, spec = resolved
     request, cut = Request(spec, pool.folder, every=every), partial(pool.cut, asked, spec, seed)
     path, outcome = run_one(run, request, (asked, seed), job.key[:16], cut)
-    if outcome.end != "finished":
+    if path is None or outcome.end != "finished":
         return Done(None, outcome.why or outcome.end, outcome.code)
     return _finished(path)
 
 
 def _train(job: Job, pool: Pool, every: float) -> Done:
-    """The training of an own SAE, which lies in the cache, with a copy of its record here."""
+    """Train an own SAE; it lies in the cache, with a copy of its record in the pool's folder."""
     own = dataclasses.replace(job.spec, sae="own")
     request = Request(own, pool.folder, every=every)
     return _finished(process.call(train_own, request, job.method))
 
 
-def _measure(job: Job, pool: Pool) -> Done:
+def _measure(job: Job, pool: Pool, run: Run) -> Done:
     path = pool.folder / f"{pool.measure_name(job)}.json"
-    made = process.call(measures.measure, job.measure, pool.runs[pool.find(job.after)])
+    measurement = process.call(measures.measure, job.measure, run)
     set_aside(path)
-    new_json(path, made)
-    return Done(made["ce"])
+    new_json(path, measurement)
+    return Done(measurement["ce"])
 
 
 def _finished(path: Path) -> Done:
-    return Done(fmean(read(path).end["ce_full"]))
+    return Done(fmean(artefacts.end_of(read(path))["ce_full"]))
 
 
 def estimated(job: Job, steps: list[int]) -> dict[int, float]:
@@ -113,14 +115,15 @@ def run(request: Request, asked: MethodRequest, seed: int) -> tuple[Path, Outcom
 
 
 def train_own(request: Request, asked: MethodRequest) -> Path:
-    """The training of an own SAE -> the path of the copy of its record."""
-    return request.out / _bench(request, asked).sae_record.name
+    """Train an own SAE -> the path of the copy of its record."""
+    record = _bench(request, asked).sae_record
+    assert record  # every own SAE has one
+    return request.out / record.name
 
 
 def write_adapter(run: Run, target: Path) -> None:
-    """What a run of lora trained as a PEFT adapter in the folder `target`; nothing for others."""
-    pairs = export.pairs_of(run)
-    if pairs:
+    """Write the adapter of a run of lora to the folder `target`, for PEFT; no folder for others."""
+    if pairs := export.pairs_of(run):
         with new_folder(target) as temporary:
             export.write_adapter(run, pairs, temporary)
 

@@ -1,5 +1,7 @@
-"""The scales of the experiments: a laptop's, the papers' own models, SAEs and budgets, and a GPU's
-for the two models that come in packages, each with a rehearsal of it that a CPU can run.
+"""The scales of the experiments: a laptop's, the papers' and a GPU's.
+
+The papers' has their models, SAEs and budgets. A GPU's are for the two models that come in
+packages; each has a rehearsal that a CPU can run.
 """
 
 import json
@@ -7,15 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bench.config.spec import Spec
 from bench.config.specs import SPECS
 from bench.errors import Rejected
 
+Changes = dict[str, Any]
+"""Field of a spec -> its value."""
+
 
 @dataclass(frozen=True)
 class Scale:
-    """What an experiment is made of, apart from what it varies."""
+    """The settings of the experiments, apart from their variables."""
 
     name: str
     spec: Spec
@@ -28,7 +34,7 @@ class Scale:
     lora: str
     """Settings of `lora`, rank and alpha aside."""
     layers: str
-    """Which layers `timing` and what is compared with it adapts."""
+    """The layers that `timing`, and the experiments compared with it, adapt."""
     rank: int
     """Rank of `lora` where it is not varied."""
     alpha: int
@@ -39,11 +45,11 @@ class Scale:
     """`e2e` from a trained SAE."""
     ranks: tuple[int, ...]
     """Ranks of the sweeps."""
-    sparsity: dict[int, dict]
+    sparsity: dict[int, Changes]
     """L0 or k -> changes of the spec."""
-    width: dict[int, dict]
+    width: dict[int, Changes]
     """Latents -> changes of the spec."""
-    depth: dict[int, dict]
+    depth: dict[int, Changes]
     """Block -> changes of the spec."""
     size: dict[str, Spec | None]
     """Model -> its spec, or None for the sweeps' own."""
@@ -57,8 +63,8 @@ class Scale:
     """The experiments that it has, where it has not all of them."""
 
 
-SHORT = {"sae_tokens": 65_536, "curve_docs": 8, "curve_tokens": 1_024, "val_tokens": 8_192}
-"""What keeps each experiment of a laptop within 40 minutes."""
+SHORT: Changes = {"sae_tokens": 65_536, "curve_docs": 8, "curve_tokens": 1_024, "val_tokens": 8_192}
+"""The budgets that keep each experiment of a laptop within 40 minutes."""
 SMOL = replace(Spec(), **SHORT)
 GEMMA3 = replace(SPECS["gemma-3-270m"], **SHORT)
 
@@ -90,7 +96,7 @@ GEMMA2 = replace(SPECS["gemma-2-2b-topk"], sae_tokens=2_000_000_000, sae_lr=1.89
 """The paper's own SAE of Gemma-2-2B."""
 
 
-def _scope(layer: int, width: str, l0: int, size: str = "2b") -> dict[str, str]:
+def _scope(layer: int, width: str, l0: int, size: str = "2b") -> Changes:
     """An SAE of Gemma Scope on the residual after a block, and the block."""
     part = f"layer_{layer}/width_{width}/average_l0_{l0}"
     sae = f"saelens:gemma-scope-{size}-pt-res:{part}"
@@ -157,13 +163,13 @@ SIZES = {
     "full": "lr=2.5e-5",
     "mse": "lr=2.5e-4",
 }
-"""Step sizes for a GPU's batches until a sweep there has found others: guesses."""
+"""Step sizes for a GPU's batches until a sweep there has chosen others: guesses."""
 
 
 def chosen(name: str) -> dict[str, str]:
     """The step sizes of the scale `name`: those that its sweep chose and `make gpu` wrote down.
 
-    Raises `Rejected` where what it wrote down is damaged.
+    Raises `Rejected` for a damaged file.
     """
     return SIZES | written(sizes_file(name))
 
@@ -179,18 +185,18 @@ def written(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        float(found.get("sae", SIZES["sae"]).removeprefix("lr="))
-        "".join(found.values())
+        sizes = json.loads(path.read_text(encoding="utf-8"))
+        float(sizes.get("sae", SIZES["sae"]).removeprefix("lr="))
+        "".join(sizes.values())
     except (ValueError, AttributeError, TypeError):
         raise Rejected(
             f"{path}: damaged: expected a JSON object of settings such as {json.dumps(SIZES)}; "
             "remove it to go on with these"
         ) from None
-    return found
+    return sizes
 
 
-def _scaled(name: str, spec: Spec, **changes: tuple) -> Scale:
+def _scaled(name: str, spec: Spec, **changes: Any) -> Scale:
     """The laptop's scale with another spec and the step sizes that were chosen for it."""
     sizes = chosen(name)
     spec = replace(spec, sae_lr=float(sizes.pop("sae").removeprefix("lr=")))
@@ -208,7 +214,7 @@ def _scaled(name: str, spec: Spec, **changes: tuple) -> Scale:
     )
 
 
-ON_GPU = {
+ON_GPU: Changes = {
     "device": "cuda",
     "dtype": "bfloat16",
     "text": "corpora/novels95",
@@ -221,7 +227,7 @@ ON_GPU = {
     "val_docs": 16,
     "val_tokens": 262_144,
 }
-REHEARSED = {
+REHEARSED: Changes = {
     "seq_len": 64,
     "batch_size": 2,
     "steps": 3,
@@ -231,7 +237,7 @@ REHEARSED = {
     "val_docs": 4,
     "val_tokens": 512,
 }
-"""The same plan on a CPU within minutes: what breaks there breaks before a GPU is paid for."""
+"""The same plan on a CPU within minutes, so that faults show before a GPU is paid for."""
 MODELS = {"smollm2": Spec(), "gemma3": SPECS["gemma-3-270m"]}
 
 
@@ -245,7 +251,7 @@ def _rehearsal(model: str) -> Scale:
 
 
 SCALES: dict[str, Callable[[], Scale]] = {"laptop": lambda: LAPTOP, "full": lambda: FULL}
-"""What `--scale` may say -> what makes that `Scale`: files are read when one is asked for."""
+"""Value of `--scale` -> function that makes the `Scale` and reads the files of its step sizes."""
 for _model in MODELS:
     SCALES[f"gpu-{_model}"] = partial(_on_gpu, _model)
     SCALES[f"rehearsal-{_model}"] = partial(_rehearsal, _model)

@@ -1,4 +1,4 @@
-"""The sweeps of `make gpu`: which settings are tried at a scale, and which are the best.
+"""The sweeps of `make gpu`: the settings that are tried at a scale, and the best of them.
 
 python -m bench.experiments.sweep words SCALE sae|methods     # what follows `bench compare`
 python -m bench.experiments.sweep choose SCALE sae|methods    # the best: sizes-SCALE.json
@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.config.shapes import SHAPES
 from bench.config.specs import flags_of
 from bench.errors import Fault, RunFailed
-from bench.experiments.scales import SCALES, SIZES, chosen, sizes_file, written
+from bench.experiments.scales import SCALES, SIZES, Changes, chosen, sizes_file, written
 from bench.io.files import new_json
 from bench.io.record import Run, read_folder
 
@@ -19,7 +19,7 @@ SAE_GRID = {
     "sae": ["mse:lr=5e-4", "mse:lr=1e-3", "mse:lr=2e-3", "mse:lr=4e-3"],
     "scratch": [f"e2e:lr={lr}:decay=0.2" for lr in ("5e-4", "1e-3", "2e-3", "4e-3")],
 }
-"""Role in a scale -> what is tried around a random SAE."""
+"""Role in a scale -> the settings that are tried around a random SAE."""
 GRID = {
     "lora": [f"lora:lr={lr}" for lr in ("1e-4", "4e-4", "1e-3", "2.5e-3")],
     "e2e": [f"e2e:lr={lr}" for lr in ("5e-5", "1e-4", "2.5e-4", "6e-4")],
@@ -44,7 +44,7 @@ class Sweep:
         self.scale, self.file = scale, sizes_file(scale)
         self.out = self.file.with_name(f"sweep-{kind}-{scale}")
         sae_lr = SIZES["sae"] if kind == "sae" else chosen(scale)["sae"]
-        self.changes = {"sae_lr": sae_lr.removeprefix("lr=")}
+        self.changes: Changes = {"sae_lr": sae_lr.removeprefix("lr=")}
         self.changes |= {"sae": "fresh", "steps": 320} if kind == "sae" else {"steps": 160}
         self.grid = SAE_GRID if kind == "sae" else GRID
         if scale.startswith("rehearsal"):
@@ -53,7 +53,7 @@ class Sweep:
             self.changes["steps"] //= 80
 
     def words(self) -> list[str]:
-        """What follows `bench compare` on the command line, in the checkout."""
+        """The arguments of `bench compare` for this sweep, in the checkout."""
         flags = flags_of(SCALES[self.scale]().spec, self.changes)
         labels = [label for tried in self.grid.values() for label in tried]
         out = self.out.relative_to(self.file.parents[2])  # a record may say so
@@ -76,9 +76,9 @@ class Sweep:
 
 def lowest(role: str, runs: list[Run]) -> str:
     """The settings with the lowest CE on the curve set at the end; for the SAE, the least FVU."""
-    measured = "fvu" if role == "sae" else "ce"
-    whole = [run for run in runs if run.status == "finished"] or runs
-    best = min(whole, key=lambda run: run.rows[-1][measured])
+    field = "fvu" if role == "sae" else "ce"
+    candidates = [run for run in runs if run.status == "finished"] or runs
+    best = min(candidates, key=lambda run: run.rows[-1][field])
     return best.header["label"].partition(":")[2]
 
 
@@ -91,7 +91,7 @@ def write_tiny(folder: Path) -> None:
 
 
 def main(words: list[str]) -> int:
-    """Do what the words say -> exit code."""
+    """Run the command in `words` -> exit code."""
     try:
         match words:
             case ["words", scale, ("sae" | "methods") as kind]:

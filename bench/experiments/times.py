@@ -1,4 +1,4 @@
-"""How long what is left will take: as others took here, else as estimated."""
+"""How long the remaining jobs will take: as their like took here, else as estimated."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -9,17 +9,18 @@ from bench.io.console import in_words
 
 
 class Times:
-    """How long jobs of experiments take; `estimated` is steps -> seconds of a run, roughly."""
+    """How long jobs of experiments take; `estimated` is steps -> rough seconds of a run."""
 
     def __init__(self, estimated: dict[int, float]) -> None:
-        self._took, self._estimated = defaultdict(list), estimated
+        self._took: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
+        self._estimated = estimated
 
     def add(self, job: Job, seconds: float) -> None:
         """Remember how long a job took."""
         self._took[_kind(job)].append(seconds)
 
     def of(self, jobs: Iterable[Job]) -> str:
-        """What these jobs will take one after the other, in words."""
+        """How long these jobs will take one after the other, in words."""
         return in_words(sum(map(self._expected, jobs)))
 
     def _expected(self, job: Job) -> float:
@@ -28,4 +29,4 @@ class Times:
 
 
 def _kind(job: Job) -> tuple[str, int]:
-    return job.measure or job.method, job.spec.steps
+    return job.measure or job.label, job.spec.steps
