@@ -10,16 +10,16 @@ from bench.loading import sae_sources
 from bench.runs import process
 from bench.runs.preflight import asks_the_hub, check_inputs, check_model, set_environment
 
-if TYPE_CHECKING:  # both import torch, which the process that checks the inputs goes without
+if TYPE_CHECKING:  # both import torch, which the process that checks the inputs does without
     from sae_lens import SAE
 
     from bench.runs.setup import Bench
 
 
 def check(spec: Spec) -> None:
-    """Measure the SAEs of `spec` on the validation windows and print what is right and wrong.
+    """Measure the SAEs of `spec` on the validation windows and print the findings.
 
-    Raises `Rejected` with the first line of what is wrong.
+    Raises `Rejected` with the first finding.
     """
     check_inputs(spec)
     set_environment(online=asks_the_hub(spec))

@@ -1,12 +1,12 @@
-"""What `check` measures: an SAE at its site, and layer, scale, sparsity or positions gone wrong."""
+"""The measurements of `check`: an SAE at its site; a wrong layer, scale, sparsity or position."""
 
 import re
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bench.errors import Rejected
@@ -18,45 +18,50 @@ from bench.problem.problem import Problem
 if TYPE_CHECKING:
     from sae_lens import SAE
 
+Activations = Float[Tensor, "tokens d_site"]
+Reconstruct = Callable[["SAE", Tensor], Tensor]
+"""SAE and activations -> their reconstruction."""
+Key = TypeVar("Key")
+
 POOR = 0.5
-"""Above this share unexplained, something is wrong with the SAE or with where it is put."""
+"""Above this unexplained share something is wrong with the SAE or with its site."""
 BETTER = 0.8
 """Another layer, scale or sparsity must leave less than this times as much unexplained."""
 TOKENS = 8_192
-"""Tokens that are looked at, at most."""
+"""At most so many tokens are looked at."""
 LATENTS_AT_ONCE = 2**26
 KS = (8, 16, 32, 64, 128, 256)
 
 
 @torch.no_grad()
 def statistics(problem: Problem, index: int, held_out: HeldOut) -> dict[str, float]:
-    """What one SAE makes of its clean activations at the spliced positions of held-out windows."""
-    sae, alive, cosines = problem.saes[index], 0, []
+    """Statistics of one SAE on clean activations, at the spliced positions of held-out windows."""
+    sae, fires, cosines = problem.saes[index], torch.tensor(0), []
     gauge = Gauge(sae)
     for part in parts(held_out.tokens):
         tokens = held_out.tokens[part]
         clean = problem.sites(tokens, known=held_out.entry[part])
         values = flat(clean.sites[index])[problem.rows(tokens, problem.spliced)].float()
         cosines.append(torch.cosine_similarity(values, gauge(values), dim=-1))
-        alive = alive + sae.encode(values).count_nonzero(0)
+        fires = fires + sae.encode(values).count_nonzero(0)
     return {
         "fvu": gauge.fvu,
         "cosine": torch.cat(cosines).mean().item(),
         "l0": gauge.l0,
-        "dead": (alive == 0).double().mean().item(),
+        "dead": (fires == 0).double().mean().item(),
         "tokens": gauge.n,
     }
 
 
 def fired(problem: Problem) -> str:
-    """Raise `Rejected` where a hook point fires more than once in a pass; says how many fire.
+    """Raise `Rejected` where a hook point fires more than once in a pass -> how many fire.
 
-    The points that adapters and SAEs go to must fire. Others need not: some that the bridge
-    names no pass ever reaches.
+    The points of adapters and SAEs must fire. Others need not: the bridge names some that no pass
+    ever reaches.
     """
     firing = (name for name in problem.points.widths if name.startswith("blocks."))
     names = list(dict.fromkeys([*firing, *expected_points(problem)]))
-    counts = Counter()
+    counts: Counter[str] = Counter()
     _pass(problem, problem.train[:1], names, lambda name, _: counts.update([name]), all_fire=False)
     for name in names:
         if counts[name] != 1:
@@ -65,7 +70,7 @@ def fired(problem: Problem) -> str:
 
 
 def expected_points(problem: Problem) -> list[str]:
-    """The points that something may be put on: the sites, and both ends of every linear map."""
+    """The points of SAEs and adapters: the sites, and both ends of every linear map."""
     ends = [
         f"blocks.{block}.{linear}.{end}"
         for block in range(problem.n_blocks)
@@ -77,71 +82,82 @@ def expected_points(problem: Problem) -> list[str]:
 
 @torch.no_grad()
 def findings(problem: Problem, index: int, windows: Int[Tensor, "windows seq"]) -> list[str]:
-    """One line for everything that is wrong with the SAE of site number `index`, or none."""
+    """One line for each fault of the SAE at site number `index`."""
     tokens = windows[: max(1, TOKENS // windows.shape[1])]
     sae, name = problem.saes[index], problem.site_names[index]
     rows = problem.rows(tokens, problem.spliced)
     point = re.sub(r"^blocks\.\d+\.", "", name)
-    by_block = {}
+    by_block: dict[str, Tensor] = {}
     names = [f"blocks.{block}.{point}" for block in range(problem.n_blocks)]
     _pass(problem, tokens, names, by_block.__setitem__)
     here = flat(by_block[name])[rows].float()
     share = unexplained(sae, here)
-    lines = [_first_position(sae, here, rows % tokens.shape[1] == 0, tokens.shape[1])]
+    answers = [_first_position(sae, here, rows % tokens.shape[1] == 0, tokens.shape[1])]
     if share > POOR:
-        lines += [_sparsity(sae, here, share), _scale(sae, here, share)]
-    lines.append(_layer(sae, by_block, name, rows, share))
-    lines = [line for line in lines if line]
+        answers += [_sparsity(sae, here, share), _scale(sae, here, share)]
+    answers.append(_layer(sae, by_block, name, rows, share))
+    lines = [line for line in answers if line]
     if share > POOR and not lines:
         lines = [f"poor: {share:.0%} of the usual token is unexplained; no other layer fits better"]
     return lines
 
 
 def unexplained(
-    sae: "SAE", activations: Float[Tensor, "tokens d_site"], reconstruct: Callable = reconstruction
+    sae: "SAE", activations: Activations, reconstruct: Reconstruct = reconstruction
 ) -> float:
     """Median over tokens of squared error over squared distance to the mean activation.
 
-    Unlike FVU, which a few tokens of huge norm decide, it is about the usual token.
+    It is about the usual token; FVU is decided by a few tokens of huge norm.
     """
     variance = (activations - activations.mean(0)).square().sum(-1)
     return (_errors(sae, activations, reconstruct) / variance).median().item()
 
 
-def _errors(sae, activations, reconstruct=reconstruction):
+def _errors(
+    sae: "SAE", activations: Activations, reconstruct: Reconstruct = reconstruction
+) -> Float[Tensor, " tokens"]:
     """Squared error a token, in parts: an SAE of 131k latents needs half a megabyte for each."""
     parts = activations.split(max(64, LATENTS_AT_ONCE // sae.cfg.d_sae))
     return torch.cat([(reconstruct(sae, part) - part).square().sum(-1) for part in parts])
 
 
-def _pass(problem, tokens, names, see, all_fire=True):
-    """One clean pass in which `see(name, value)` meets the activation at each of these points."""
+def _pass(
+    problem: Problem,
+    tokens: Int[Tensor, "windows seq"],
+    names: list[str],
+    see: Callable[[str, Tensor], None],
+    all_fire: bool = True,
+) -> None:
+    """One clean pass that calls `see(name, activation)` at each of these points."""
     pairs = [(name, lambda value, hook, name=name: see(name, value)) for name in names]
     with problem.points.attached(pairs, all_fire=all_fire):
         problem.bridge(tokens, use_cache=False, logits_to_keep=1)
 
 
-def _best(shares, share):
-    """What leaves clearly less unexplained than `share`, or None."""
-    best = min(shares, key=shares.get, default=None)
-    return best if shares and shares[best] < BETTER * share else None
+def _best(shares: dict[Key, float], share: float) -> Key | None:
+    """The key of the smallest of `shares`, if clearly less is unexplained than `share`."""
+    best = min(shares, key=shares.__getitem__, default=None)
+    return best if best is not None and shares[best] < BETTER * share else None
 
 
-def _layer(sae, by_block, name, rows, share):
+def _layer(
+    sae: "SAE", by_block: dict[str, Tensor], name: str, rows: Int[Tensor, " rows"], share: float
+) -> str | None:
     shares = {n: unexplained(sae, flat(value)[rows].float()) for n, value in by_block.items()}
     if best := _best(shares, share):
         return (
             f"wrong layer: {share:.0%} of the usual token is unexplained at {name}, "
             f"{shares[best]:.0%} at {best}"
         )
+    return None
 
 
-def _scale(sae, activations, share):
+def _scale(sae: "SAE", activations: Activations, share: float) -> str | None:
     norm = activations.norm(dim=-1).mean().item()
     factors = [2.0**power for power in range(-10, 11) if power]
     factors.append(activations.shape[-1] ** 0.5 / norm)  # SAELens' expected_average_only_in
 
-    def scaled_by(factor):
+    def scaled_by(factor: float) -> Reconstruct:
         return lambda sae, x: reconstruction(sae, x * factor) / factor
 
     shares = {factor: unexplained(sae, activations, scaled_by(factor)) for factor in factors}
@@ -150,16 +166,17 @@ def _scale(sae, activations, share):
             f"wrong scale: {share:.0%} of the usual token is unexplained, {shares[best]:.0%} "
             f"when activations are multiplied by {best:.3g}"
         )
+    return None
 
 
-def _sparsity(sae, activations, share):
+def _sparsity(sae: "SAE", activations: Activations, share: float) -> str | None:
     """A TopK checkpoint declared ReLU: every positive latent fires."""
     kind = sae.cfg.architecture()
     if kind == "topk":
         return None
 
-    def largest(k):
-        def keep(sae, x):
+    def largest(k: int) -> Reconstruct:
+        def keep(sae: "SAE", x: Tensor) -> Tensor:
             latents = sae.encode(x)
             top = latents.topk(k)
             return sae.decode(torch.zeros_like(latents).scatter_(-1, top.indices, top.values))
@@ -174,9 +191,12 @@ def _sparsity(sae, activations, share):
             f"wrong kind: declared '{kind}', {l0:,.0f} latents fire and {share:.0%} of the usual "
             f"token is unexplained; with the {best} largest alone {shares[best]:.0%}: a TopK?"
         )
+    return None
 
 
-def _first_position(sae, activations, first, seq_len):
+def _first_position(
+    sae: "SAE", activations: Activations, first: Bool[Tensor, " tokens"], seq_len: int
+) -> str | None:
     """Most of the error at a window's first position: the SAE was not trained on it."""
     if not first.any() or first.all():
         return None
@@ -187,3 +207,4 @@ def _first_position(sae, activations, first, seq_len):
             f"wrong positions: {share:.0%} of the squared error is at the first position of a "
             "window; try --spliced not-first"
         )
+    return None

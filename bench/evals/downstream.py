@@ -34,23 +34,24 @@ DATA = {
     "truthfulqa_mc1": "truthfulqa/truthful_qa",
     "truthfulqa_mc2": "truthfulqa/truthful_qa",
 }
-"""What these tasks read from the hub, which is asked for it before lm-eval waits for it."""
+"""The data sets that these tasks read; the hub is asked for them before lm-eval waits for it."""
 SCORED = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
 """The kinds of task that whole windows are enough for."""
 
 
 def downstream(
-    run: str | Path,
+    source: str | Path,
     tasks: Iterable[str] = TASKS,
     limit: int | None = None,
     to: str | Path | None = None,
     include_path: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Evaluate the models of a finished run (its record, or the folder beside it) -> the record.
+    """Evaluate the models of a finished run -> the record of the evaluation.
 
-    `tasks` are lm-eval's names (those in the folder `include_path` too), `limit` the number of
-    documents of each, `to` where the record goes: by default `downstream-xxxxxxxx.json` beside
-    the run. Raises `Unavailable` where lm-eval or a task's data cannot be had from here.
+    `source` is the run's record or the folder beside it, `tasks` are names of lm-eval or of the
+    folder `include_path`, `limit` is the number of documents of each. The record goes to `to`, by
+    default `downstream-xxxxxxxx.json` beside the run. Raises `Unavailable` where lm-eval or a
+    task's data cannot be reached.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise Unavailable("downstream asks lm-eval: pip install -e '.[downstream]'")
@@ -58,11 +59,11 @@ def downstream(
         raise Usage(f"--limit must be at least 1, got {limit}")
     if include_path and not Path(include_path).is_dir():
         raise Usage(f"--include-path {include_path}: expected a folder of lm-eval tasks")
-    run, tasks = artefacts.finished(run), list(dict.fromkeys(tasks))
+    run, tasks = artefacts.finished(source), list(dict.fromkeys(tasks))
     spec = reload.spec_of(run)
     if spec.weights == "random":
         raise Usage(f"{run.path}: the model's weights are random, no score means anything")
-    # The name has eight hex digits of what makes it the same evaluation.
+    # The same evaluation has the same eight hex digits in its name.
     request = {"lm_eval": version("lm_eval"), "tasks": tasks, "limit": limit}
     name = f"downstream-{digest({'of': run.name, **request})[:8]}.json"
     path = Path(to) if to else run.path.with_name(name)
@@ -76,14 +77,14 @@ def downstream(
 
 @cache
 def task_manager(include_path: str | None) -> "TaskManager":
-    """What knows lm-eval's tasks and those of a folder; it reads thousands of files, so once."""
+    """lm-eval's manager of its own tasks and a folder's; it reads thousands of files, so once."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=include_path)
 
 
 def load(tasks: list[str], manager: "TaskManager") -> list[Any]:
-    """The tasks with their data, each a task or a group of lm-eval's, in a list.
+    """The tasks and groups of lm-eval with these names, and their data.
 
     Raises `Usage` for a name that lm-eval does not know or a task that generates, `Unavailable`
     where the hub does not answer for a task's data.
@@ -104,7 +105,7 @@ def load(tasks: list[str], manager: "TaskManager") -> list[Any]:
         return [part for name in tasks for part in _loaded(manager, name)]
 
 
-def _ask_hub(name):
+def _ask_hub(name: str) -> None:
     """Raise `Unavailable` at once; with HF_HUB_OFFLINE `datasets` says whether it has the data."""
     from huggingface_hub import constants
 
@@ -116,7 +117,7 @@ def _ask_hub(name):
         raise Unavailable(f"the data of the task '{name}': {fault}") from None
 
 
-def _loaded(manager, name):
+def _loaded(manager: "TaskManager", name: str) -> list[Any]:
     """The group or the tasks of one name."""
     from bench.evals.likelihood import GENERATES
 
@@ -137,7 +138,7 @@ def _loaded(manager, name):
 def evaluate(
     run: Run, spec: Spec, tasks: list[Any], limit: int | None, manager: "TaskManager"
 ) -> dict[str, Any]:
-    """What lm-eval makes of each model of a run: `values` by model and task, and what is of all."""
+    """lm-eval's results for each model of a run: `values` by model and task; the rest is of all."""
     from lm_eval import simple_evaluate
 
     from bench.evals.likelihood import WindowLM
@@ -164,7 +165,7 @@ def evaluate(
 
 
 def scores(results: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """lm-eval's results as {task: {metric, metric_stderr, n}}; null where it is not a number."""
+    """lm-eval's results as {task: {metric, metric_stderr, n}}; None where there is no number."""
     counts = results["n-samples"]
     return {
         task: {
@@ -175,7 +176,7 @@ def scores(results: dict[str, Any]) -> dict[str, dict[str, float | None]]:
     }
 
 
-def _number(value):
+def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
@@ -194,7 +195,7 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join("  ".join(cells).rstrip() for cells in aligned)
 
 
-def _cell(result, metric):
+def _cell(result: dict[str, float | None], metric: str) -> str:
     value, error = result[metric], result.get(f"{metric}_stderr")
     text = "not a number" if value is None else f"{value:.4f}"
     return text if error is None else f"{text} ± {error:.4f}"

@@ -1,13 +1,14 @@
-"""A run's model as lm-eval asks one: log-likelihoods of texts, from passes over whole windows.
+"""A run's model for lm-eval: log-likelihoods of texts, from passes over whole windows.
 
 A window passes through the bridge as a run's windows did: no key-value cache, a BOS first where
-the run put one, the SAE at the positions of the run's rule. Windows of one length go together:
-none is padded. lm-eval's `HFLM` ties the model's embeddings again, which breaks a model with
-centred weights, and forms the logits of whole windows.
+the run put one, the SAE at the positions of the run's rule. Windows of one length go together, so
+that none is padded. lm-eval's `HFLM` does not fit: it ties the model's embeddings again, which
+breaks a model with centred weights, and forms the logits of whole windows.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -25,11 +26,19 @@ from bench.problem.problem import Problem
 GENERATES = "generates text, and the passes here are over whole windows: expected multiple choice"
 
 
+Window = tuple[int, ...]
+"""The token ids that go through the model together."""
+Request = tuple[Any, list[int], list[int]]
+"""lm-eval's (texts, ids of the context, ids of the continuation)."""
+Answer = tuple[float, bool]
+"""(log-likelihood of a continuation, whether it is the greedy one)."""
+
+
 class WindowLM(TemplateLM):
-    """The bridge of a `Problem`, with whatever is on it, as an lm-eval model.
+    """The bridge of a `Problem`, with the hooks on it, as an lm-eval model.
 
     `tokenizer` is the model's; with `prepend_bos` every window starts with its BOS. `truncated`
-    counts the windows that lost their beginning, because they did not fit the model.
+    counts the windows that lost their beginning because they did not fit the model.
     """
 
     def __init__(
@@ -50,7 +59,7 @@ class WindowLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int | None:
-        """What an empty context becomes."""
+        """The token that stands for an empty context."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
@@ -61,7 +70,7 @@ class WindowLM(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = True
     ) -> list[float]:
-        """The log-likelihood of each text as a whole, in windows that are as long as can be."""
+        """The log-likelihood of each text as a whole, in windows as long as possible."""
         room, texts = self.max_length - len(self._first), []
         for (text,) in (request.args for request in requests):
             ids = self.tok_encode(text)
@@ -74,9 +83,11 @@ class WindowLM(TemplateLM):
         """Refused."""
         raise Usage(f"a task {GENERATES}")
 
-    def _loglikelihood_tokens(self, requests, disable_tqdm=True):
-        """`requests` are (texts, context, continuation); a window they share is passed once."""
-        windows = {}
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = True
+    ) -> list[Answer]:
+        """An answer for each request; a window that several share is passed once."""
+        windows: dict[Window, list[tuple[int, list[int]]]] = {}
         for number, (_, context, continuation) in enumerate(requests):
             window = self._window(context, continuation)
             windows.setdefault(window, []).append((number, continuation))
@@ -94,7 +105,7 @@ class WindowLM(TemplateLM):
                 answers[number] = answer
         return answers
 
-    def _window(self, context, continuation):
+    def _window(self, context: list[int], continuation: list[int]) -> Window:
         """The ids that go through the model: all but the last, cut from the left if too many."""
         if len(continuation) > self.max_length:
             raise Rejected(
@@ -117,8 +128,10 @@ class WindowLM(TemplateLM):
         return finals[0]
 
     @torch.no_grad()
-    def _answers(self, continuations, states: Iterable[Float[Tensor, "tokens d_model"]]):
-        """(log-likelihood, whether it is the greedy one) of each; logits a chunk at a time."""
+    def _answers(
+        self, continuations: Sequence[list[int]], states: Sequence[Float[Tensor, "tokens d_model"]]
+    ) -> list[Answer]:
+        """The answer of each continuation from its final states; logits a chunk at a time."""
         finals, lengths = torch.cat(states), [len(ids) for ids in continuations]
         targets = torch.tensor([i for ids in continuations for i in ids], device=self._device)
         likelihoods, greedy = [], []
@@ -130,9 +143,7 @@ class WindowLM(TemplateLM):
         return [(one.sum().item(), bool(same.all())) for one, same in zip(*parts, strict=True)]
 
 
-def batches(
-    windows: Iterable[tuple[int, ...]], device: torch.device
-) -> list[list[tuple[int, ...]]]:
+def batches(windows: Iterable[Window], device: torch.device) -> list[list[Window]]:
     """Windows in lists of one length each, the longest first: what fails fails soon."""
     return [
         alike[at : at + size]

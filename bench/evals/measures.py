@@ -1,6 +1,6 @@
-"""What the papers look at in a finished run besides its CE, on its validation windows.
+"""The papers' measurements of a finished run besides its CE, on its validation windows.
 
-Each is a function of what the run left (problem, windows, adapted model) that gives JSON values.
+Each is a function of the run's problem, windows and adapted model that gives JSON values.
 """
 
 import math
@@ -13,13 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.export import reload
+from bench.export import artefacts, reload
 from bench.harness.evaluate import HeldOut, by_token, finals_of, parts, per_document
 from bench.harness.provenance import provenance
 from bench.io import console
 from bench.io.record import Run
 from bench.io.schema import SCHEMA
 from bench.loading.text import Windows
+from bench.problem.hooks import Hook
 from bench.problem.losses import Teacher
 from bench.problem.objectives import flat
 from bench.problem.problem import Adapted, Problem
@@ -29,16 +30,16 @@ EDGES = [10 ** (-5 + tenth / 10) for tenth in range(61)]
 
 
 def measure(name: str, run: Run) -> dict[str, Any]:
-    """A measurement of a finished run (its record, as read) -> the JSON object that is kept."""
+    """A measurement of a finished run -> the JSON object that is written."""
     head = about(name, run)
     problem, adapted = reload.restore(run.path)
     held_out = hold_out(problem, reload.validation(run, problem))
     values = MEASURES[name](problem, held_out, adapted)
-    return {**head, "ce": fmean(run.end["ce_full"]), "values": values}
+    return {**head, "ce": fmean(artefacts.end_of(run)["ce_full"]), "values": values}
 
 
 def about(name: str, run: Run) -> dict[str, Any]:
-    """The head of a measurement: what is measured, of which run, and where and when."""
+    """The head of a measurement: its name, its run, and where and when it was made."""
     fields = ("method", "label", "config", "seed", "spec", "sae", "split")
     return {
         "schema": SCHEMA,
@@ -58,13 +59,13 @@ def hold_out(problem: Problem, windows: Windows) -> HeldOut:
 
 
 def without(problem: Problem) -> list[torch.nn.Module]:
-    """In the place of the SAEs: nothing."""
+    """A module for each site that takes the SAE's place and changes nothing."""
     return [torch.nn.Identity()] * len(problem.site_names)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A model to compare: what is adapted, what replaces the SAEs, and at which positions."""
+    """A model to compare: its adapters, the functions at its sites, and their positions."""
 
     adapted: Adapted
     replace_sites: list[Callable[[Tensor], Tensor]] | None = None
@@ -115,7 +116,7 @@ def token_loss(problem: Problem, held_out: HeldOut, adapted: Adapted) -> dict[st
     }
 
 
-def _counts(sizes):
+def _counts(sizes: Float[Tensor, " tokens"]) -> list[int]:
     """Tokens in each bin; a size below the first edge, or negative, is in none."""
     edges = torch.tensor(EDGES, dtype=torch.float64)
     return torch.histogram(sizes, edges).hist.long().tolist()
@@ -129,7 +130,8 @@ def distance(problem: Problem, held_out: HeldOut, adapted: Adapted) -> dict[str,
     """
     layers = list(range(max(problem.site_start - 1, 0), problem.n_blocks))
     models = variants(problem, adapted)
-    apart = {"spliced": [], "adapted": []}  # [document][layer, (l2, cosine)]
+    apart: dict[str, list[list[tuple[float, float]]]] = {"spliced": [], "adapted": []}
+    """Model -> by document and block its (L2, cosine)."""
     for document in console.bar(dict.fromkeys(held_out.documents), desc="distances"):
         rows = [n for n, name in enumerate(held_out.documents) if name == document]
         part = replace(held_out, tokens=held_out.tokens[rows], entry=held_out.entry[rows])
@@ -147,7 +149,7 @@ def distance(problem: Problem, held_out: HeldOut, adapted: Adapted) -> dict[str,
     }
 
 
-def _columns(values, suffix=""):
+def _columns(values: Float[Tensor, "layers 2"], suffix: str = "") -> dict[str, list[float]]:
     return {f"{name}{suffix}": values[:, n].tolist() for n, name in enumerate(("l2", "cosine"))}
 
 
@@ -156,19 +158,21 @@ def residuals(
     problem: Problem, held_out: HeldOut, variant: Variant, layers: list[int]
 ) -> list[Float[Tensor, "tokens d_model"]]:
     """The output of each of these blocks at the scored positions."""
-    kept = {layer: [] for layer in layers}
+    outputs: dict[int, list[Tensor]] = {layer: [] for layer in layers}
 
-    def keep(layer):
-        return f"blocks.{layer}.hook_out", lambda value, hook: kept[layer].append(value)
+    def keep(layer: int) -> tuple[str, Hook]:
+        return f"blocks.{layer}.hook_out", lambda value, hook: outputs[layer].append(value)
 
     watched = replace(variant.adapted, hooks=[*variant.adapted.hooks, *map(keep, layers)])
     finals_of(problem, held_out, watched, variant.replace_sites)
     rows = problem.rows(held_out.tokens, problem.scored)
-    return [flat(torch.cat(kept[layer]))[rows] for layer in layers]
+    return [flat(torch.cat(outputs[layer]))[rows] for layer in layers]
 
 
-def _apart(values, clean):
-    """Mean L2 distance and mean cosine of two [tokens, d_model]."""
+def _apart(
+    values: Float[Tensor, "tokens d_model"], clean: Float[Tensor, "tokens d_model"]
+) -> tuple[float, float]:
+    """Mean L2 distance and mean cosine of two sets of residuals."""
     l2 = torch.linalg.vector_norm(values - clean, dim=-1).mean()
     return l2.item(), torch.cosine_similarity(values, clean, dim=-1).mean().item()
 
@@ -182,4 +186,4 @@ def no_sae(problem: Problem, held_out: HeldOut, adapted: Adapted) -> dict[str, l
 
 
 MEASURES = {"token-loss": token_loss, "distance": distance, "no-sae": no_sae}
-"""What can be measured of a finished run."""
+"""Name -> measurement of a finished run."""

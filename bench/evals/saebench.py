@@ -2,8 +2,8 @@
 
 Names and shape are SAEBench 0.6's. `without_sae` is the clean model, `with_sae` the one that the
 run ended with, `with_ablation` the clean one with the site set to 0; KL is KL(clean || other).
-The windows are the run's validation windows, spliced and scored where the run spliced and scored.
-Formulas are those of SAELens 6; SAEBench 0.6 takes the variance of `explained_variance` around
+The windows are the run's validation windows, with its spliced and scored positions.
+The formulas are those of SAELens 6. SAEBench 0.6 takes the variance of `explained_variance` around
 another mean, and divides `mse` by the tokens of a batch once more.
 """
 
@@ -41,12 +41,12 @@ Groups = dict[str, dict[str, float | None]]
 """SAEBench's groups of metrics: {group: {name: number}}."""
 
 
-def core(run: str | Path, to: str | Path) -> dict[str, Any]:
-    """Write the evaluation of a finished run (its record, or the folder beside it) to `to`.
+def core(source: str | Path, to: str | Path) -> dict[str, Any]:
+    """Write the evaluation of a finished run to `to`; `source` is its record or its folder.
 
     Raises `Usage` where the run has several SAEs or a model of random weights.
     """
-    run = artefacts.finished(run)
+    run = artefacts.finished(source)
     spec = reload.spec_of(run)
     if len(spec.sites) > 1:
         raise Usage(f"{run.path}: SAEBench evaluates one SAE, the run has {len(spec.sites)}")
@@ -55,8 +55,8 @@ def core(run: str | Path, to: str | Path) -> dict[str, Any]:
     origin = provenance(spec)
     problem, adapted = reload.restore(run.path)
     windows = reload.validation(run, problem)
-    source = spec.sae.split(":")
-    released = source[0] == "saelens" and len(source) == 3 and not artefacts.trained_saes(run)
+    address = spec.sae.split(":")
+    released = address[0] == "saelens" and len(address) == 3 and not artefacts.trained_saes(run)
     model = export.base_model({"model": spec.model})
     evaluation = {
         "eval_type_id": "core",
@@ -66,8 +66,8 @@ def core(run: str | Path, to: str | Path) -> dict[str, Any]:
         "eval_result_metrics": metrics(problem, adapted, windows),
         "eval_result_details": [],
         "sae_bench_commit_hash": f"splicebench {origin['commit'] or ''}".strip(),
-        "sae_lens_id": source[2] if released else None,
-        "sae_lens_release_id": source[1] if released else None,
+        "sae_lens_id": address[2] if released else None,
+        "sae_lens_release_id": address[1] if released else None,
         "sae_lens_version": version("sae-lens"),
         "sae_cfg_dict": export.renamed(adapted.saes[0].cfg.to_dict(), model),
         "eval_result_unstructured": {
@@ -84,7 +84,7 @@ def core(run: str | Path, to: str | Path) -> dict[str, Any]:
 
 
 def config(spec: Spec, tokens: Tensor, model: str) -> dict[str, Any]:
-    """What was evaluated, in the fields of SAEBench's `CoreEvalConfig`."""
+    """The setting of the evaluation, in the fields of SAEBench's `CoreEvalConfig`."""
     slices = parts(tokens)
     computed = ("kl", "ce_loss", "l2_norms", "sparsity_metrics", "variance_metrics")
     return {
@@ -105,7 +105,7 @@ def config(spec: Spec, tokens: Tensor, model: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def metrics(problem: Problem, adapted: Adapted, windows: Windows) -> Groups:
-    """The metrics on these windows; null for what is no number, such as a share of nothing."""
+    """The metrics on these windows; None for a value that is no number, such as a share of 0."""
     held_out, bare = hold_out(problem, windows), Adapted(saes=problem.saes)
     reading = Reading(adapted.saes[0])
     clean = finals_of(problem, held_out, bare, without(problem))
@@ -118,6 +118,7 @@ def metrics(problem: Problem, adapted: Adapted, windows: Windows) -> Groups:
     ce, kl = {}, {}
     for name, variant in models.items():
         entropies, kls = variant.losses(problem, held_out, teacher)
+        assert kls is not None  # there is a teacher
         ce[name], kl[name] = entropies.double().mean().item(), kls.double().mean().item()
     recovered = ce["with_ablation"] - ce["with_sae"]
     groups = {
@@ -141,7 +142,7 @@ def metrics(problem: Problem, adapted: Adapted, windows: Windows) -> Groups:
     }
 
 
-def _share(part, whole):
+def _share(part: float, whole: float) -> float:
     return part / whole if whole else math.nan
 
 
@@ -149,9 +150,9 @@ class Reading:
     """An SAE's reconstruction, summed up as activations pass through."""
 
     def __init__(self, sae: "SAE") -> None:
-        self.sae, self.n, self.sum, self.fired = sae, 0, 0.0, 0
-        self.sums = Counter()
-        """What is averaged over tokens, by name."""
+        self.sae, self.n, self.sum, self.fired = sae, 0, torch.tensor(0.0), torch.tensor(0)
+        self.sums: Counter[str] = Counter()
+        """Sums over tokens, by name."""
 
     def __call__(self, activations: Float[Tensor, "tokens d_site"]) -> Tensor:
         latents = self.sae.encode(activations)
@@ -198,7 +199,7 @@ class Reading:
             "misc_metrics": self._latents(),
         }
 
-    def _latents(self):
+    def _latents(self) -> dict[str, float | None]:
         """How often latents fire, and how alike their directions are."""
         often = self.fired.double() / self.n
         total = often.sum().item() or math.inf
