@@ -12,6 +12,7 @@ from torch import Tensor
 from bench.errors import Rejected
 from bench.harness.evaluate import Gauge, HeldOut, parts
 from bench.loading import peft_format
+from bench.problem.blocks import Tokens
 from bench.problem.objectives import flat, reconstruction
 from bench.problem.problem import Problem
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Activations = Float[Tensor, "tokens d_site"]
 Reconstruct = Callable[["SAE", Tensor], Tensor]
 """SAE and activations -> their reconstruction."""
+See = Callable[[str, Tensor], None]
 Key = TypeVar("Key")
 
 POOR = 0.5
@@ -81,7 +83,7 @@ def expected_points(problem: Problem) -> list[str]:
 
 
 @torch.no_grad()
-def findings(problem: Problem, index: int, windows: Int[Tensor, "windows seq"]) -> list[str]:
+def findings(problem: Problem, index: int, windows: Tokens) -> list[str]:
     """One line for each fault of the SAE at site number `index`."""
     tokens = windows[: max(1, TOKENS // windows.shape[1])]
     sae, name = problem.saes[index], problem.site_names[index]
@@ -122,11 +124,7 @@ def _errors(
 
 
 def _pass(
-    problem: Problem,
-    tokens: Int[Tensor, "windows seq"],
-    names: list[str],
-    see: Callable[[str, Tensor], None],
-    all_fire: bool = True,
+    problem: Problem, tokens: Tokens, names: list[str], see: See, all_fire: bool = True
 ) -> None:
     """One clean pass that calls `see(name, activation)` at each of these points."""
     pairs = [(name, lambda value, hook, name=name: see(name, value)) for name in names]

@@ -9,13 +9,12 @@ questions of SmolLM2-135M, each experiment within 40 minutes on two cores. The s
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 from bench.config.method import MethodRequest
 from bench.config.spec import Spec, own_training
 from bench.config.specs import SPECS
 from bench.errors import Usage, unknown
-from bench.experiments.scales import SCALES, Scale
+from bench.experiments.scales import SCALES, Changes, Scale
 from bench.io.record import digest
 
 
@@ -129,7 +128,7 @@ def one_layer(scale: Scale) -> Iterator[Job]:
         yield Job("lora", label, _seeded(scale.swept, 0), 0, {"layer": layer})
 
 
-def _sweep(scale: Scale, variable: str, changes: dict[int, dict[str, Any]]) -> Iterator[Job]:
+def _sweep(scale: Scale, variable: str, changes: dict[int, Changes]) -> Iterator[Job]:
     for value, change in changes.items():
         spec = _seeded(replace(scale.swept, **change), 0)
         for number in scale.ranks:
@@ -258,8 +257,8 @@ def jobs(name: str, scale: str) -> list[Job]:
         raise unknown("experiment", name, [*EXPERIMENTS, "all"])
     if scale not in SCALES:
         raise unknown("--scale", scale, SCALES)
-    chosen = SCALES[scale]()
-    if not _has(chosen, name):
+    settings = SCALES[scale]()
+    if not _has(settings, name):
         having = " or ".join(one for one, make in SCALES.items() if _has(make(), name))
         raise Usage(f"experiment '{name}': not at the scale {scale}, only with --scale {having}")
-    return [replace(job, experiment=name) for job in EXPERIMENTS[name](chosen)]
+    return [replace(job, experiment=name) for job in EXPERIMENTS[name](settings)]
