@@ -1,7 +1,7 @@
 """A finished run in Python again: its problem, its adapted model, and the bridge as either."""
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,9 @@ from bench.errors import Rejected, Usage, unknown
 from bench.export import artefacts
 from bench.io.record import Run
 from bench.loading import documents, models, sae_sources, saes, text
-from bench.problem import hooks
 from bench.problem.batches import Batches
 from bench.problem.blocks import named_weights
+from bench.problem.hooks import Hook, HookPoints
 from bench.problem.objectives import reconstruction, splice
 from bench.problem.problem import Adapted, Problem
 
@@ -130,7 +130,7 @@ def _problem(spec: Spec, folder: Path, folders: list[Path]) -> Problem:
     bridge = models.load(folder, spec, tokenizer)
     return Problem(
         bridge,
-        _loaded(folders, hooks.HookPoints(bridge), spec),
+        _loaded(folders, HookPoints(bridge), spec),
         spec.sites,
         torch.zeros(1, 1, dtype=torch.long, device=spec.device),
         spliced=spec.spliced,
@@ -139,7 +139,7 @@ def _problem(spec: Spec, folder: Path, folders: list[Path]) -> Problem:
     )
 
 
-def _loaded(folders: list[Path], points: hooks.HookPoints, spec: Spec) -> ModuleList:
+def _loaded(folders: list[Path], points: HookPoints, spec: Spec) -> ModuleList:
     return saes.load_all(folders, [points.widths[site] for site in spec.sites], spec.device)
 
 
@@ -174,13 +174,11 @@ def _exchange(problem: Problem, adapted: Adapted) -> None:
             own[name].data, trained.data = trained.data, own[name].data
 
 
-def _attach(
-    problem: Problem, own: Collection[Module], adapters: Iterable[tuple[str, hooks.Hook]]
-) -> None:
+def _attach(problem: Problem, own: Collection[Module], adapters: list[tuple[str, Hook]]) -> None:
     """Put SAEs and adapters onto the hook points for good."""
     seen: dict[str, Tensor] = {}
 
-    def splicing(sae: Module) -> hooks.Hook:
+    def splicing(sae: Module) -> Hook:
         def replace(value: Tensor, hook: Module) -> Tensor:
             rows = problem.rows(seen["tokens"], problem.spliced)
             return splice(partial(reconstruction, sae), rows)(value, hook)
