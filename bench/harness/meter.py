@@ -130,7 +130,7 @@ class Meter:
     @contextmanager
     def _accumulating(self, field: str) -> Iterator[list[clock.Reading]]:
         devices.synchronize(self._device)
-        started, passed = clock.read(), []
+        started, passed = clock.read(), list[clock.Reading]()
         try:
             yield passed
         finally:
@@ -183,7 +183,7 @@ class Meter:
         if not (torch.is_grad_enabled() and output.requires_grad):
             return
 
-        def count(gradient):
+        def count(gradient: Tensor) -> None:
             if self._on:
                 for name, number in counts.items():
                     setattr(self.cost, name, getattr(self.cost, name) + number)

@@ -69,7 +69,7 @@ class Harness:
         self.micro_batch = problem.micro.size
         """How many windows a run begins with at once."""
         self._lent = {name: t.clone() for name, t in problem.saes.state_dict().items()}
-        self._warm = set()
+        self._warm = set[tuple[str, str]]()
 
     def run(self, settings: RunSettings) -> Outcome:
         """One run -> its `Outcome`, its record at `path`, what it trained in the folder beside it.
@@ -165,7 +165,7 @@ class Run:
         self.keeps = checkpoints(getattr(settings.method, "CHECKPOINTS", 1), settings.steps)
         self.measured = -1
         """The last step that has a row."""
-        self._saved_at, self._took = None, 0.0
+        self._saved_at, self._took = math.nan, 0.0
         """When the last checkpoint was written, by the meter, and how long that took."""
 
     def go(self) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class Run:
 
     def _visit(self, step: int, adapted: Adapted, batches: Batches) -> None:
         """What is done between two steps: measure, keep, and write a checkpoint when it is time."""
-        if self._saved_at is None:  # at the start, or where the checkpoint was taken
+        if math.isnan(self._saved_at):  # at the start, or where the checkpoint was taken
             self._saved_at = self._now()
             shares.check_alike(trained_by(adapted))
         for halving in self.problem.micro.halvings:

@@ -57,7 +57,7 @@ class Clean:
     """The clean residual at that restart."""
     sites: list[Float[Tensor, "batch seq *d_site"]]
     """The clean activation at each site."""
-    reached: tuple[int, Residual] | None
+    reached: tuple[int, Residual]
     """How far the pass has come: the next block and its input."""
     final: Residual | None = None
     """The hidden state after the final norm, once it was asked for."""
@@ -250,7 +250,8 @@ class Problem:
         if clean.final is None:
             self._make_sure_it_is_clean(clean.tokens)
             with record_function("clean"):
-                clean.final = self._blocks.to_final(*clean.reached, clean.tokens)
+                block, residual = clean.reached
+                clean.final = self._blocks.to_final(block, residual, clean.tokens)
         return clean
 
     def final(
@@ -294,7 +295,7 @@ class Problem:
 
 
 def _catch(caught: dict[str, Tensor], name: str) -> Hook:
-    def keep(value, hook):
+    def keep(value: Tensor, hook: Module) -> None:
         caught[name] = value
 
     return keep
