@@ -193,7 +193,7 @@ class Run:
         return self._end_fields(score, adapted)
 
     def _visit(self, step: int, adapted: Adapted, batches: Batches) -> None:
-        """What is done between two steps: measure, keep, and write a checkpoint when it is time."""
+        """The work between two steps: evaluate, keep SAEs, and write a checkpoint when one is due."""
         if math.isnan(self._saved_at):  # at the start, or where the checkpoint was taken
             self._saved_at = self._now()
             shares.check_alike(trained_by(adapted))
@@ -301,7 +301,7 @@ class Run:
                 saes.save(sae, temporary, **about)
 
     def _score(self, step: int, adapted: Adapted) -> Score:
-        """What was trained on the validation set."""
+        """The `Score` of the adapted model on the validation set."""
         if adapted.hooks or adapted.blocks or adapted.saes is not self.problem.saes:
             with evaluating(adapted):
                 return measure(self.problem, self.harness.validation, adapted)
@@ -358,7 +358,7 @@ def _failed(error: BaseException, folder: Path) -> Outcome:
 
 
 def _close(writer: Writer | Unwritten, outcome: Outcome, fields: dict[str, Any]) -> Outcome:
-    """Write the end line; a disk that is full by now takes nothing from what is there."""
+    """Write the end line; on a full disk the lines before it stay."""
     try:
         writer.end(
             {"end": outcome.end, **({"reason": outcome.why} if outcome.why else {}), **fields}

@@ -130,10 +130,10 @@ def kl_to(
 class Teacher(NamedTuple):
     """What is kept of the clean model, so that a KL to it costs no logits of its own.
 
-    For logits z = W h + b of the adapted model and c = W g + b of the clean one, KL =
-    (W^T p) (g - h) + logsumexp(z) - logsumexp(c): the expected row of the unembedding and one
-    number stand for the whole distribution p, and rounding of W^T p meets g - h alone. A
-    softcap is not linear; there the final hidden states are kept.
+    The adapted model's logits are z = W h + b, the clean one's c = W g + b. Then KL =
+    (W^T p) (g - h) + logsumexp(z) - logsumexp(c). The expected row of the unembedding and one
+    number stand for the whole distribution p; rounding of W^T p meets g - h alone. A softcap is
+    not linear; there the final hidden states are kept.
     """
 
     states: Float[Tensor, "tokens d_model"]

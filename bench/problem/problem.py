@@ -3,9 +3,9 @@
 The fast path is the only path. A clean pass forms no logits; the adapted model restarts at the
 first block that something touches; losses look at final hidden states only.
 
-Positions: `all`; `not-first`, which leaves the first position of a window out (it is an attention
-sink whatever its token, with a norm far above that of the others); or `not-special`, which leaves
-out BOS, EOS and PAD wherever they are.
+Positions: `all`; `not-first`, which leaves out the first position of a window; or `not-special`,
+which leaves out BOS, EOS and PAD wherever they are. The first position is an attention sink
+whatever its token, with a norm far above that of the others.
 """
 
 from collections.abc import Callable, Iterable
@@ -246,7 +246,7 @@ class Problem:
 
     @torch.no_grad()
     def finish(self, clean: Clean) -> Clean:
-        """Run what is left of a clean pass; fills `clean.final` and returns `clean`."""
+        """Run the rest of a clean pass; fills `clean.final` and returns `clean`."""
         if clean.final is None:
             self._make_sure_it_is_clean(clean.tokens)
             with record_function("clean"):
