@@ -193,7 +193,7 @@ class Run:
         return self._end_fields(score, adapted)
 
     def _visit(self, step: int, adapted: Adapted, batches: Batches) -> None:
-        """The work between two steps: evaluate, keep SAEs, and write a checkpoint when one is due."""
+        """The work between two steps: evaluate, keep SAEs, write a checkpoint when one is due."""
         if math.isnan(self._saved_at):  # at the start, or where the checkpoint was taken
             self._saved_at = self._now()
             shares.check_alike(trained_by(adapted))
