@@ -4,13 +4,16 @@ y = W x + (alpha / rank) * B A x for each target, written over hook points: one 
 linear map's input, one adds to its output. No weight is touched and no module replaced.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from bench.errors import require_positive, unknown
 from bench.loading import peft_format
-from bench.problem import Adapted, block_after, descend
+from bench.problem import Adapted, Batches, Hook, Problem, block_after, descend
 
 LINEARS = {
     "q": "attn.q",
@@ -47,7 +50,7 @@ class Config:
     layers: str = "after"
     """`after` the SAE, `all`, `next` (the next block only), or a list such as `16,17`."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
         if not 0 <= self.dropout < 1:
@@ -72,7 +75,7 @@ class Config:
 class LowRank(torch.nn.Module):
     """(alpha / rank) * B A x, with A as PEFT starts it and B = 0."""
 
-    def __init__(self, d_in, d_out, config, device):
+    def __init__(self, d_in: int, d_out: int, config: Config, device: str | torch.device) -> None:
         super().__init__()
         self.a = torch.nn.Parameter(torch.empty(config.rank, d_in, device=device))
         self.b = torch.nn.Parameter(torch.zeros(d_out, config.rank, device=device))
@@ -81,33 +84,34 @@ class LowRank(torch.nn.Module):
         self.dropout = torch.nn.Dropout(config.dropout)
 
     @torch.no_grad()
-    def set(self, a, b, linear):
-        """Start from A [rank, d_in] and B [d_out, rank] of an adapter of this linear map."""
+    def set(
+        self, a: Float[Tensor, "rank d_in"] | None, b: Float[Tensor, "d_out rank"], linear: str
+    ) -> None:
+        """Start from A and B of an adapter of this linear map."""
         if a is None or a.shape != self.a.shape or b.shape != self.b.shape:
             raise ValueError(f"the adapter to start from does not fit {linear}")
         self.a.copy_(a)
         self.b.copy_(b)
 
-    def forward(self, x):
-        """[..., d_in] -> [..., d_out]."""
+    def forward(self, x: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, "*tokens d_out"]:
         linear = torch.nn.functional.linear
         # Scaled between A and B, where the tensor is at its smallest.
         return linear(linear(self.dropout(x).to(self.a.dtype), self.a) * self.scale, self.b)
 
-    def hooks(self, linear):
+    def hooks(self, linear: str) -> list[tuple[str, Hook]]:
         """The pair of (hook point, function) that adapts the linear map of this name."""
-        held = []
+        held: list[Tensor] = []
 
-        def read(value, hook):
+        def read(value: Tensor, hook: torch.nn.Module) -> None:
             held[:] = [value.flatten(2)]  # heads flattened: [batch, seq, d_in]
 
-        def add(value, hook):
+        def add(value: Tensor, hook: torch.nn.Module) -> Tensor:
             return value + self(held.pop()).to(value.dtype).view_as(value)
 
         return [(f"{linear}.hook_in", read), (f"{linear}.hook_out", add)]
 
 
-def train(problem, batches, config):
+def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapted]:
     """Yield the adapted model before training and after every step."""
     adapters, hooks = build(problem, config)
     adam = torch.optim.Adam(adapters.parameters(), lr=config.lr)
@@ -116,7 +120,7 @@ def train(problem, batches, config):
     yield from descend(problem, batches, adapted, adam, config.clip)
 
 
-def build(problem, config):
+def build(problem: Problem, config: Config) -> tuple[torch.nn.ModuleDict, list[tuple[str, Hook]]]:
     """The adapters as a ModuleDict, in order of blocks and targets, and their hooks."""
     adapters, hooks = torch.nn.ModuleDict(), []
     given = peft_format.load(config.init) if config.init else None
@@ -137,7 +141,7 @@ def build(problem, config):
     return adapters, hooks
 
 
-def check(config, site_names, n_blocks):
+def check(config: Config, site_names: Sequence[str], n_blocks: int) -> None:
     """Raise ValueError if the model has no such layer, or an adapter to start from another shape.
 
     Called before the model is loaded.
@@ -147,8 +151,9 @@ def check(config, site_names, n_blocks):
         check_start(config, layers)
 
 
-def check_start(config, layers):
+def check_start(config: Config, layers: list[int]) -> None:
     """Raise ValueError if the adapter to start from is not of the shape that is asked for."""
+    found: float | str
     rank, alpha, blocks, targets = shape_of(config.init)
     for field, found in (("rank", rank), ("alpha", alpha)):
         if found != getattr(config, field):
@@ -162,7 +167,7 @@ def check_start(config, layers):
         raise ValueError(f"{config.init} adapts other maps: --set lora.targets={found}")
 
 
-def shape_of(folder):
+def shape_of(folder: str) -> tuple[int, float, list[int], tuple[str, ...]]:
     """(rank, alpha, blocks, targets) of a PEFT adapter; ValueError if its layers are not alike."""
     given = peft_format.read_config(folder)
     names = [name.split(".", 2) for name in peft_format.load(folder)]
@@ -174,7 +179,7 @@ def shape_of(folder):
     return given["r"], given["lora_alpha"], blocks, targets
 
 
-def frozen(problem, folder):
+def frozen(problem: Problem, folder: str) -> list[tuple[str, Hook]]:
     """The hooks of a PEFT adapter that takes part as it is and is not trained."""
     rank, alpha, blocks, targets = shape_of(folder)
     layers = ",".join(map(str, blocks))
@@ -184,7 +189,7 @@ def frozen(problem, folder):
     return hooks
 
 
-def chosen_layers(layers, site_names, n_blocks):
+def chosen_layers(layers: str, site_names: Sequence[str], n_blocks: int) -> list[int]:
     """Block numbers that `layers` means for SAEs at these sites."""
     after = min(map(block_after, site_names))
     if layers == "all":
@@ -202,6 +207,6 @@ def chosen_layers(layers, site_names, n_blocks):
     return numbers
 
 
-def parse_layers(layers):
+def parse_layers(layers: str) -> list[int]:
     """`16,17` or `16+17` -> [16, 17]; ValueError if it is neither."""
     return sorted({int(number) for number in layers.replace("+", ",").split(",")})

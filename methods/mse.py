@@ -74,7 +74,7 @@ def sae_loss(
 ) -> Float[Tensor, ""]:
     """SAELens' loss (squared error summed over dimensions, mean over tokens, auxiliary TopK).
 
-    An SAE that was never trained (its decoder bias is 0) first gets the mean of the first
+    An SAE that was never trained has a decoder bias of 0. It first gets the mean of the first
     batch as that bias, much as the paper's own SAEs start from their first batch.
     """
     from sae_lens.saes.sae import TrainStepInput

@@ -1,4 +1,4 @@
-"""What is asked of one call, besides the methods, and how a run ended."""
+"""The request of one call, the settings of one run, and how a run ended."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,9 +1,9 @@
 """The named specs: each with the SAE, site, context and token rule of the paper or the field.
 
-Where an SAE was trained by others, `prepend_bos`, `spliced` and `seq_len` are what it was trained
-with, and `check` compares them with what the SAE says of itself. Budgets of the two large models
-are the paper's (Chen et al. 2501.19406: 15,000 steps of one window of 1,024 tokens); on less than
-a GPU give `--steps` and `--val-tokens`.
+For an SAE of others, `prepend_bos`, `spliced` and `seq_len` are those of its training; `check`
+compares them with the SAE's own metadata. The budgets of the two large models are the paper's
+(Chen et al. 2501.19406: 15,000 steps of one window of 1,024 tokens). On less than a GPU give
+`--steps` and `--val-tokens`.
 """
 
 from dataclasses import asdict, replace

@@ -1,9 +1,9 @@
 """Several processes at one run, over PyTorch's own process groups: data parallel.
 
-Every process has the whole frozen LM (or, with `--shard-model`, its part of every block), fetches
-the same batches, passes its share of the windows, and takes the same step, as gradients are
-summed before anybody clips them. Methods do not know. Where there is one process, or inside
-`alone()`, all of this gives back what it is given.
+Every process has the whole frozen LM; with `--shard-model` its part of every block. All fetch the
+same batches, and each passes its share of the windows. Gradients are summed before any clipping, so
+all take the same step. Methods do not know. With one process, or inside `alone()`, every function
+here returns its input.
 """
 
 import os
@@ -26,7 +26,7 @@ JOINING = timedelta(minutes=5)
 LONG = timedelta(days=7)
 """What they wait for each other later, as for the training of an SAE: who dies is seen at once."""
 SIGNS = ("closed by peer", "reset by peer", "broken pipe", "gloo/transport", "nccl", "socket")
-"""What an error says that comes of a process which is gone."""
+"""The text of an error that comes from a lost process."""
 
 Value = TypeVar("Value")
 
@@ -173,7 +173,7 @@ def check_same(value: object, what: str) -> None:
 
 @contextmanager
 def telling_losses() -> Iterator[None]:
-    """What is raised because another process is gone is raised as `Lost`."""
+    """Inside the block, errors caused by a lost process are raised as `Lost`."""
     try:
         yield
     except RuntimeError as error:

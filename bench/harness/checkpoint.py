@@ -114,7 +114,8 @@ class _Watched:
     """A file that remembers what went wrong in writing to it."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.error = file, None
+        self._file = file
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         try:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -70,7 +71,8 @@ class Gauge:
 
     def __init__(self, sae: torch.nn.Module) -> None:
         self.sae = sae
-        self.n, self.fired, self.error, self.squares, self.sum = 0, 0, 0.0, 0.0, 0.0
+        self.n, self.fired, self.error, self.squares = 0, 0, 0.0, 0.0
+        self.sum: Any = 0.0
         """Sums over tokens, on the device: nothing waits for it in between."""
 
     def __call__(self, activations: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
@@ -174,7 +176,7 @@ def finals_of(
         tokens = held_out.tokens[part]
         known = start == problem.site_start
         entry = held_out.entry[part] if known else problem.entry(tokens, start)
-        clean = Clean(tokens, start, entry, sites=[], reached=None)
+        clean = Clean(tokens, start, entry, sites=[], reached=(start, entry))
         rows, _ = predictions(problem, tokens)
         finals.append(flat(problem.final(clean, adapted, reconstruct, positions))[rows])
     return torch.cat(finals)

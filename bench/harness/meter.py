@@ -48,7 +48,7 @@ class Cost:
 
 
 SELDOM = ("suspended_seconds", "clock_jump_seconds")
-"""Fields of `Cost` that are told only where there is something to tell."""
+"""Fields of `Cost` that a row has only where they are not 0."""
 PASSES = ("forwards", "backwards", "block_forwards", "block_backwards", "backward_tokens")
 """Fields of `Cost` that several processes have a share of each."""
 STEPS_KEPT = 10_000
@@ -56,7 +56,7 @@ STEPS_KEPT = 10_000
 
 
 def timed(function: Callable, *arguments: Any) -> tuple[Any, float]:
-    """(what the function gives, seconds it took): for what is timed outside any run."""
+    """(result of the function, seconds it took), outside any run."""
     started = clock.read()
     result = function(*arguments)
     return result, clock.read().since(started).seconds
@@ -130,7 +130,7 @@ class Meter:
     @contextmanager
     def _accumulating(self, field: str) -> Iterator[list[clock.Reading]]:
         devices.synchronize(self._device)
-        started, passed = clock.read(), []
+        started, passed = clock.read(), list[clock.Reading]()
         try:
             yield passed
         finally:
@@ -183,7 +183,7 @@ class Meter:
         if not (torch.is_grad_enabled() and output.requires_grad):
             return
 
-        def count(gradient):
+        def count(gradient: Tensor) -> None:
             if self._on:
                 for name, number in counts.items():
                     setattr(self.cost, name, getattr(self.cost, name) + number)

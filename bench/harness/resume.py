@@ -11,8 +11,8 @@ from bench.io.console import say
 from bench.io.files import set_aside
 from bench.io.record import read
 
-OF_THE_MACHINE = ("machine", "device", "threads", "matmul", "world_size")
-OF_THE_MACHINE += ("sharded", "versions", "code")
+OF_THE_MACHINE = ["machine", "device", "threads", "matmul", "world_size"]
+OF_THE_MACHINE += ["sharded", "versions", "code"]
 """Fields of the header that the last digits of a run depend on, besides what it is."""
 
 

@@ -69,7 +69,7 @@ class Harness:
         self.micro_batch = problem.micro.size
         """How many windows a run begins with at once."""
         self._lent = {name: t.clone() for name, t in problem.saes.state_dict().items()}
-        self._warm = set()
+        self._warm = set[tuple[str, str]]()
 
     def run(self, settings: RunSettings) -> Outcome:
         """One run -> its `Outcome`, its record at `path`, what it trained in the folder beside it.
@@ -165,7 +165,7 @@ class Run:
         self.keeps = checkpoints(getattr(settings.method, "CHECKPOINTS", 1), settings.steps)
         self.measured = -1
         """The last step that has a row."""
-        self._saved_at, self._took = None, 0.0
+        self._saved_at, self._took = math.nan, 0.0
         """When the last checkpoint was written, by the meter, and how long that took."""
 
     def go(self) -> dict[str, Any]:
@@ -193,8 +193,8 @@ class Run:
         return self._end_fields(score, adapted)
 
     def _visit(self, step: int, adapted: Adapted, batches: Batches) -> None:
-        """What is done between two steps: measure, keep, and write a checkpoint when it is time."""
-        if self._saved_at is None:  # at the start, or where the checkpoint was taken
+        """The work between two steps: evaluate, keep SAEs, write a checkpoint when one is due."""
+        if math.isnan(self._saved_at):  # at the start, or where the checkpoint was taken
             self._saved_at = self._now()
             shares.check_alike(trained_by(adapted))
         for halving in self.problem.micro.halvings:
@@ -301,7 +301,7 @@ class Run:
                 saes.save(sae, temporary, **about)
 
     def _score(self, step: int, adapted: Adapted) -> Score:
-        """What was trained on the validation set."""
+        """The `Score` of the adapted model on the validation set."""
         if adapted.hooks or adapted.blocks or adapted.saes is not self.problem.saes:
             with evaluating(adapted):
                 return measure(self.problem, self.harness.validation, adapted)
@@ -358,7 +358,7 @@ def _failed(error: BaseException, folder: Path) -> Outcome:
 
 
 def _close(writer: Writer | Unwritten, outcome: Outcome, fields: dict[str, Any]) -> Outcome:
-    """Write the end line; a disk that is full by now takes nothing from what is there."""
+    """Write the end line; on a full disk the lines before it stay."""
     try:
         writer.end(
             {"end": outcome.end, **({"reason": outcome.why} if outcome.why else {}), **fields}

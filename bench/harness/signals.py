@@ -85,7 +85,7 @@ def only_in_step() -> None:
 
 
 def forget() -> None:
-    """Nobody has asked, as at the start of a process."""
+    """Take back a request to stop, as at the start of a process."""
     _state.update(asked=False, at_once=False)
 
 

@@ -13,7 +13,7 @@ class Reading(NamedTuple):
     """Three clocks at one moment, in seconds; or what passed between two moments."""
 
     seconds: float
-    """`perf_counter`: what is measured."""
+    """`perf_counter`, from which durations come."""
     boot: float
     """The same, but it goes on while the machine is suspended (Linux)."""
     wall: float

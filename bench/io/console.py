@@ -24,7 +24,7 @@ _refused: list[str] = []
 
 
 def bar(items: Iterable[Any] | None = None, **settings: Any) -> tqdm:
-    """tqdm over `items`, or a bar to be moved by hand (`total=`); gone when it is done."""
+    """tqdm over `items`, or a bar moved by hand (`total=`); it disappears at the end."""
     return tqdm(items, leave=False, disable=not _is_watched(), **settings)
 
 
@@ -64,7 +64,7 @@ def say(text: object) -> None:
 
 
 def flush() -> None:
-    """Bring what was printed to stdout, if that takes it."""
+    """Flush stdout, if it is still open."""
     _write(lambda: None)
 
 

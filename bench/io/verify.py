@@ -62,7 +62,7 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def summary(kinds: Counter[str], paths: Iterable[str | Path]) -> str:
-    """One line on what was looked at, all of it sound."""
+    """One line that counts the sound files."""
     states = ("cut off", "cut off within a line", "older than checksums")
     aside = [f"{kinds[state]:,} {state}" for state in states if kinds[state]]
     parts = [_count(kinds["record"], "record") + (f" ({', '.join(aside)})" if aside else "")]
@@ -76,7 +76,7 @@ def _count(number: int, what: str) -> str:
 
 
 def strict(data: bytes) -> Any:
-    """Bytes -> the JSON value that they are; ValueError for what is none, NaN included."""
+    """Bytes -> their JSON value; ValueError where they are not JSON, NaN included."""
     return json.loads(data.decode(), parse_constant=_finite, parse_float=_finite)
 
 

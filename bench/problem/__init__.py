@@ -5,7 +5,7 @@ names below; other packages also the modules.
 """
 
 from bench.problem.batches import Batches
-from bench.problem.hooks import block_after
+from bench.problem.hooks import Hook, block_after
 from bench.problem.objectives import LOSSES, Seen, reconstruction
 from bench.problem.problem import Adapted, Problem, copy_of
 from bench.problem.sae import clamp_thresholds, correct, to_training
@@ -15,6 +15,7 @@ __all__ = [
     "LOSSES",
     "Adapted",
     "Batches",
+    "Hook",
     "Problem",
     "Seen",
     "batches",

@@ -43,7 +43,7 @@ class Batches:
     ) -> None:
         self._windows, self._batch_size, self._steps = windows, batch_size, steps
         self._seed, self._fetched = seed, fetched
-        self._epoch, self._order = None, []
+        self._epoch, self._order = -1, list[int]()
         self.cursor = 0
         """The number of batches handed out so far."""
 

@@ -42,7 +42,7 @@ class Blocks:
         self, first: int, end: int, residual: Residual, tokens: Tokens, copies: Copies | None = None
     ) -> Residual:
         """The residual after the blocks first .. end - 1."""
-        arguments = self._arguments_for(tokens) if first < end else None
+        arguments = self._arguments_for(tokens) if first < end else {}
         for index in range(first, end):
             block = (copies or {}).get(index, self._bridge.blocks[index])
             out = block(residual, **arguments[index])
@@ -90,7 +90,7 @@ class Blocks:
 
 
 def _keeper(caught: dict[int, dict[str, Any]], index: int) -> Callable[..., None]:
-    def keep(block, positional, keywords):
+    def keep(block: Module, positional: tuple, keywords: dict[str, Any]) -> None:
         caught[index] = {k: v for k, v in keywords.items() if k != "hidden_states"}
         if _only_causal(keywords.get("attention_mask")):
             caught[index]["attention_mask"] = None

@@ -1,7 +1,7 @@
 """What the clean model makes of a window, kept on disk for text that is read more than once.
 
-Two files a window, each made when it is first asked for, on the clock of whoever asks: the clean
-residual that the spliced model restarts at, and what the KL needs of the clean model (`Teacher`).
+Two files a window: the clean residual that the spliced model restarts at, and what the KL needs of
+the clean model (`Teacher`). Each is made at its first use, on the clock of the run that uses it.
 A step that finds both runs no clean pass, and two products with the unembedding instead of
 three. Named by the window's tokens and made one window at a time, so that the numbers do not
 depend on which run was there first.
@@ -55,8 +55,8 @@ class CleanCache:
 
     def _get(self, what: str, tokens: Tensor, make: Callable) -> dict[str, Tensor]:
         """Each window's tensors, from its file or made and filed, put together in order."""
-        found = [self._window(what, window, make) for window in tokens.split(1)]
-        return {name: torch.cat([each[name] for each in found]) for name in found[0]}
+        windows = [self._window(what, window, make) for window in tokens.split(1)]
+        return {name: torch.cat([each[name] for each in windows]) for name in windows[0]}
 
     @torch.no_grad()
     def _window(self, what: str, window: Tensor, make: Callable) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ class NoGradient(Exception):
 class Reached:
     """Called after each training pass with the adapted model; raises `NoGradient`.
 
-    Every tensor must have a gradient after the first pass, and after the second one of them at
-    least one that is not zero (that of LoRA's A is exactly zero in the first).
+    Every tensor must have a gradient after the first pass. After the second, one of the gradients
+    must not be zero: that of LoRA's A is exactly zero in the first.
     """
 
     def __init__(self) -> None:

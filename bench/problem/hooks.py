@@ -55,16 +55,16 @@ class HookPoints:
         does nothing; without `all_fire` that is not checked. Inside a block of which `copies`
         (block number -> block) has a copy, the copy's hook point is meant.
         """
-        pairs = [(name, self._resolve(name, copies or {}), function) for name, function in pairs]
-        fired = set()
+        pairs, fired = list(pairs), set[int]()
+        points = [self._resolve(name, copies or {}) for name, _ in pairs]
         try:
-            for index, (_, point, function) in enumerate(pairs):
+            for index, (point, (_, function)) in enumerate(zip(points, pairs, strict=True)):
                 point.add_hook(_reporting(function, index, fired), level=LEVEL)
             yield
         finally:
-            for _, point, _ in pairs:
+            for point in points:
                 point.remove_hooks(level=LEVEL)
-        silent = [name for index, (name, _, _) in enumerate(pairs) if index not in fired]
+        silent = [name for index, (name, _) in enumerate(pairs) if index not in fired]
         if silent and all_fire:
             raise RuntimeError(f"hook points that never fired: {', '.join(silent)}")
 
@@ -80,9 +80,9 @@ class HookPoints:
     @torch.no_grad()
     def _measure(self, bridge: torch.nn.Module) -> dict[str, int]:
         """One pass over two tokens, so that no family's weight layout has to be known."""
-        seen = {}
+        seen: dict[int, int] = {}
 
-        def keep(value, hook):
+        def keep(value: object, hook: torch.nn.Module) -> None:
             if isinstance(value, torch.Tensor) and value.ndim > 2:
                 seen[id(hook)] = value.flatten(2).shape[-1]
 
@@ -103,7 +103,7 @@ class HookPoints:
 
 
 def _reporting(function: Hook, index: int, fired: set[int]) -> Hook:
-    def report_and_call(value, hook):
+    def report_and_call(value: torch.Tensor, hook: torch.nn.Module) -> torch.Tensor | None:
         fired.add(index)
         return function(value, hook=hook)
 
@@ -126,7 +126,7 @@ def start_block(name: str, n_blocks: int) -> int:
 
 def block_after(name: str) -> int:
     """The first block that runs after the point `blocks.L.POINT` as a whole."""
-    block, point = re.fullmatch(r"blocks\.(\d+)\.(.+)", name).groups()
+    _, block, point = name.split(".", 2)
     return int(block) + (point not in ("hook_in", "hook_resid_pre"))
 
 

@@ -8,7 +8,7 @@ the model's own softcap.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +22,8 @@ CHUNK_NUMBERS = {"cpu": 7 * 2**20, "cuda": 2**27, "mps": 2**25}
 at 256,000, half a GiB (chosen by reckoning, not measured)."""
 CHUNK_TOKENS = 64
 """But no fewer tokens than these: each chunk reads the whole unembedding."""
+ChunkLoss = tuple[Tensor, Callable[[], Tensor]]
+"""Losses of a chunk's tokens, and what forms their gradient with respect to the logits."""
 MIXED = "dtype" in torch.ops.aten.mm.overloads()
 """Whether this PyTorch multiplies bfloat16 matrices into a float32 one."""
 
@@ -96,7 +98,7 @@ def kl(
     `clean` and `adapted` are hidden states after the final norm; gradient reaches `adapted` alone.
     """
 
-    def of_chunk(logits, rows):
+    def of_chunk(logits: Tensor, rows: slice) -> ChunkLoss:
         teacher = head.logits(clean[rows])
         p, log_z_clean = _softmax(teacher)
         losses = torch.linalg.vecdot(p, teacher.sub_(logits)) - log_z_clean
@@ -115,7 +117,7 @@ def kl_to(
     if not len(teacher.constant):
         return kl(teacher.states, adapted, head)
 
-    def of_chunk(logits, rows):
+    def of_chunk(logits: Tensor, rows: slice) -> ChunkLoss:
         q, log_z = _softmax(logits)
         return log_z, lambda: q
 
@@ -128,10 +130,10 @@ def kl_to(
 class Teacher(NamedTuple):
     """What is kept of the clean model, so that a KL to it costs no logits of its own.
 
-    For logits z = W h + b of the adapted model and c = W g + b of the clean one, KL =
-    (W^T p) (g - h) + logsumexp(z) - logsumexp(c): the expected row of the unembedding and one
-    number stand for the whole distribution p, and rounding of W^T p meets g - h alone. A
-    softcap is not linear; there the final hidden states are kept.
+    The adapted model's logits are z = W h + b, the clean one's c = W g + b. Then KL =
+    (W^T p) (g - h) + logsumexp(z) - logsumexp(c). The expected row of the unembedding and one
+    number stand for the whole distribution p; rounding of W^T p meets g - h alone. A softcap is
+    not linear; there the final hidden states are kept.
     """
 
     states: Float[Tensor, "tokens d_model"]
@@ -209,7 +211,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, hidden: Float[Tensor, "tokens d_model"], head: Head, of_chunk: Callable
+        ctx: Any, hidden: Float[Tensor, "tokens d_model"], head: Head, of_chunk: Callable
     ) -> Float[Tensor, " tokens"]:
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         wanted = ctx.needs_input_grad[0]
@@ -217,13 +219,13 @@ class _Chunked(torch.autograd.Function):
         for rows in head.chunks(len(hidden)):
             logits = head.logits(hidden[rows])
             losses[rows], gradient_of_logits = of_chunk(logits, rows)
-            if wanted:
+            if gradient is not None:
                 gradient[rows] = head.pull_back(gradient_of_logits(), logits)
         ctx.save_for_backward(gradient)
         ctx.dtype = hidden.dtype
         return losses
 
     @staticmethod
-    def backward(ctx, upstream: Float[Tensor, " tokens"]):
+    def backward(ctx: Any, upstream: Float[Tensor, " tokens"]) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return (gradient * upstream[:, None]).to(ctx.dtype), None, None

@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.problem.losses import kl, kl_to
 
 if TYPE_CHECKING:
-    from bench.problem.problem import Adapted, Problem
+    from bench.problem.problem import Adapted, Clean, Problem
 
 
 def kl_to_clean(seen: "Seen") -> Float[Tensor, ""]:
@@ -20,7 +20,8 @@ def kl_to_clean(seen: "Seen") -> Float[Tensor, ""]:
     return seen.kl
 
 
-kl_to_clean.mean_over_tokens = True  # so it is the same in however many micro-batches
+# So it is the same in however many micro-batches; `problem.py` and `shares.py` ask for it.
+kl_to_clean.mean_over_tokens = True  # type: ignore[attr-defined]
 
 
 def kl_and_mse(seen: "Seen") -> Float[Tensor, ""]:
@@ -52,7 +53,7 @@ class Seen:
         self.problem, self.tokens, self.adapted = problem, tokens, adapted
 
     @cached_property
-    def _clean(self):
+    def _clean(self) -> "Clean":
         problem, cache = self.problem, self.problem.clean_cache
         known = cache and cache.entry(problem, self.tokens)
         return problem.sites(self.tokens, problem.start_of(self.adapted), known)
@@ -92,11 +93,11 @@ class Seen:
             return kl_to(cache.teacher(problem, self.tokens), self.final, problem.head).mean()
         return kl(self.clean_final, self.final, problem.head).mean()
 
-    def _the_site_sees_clean(self):
+    def _the_site_sees_clean(self) -> bool:
         """One SAE and no adapters: its input in the student pass is the clean one."""
         return len(self.adapted.saes) == 1 and not self.adapted.hooks
 
-    def _scored(self, hidden):
+    def _scored(self, hidden: Tensor) -> Float[Tensor, "tokens d_model"]:
         return flat(hidden)[self.problem.rows(self.tokens, self.problem.scored)]
 
 
@@ -110,7 +111,7 @@ def reconstruction(
 def splice(reconstruct: Callable[[Tensor], Tensor], rows: Int[Tensor, " rows"]) -> Callable:
     """A hook that puts what `reconstruct` makes of the activation at flat positions `rows`."""
 
-    def replace(value, hook):
+    def replace(value: Tensor, hook: torch.nn.Module) -> Tensor:
         tokens = flat(value)
         put = reconstruct(tokens[rows]).to(value.dtype)
         return tokens.index_copy(0, rows, put).view_as(value)

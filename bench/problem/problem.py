@@ -3,9 +3,9 @@
 The fast path is the only path. A clean pass forms no logits; the adapted model restarts at the
 first block that something touches; losses look at final hidden states only.
 
-Positions: `all`; `not-first`, which leaves the first position of a window out (it is an attention
-sink whatever its token, with a norm far above that of the others); or `not-special`, which leaves
-out BOS, EOS and PAD wherever they are.
+Positions: `all`; `not-first`, which leaves out the first position of a window; or `not-special`,
+which leaves out BOS, EOS and PAD wherever they are. The first position is an attention sink
+whatever its token, with a norm far above that of the others.
 """
 
 from collections.abc import Callable, Iterable
@@ -57,7 +57,7 @@ class Clean:
     """The clean residual at that restart."""
     sites: list[Float[Tensor, "batch seq *d_site"]]
     """The clean activation at each site."""
-    reached: tuple[int, Residual] | None
+    reached: tuple[int, Residual]
     """How far the pass has come: the next block and its input."""
     final: Residual | None = None
     """The hidden state after the final norm, once it was asked for."""
@@ -246,11 +246,12 @@ class Problem:
 
     @torch.no_grad()
     def finish(self, clean: Clean) -> Clean:
-        """Run what is left of a clean pass; fills `clean.final` and returns `clean`."""
+        """Run the rest of a clean pass; fills `clean.final` and returns `clean`."""
         if clean.final is None:
             self._make_sure_it_is_clean(clean.tokens)
             with record_function("clean"):
-                clean.final = self._blocks.to_final(*clean.reached, clean.tokens)
+                block, residual = clean.reached
+                clean.final = self._blocks.to_final(block, residual, clean.tokens)
         return clean
 
     def final(
@@ -294,7 +295,7 @@ class Problem:
 
 
 def _catch(caught: dict[str, Tensor], name: str) -> Hook:
-    def keep(value, hook):
+    def keep(value: Tensor, hook: Module) -> None:
         caught[name] = value
 
     return keep

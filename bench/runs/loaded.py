@@ -1,4 +1,4 @@
-"""Spec -> model and text, before any SAE, with the keys that name what is cached of them."""
+"""Spec -> model and text, before any SAE, with the keys of their files in the cache."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

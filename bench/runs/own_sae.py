@@ -72,7 +72,7 @@ def own_folder(loaded: Loaded, mse: Entry) -> Path:
 def _train(loaded: Loaded, mse: Entry, folder: Path, every: float) -> None:
     """Train the spec's own SAE with the method `mse`, inside the harness like any other run.
 
-    It becomes `folder` when it is done; until then it lies beside it and can be gone on with.
+    It becomes `folder` when it is done. Until then it lies beside that and can be resumed.
     """
     spec = own_training(loaded.spec)
     have = loaded.text.train.tokens.numel()

@@ -176,7 +176,7 @@ def server() -> None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when the one that started it is gone (Linux)."""
+    """Have the kernel kill this process when its starter has ended (Linux)."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
@@ -226,7 +226,7 @@ def _work(
 
 
 def _watch_parent() -> None:
-    """End this process when the one that it works for is gone, which is not who forked it."""
+    """End this process when its employer has ended; the server that forked it is another one."""
     parent = multiprocessing.parent_process()
     assert parent is not None  # this runs in a child
     parent.join()
@@ -234,7 +234,7 @@ def _watch_parent() -> None:
 
 
 def unexpected(error: Exception) -> Fault:
-    """The fault that stands for an exception which nobody foresaw; its traceback is printed."""
+    """The fault for an unforeseen exception; its traceback is printed."""
     if out_of_memory(error):
         return Unavailable("out of memory; lower --batch-size or --seq-len")
     traceback.print_exc()

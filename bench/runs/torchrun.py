@@ -83,7 +83,7 @@ class Leader:
         """Whether the others are waiting for what to do next."""
 
     def run_alone(self, function: Callable[..., Any], *arguments: object) -> Any:
-        """What the function gives here, for what is measured once and kept."""
+        """Result of the function, run by this process alone."""
         _check_asked()
         with parallel.alone():
             return _do(function, arguments)
@@ -132,7 +132,7 @@ def _do(function: Callable[..., Any], arguments: tuple) -> Any:
 
 @contextmanager
 def _watching() -> Iterator[None]:
-    """A thread that notices a process which is gone while this one waits for an accelerator."""
+    """A thread that notices a lost process while this one waits for an accelerator."""
     group, over = dist.new_group(backend="gloo", timeout=PATIENCE), threading.Event()
     threading.Thread(target=_watch, args=(group, over), daemon=True).start()
     try:

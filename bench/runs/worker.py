@@ -88,7 +88,7 @@ def run(request: Request, asked: MethodRequest, seed: int) -> tuple[Path, Outcom
 
 
 def run_on(bench: Bench, request: Request, asked: MethodRequest, seed: int) -> tuple[Path, Outcome]:
-    """One run on what is loaded -> (its record's path, its `Outcome`)."""
+    """One run on a loaded problem -> (its record's path, its `Outcome`)."""
     entry = method.load(asked)
     name = bench.name(entry, seed)
     path = request.out / f"{name}.jsonl"
@@ -117,7 +117,7 @@ def check_sae(bench: Bench, force: bool) -> None:
 
 
 def expectation(loaded: Loaded, n_runs: int, trains_sae: bool) -> str:
-    """What is about to be run and how long that takes here, roughly."""
+    """One line on the runs ahead, and roughly how long they take here."""
     spec = loaded.spec
     took = estimate.seconds(loaded, n_runs, trains_sae)
     first = "the SAE's training, then " if trains_sae else ""
@@ -128,7 +128,7 @@ def expectation(loaded: Loaded, n_runs: int, trains_sae: bool) -> str:
 
 
 def describe(bench: Bench) -> str:
-    """What is being measured, in two lines."""
+    """The SAE, its quality and the gap, in two lines."""
     spec, measured, sae = bench.spec, bench.measured, bench.sae
     gap = measured["ce_spliced"] - measured["ce_clean"]
     cost = bench.sae_cost

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
 from bench.problem import losses
 from bench.problem.losses import Head, evaluate, kl, teacher_of
@@ -74,6 +75,13 @@ def test_gradient_is_the_finite_difference(case):
 
     expected = (at(step) - at(-step)) / (2 * step)
     torch.testing.assert_close((found * direction).sum().double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_shapes_are_checked_here(case):
+    """As `tests/__init__.py` has it: a wrong one is an error, not a number."""
+    head, clean, adapted, _ = case
+    with pytest.raises(TypeCheckError, match="clean|adapted"):
+        kl(clean[1:], adapted, head)
 
 
 def test_kl_is_a_divergence(case):
