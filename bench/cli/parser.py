@@ -6,7 +6,7 @@ import math
 import os
 from argparse import Namespace
 from collections.abc import Callable
-from typing import IO, Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 from bench import __version__
 from bench.config.method import MethodRequest, requested
@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise Usage(f"{message} (see {self.prog} --help)")
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: object = None) -> None:
         """Help and version; argparse would swallow that stdout is full."""
         if message:
             say(message.rstrip("\n"))
@@ -110,9 +110,9 @@ def add_spec(command: Parser) -> None:
         if field.name != "name":
             kind = {bool: boolean, float: finite}.get(types[field.name], types[field.name])
             # A switch may be given alone: --cache-clean is --cache-clean true.
-            alone = {"nargs": "?", "const": True} if kind is boolean else {}
-            about = {"help": texts[field.name], "metavar": kind_name(kind)}
-            fields.add_argument(flag(field.name), type=kind, dest=field.name, **alone, **about)
+            alone: dict[str, Any] = {"nargs": "?", "const": True} if kind is boolean else {}
+            alone |= {"help": texts[field.name], "metavar": kind_name(kind)}
+            fields.add_argument(flag(field.name), type=kind, dest=field.name, **alone)
 
 
 PATHS = ("out", "to", "run", "paths", "init_adapter", "include_path", "saebench")

@@ -33,8 +33,9 @@ class Package:
         """The GGUF file; put together in `folder` where the package comes in parts."""
         if self.n_parts:
             return importlib.import_module(self.module).assemble(folder / self.gguf)
-        (place,) = importlib.util.find_spec(self.module).submodule_search_locations
-        return Path(place) / self.gguf
+        spec = importlib.util.find_spec(self.module)
+        assert spec and spec.submodule_search_locations  # as `packaged` has checked
+        return Path(spec.submodule_search_locations[0]) / self.gguf
 
 
 PACKAGES = {

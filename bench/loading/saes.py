@@ -107,7 +107,7 @@ def load(folder: Path, d_in: int, device: str = "cpu") -> "SAE":
     return sae
 
 
-def check_function(config: dict, folder: Path) -> None:
+def check_function(config: dict[str, Any], folder: Path) -> None:
     """Raise `Rejected` where a cfg.json asks for a function that SAELens would load as another.
 
     SAELens drops the fields of older formats that it does not know; an unknown activation

@@ -22,8 +22,10 @@ from bench.loading import documents
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Document, Place = tuple[bytes, int, int, str], tuple[bytes, int, int, int]
-"""What `documents.documents` gives; the same with the number of ids for the string."""
+Document = tuple[bytes, int, int, str]
+"""What `documents.documents` gives: its hash, the number of its file, its line or 0, its string."""
+Place = tuple[bytes, int, int, int]
+"""The same with the number of ids in place of the string."""
 AT_ONCE = 4_000_000
 """Characters that are tokenized at once: ids as Python's own numbers take ten times the room."""
 
@@ -143,8 +145,9 @@ def _write(source: documents.Source, tokenizer: "PreTrainedTokenizerBase", folde
     placed = _encode(documents.documents(source, left_out), tokenizer, raw)
     lengths = np.array([length for *_, length in placed], dtype=np.int64)
     places = np.array([place for _, *place, _ in placed], dtype=np.int64).reshape(-1, 2)
-    order = sorted((n for n in range(len(placed)) if lengths[n]), key=lambda n: placed[n][0])
-    order, ends, eos = np.array(order, dtype=np.int64), np.cumsum(lengths), tokenizer.eos_token_id
+    filled = [n for n in range(len(placed)) if lengths[n]]
+    order = np.array(sorted(filled, key=lambda n: placed[n][0]), dtype=np.int64)
+    ends, eos = np.cumsum(lengths), tokenizer.eos_token_id
     bounds = np.stack([ends - lengths, ends], axis=1)[order]
     about = _in_order(raw, bounds.tolist(), eos, folder)
     raw.unlink()
@@ -167,9 +170,9 @@ def _encode(
         for batch in _batches(texts):
             strings = [string for *_, string in batch]
             encoded = tokenizer(strings, add_special_tokens=False)["input_ids"]
-            for (*place, _), ids in zip(batch, encoded, strict=True):
+            for (digest, file, line, _), ids in zip(batch, encoded, strict=True):
                 out.write(np.asarray(ids, dtype=np.int32).tobytes())
-                places.append((*place, len(ids)))
+                places.append((digest, file, line, len(ids)))
     return places
 
 

@@ -87,11 +87,8 @@ def _check_index(index: Path, pattern: str, names: Callable[[Path], Iterable[str
     `names(path)` gives the names in a file. transformers takes a tensor from whatever file has it.
     """
     what = "an index, expected a weight_map of names to files"
-    places, folder, holders = (
-        read_json(index, what, weight_map=dict)["weight_map"],
-        index.parent,
-        {},
-    )
+    places, folder = read_json(index, what, weight_map=dict)["weight_map"], index.parent
+    holders: dict[str, list[str]] = {}
     for file in places.values():
         if not isinstance(file, str):
             raise Rejected(f"{index}: not {what}")
