@@ -179,9 +179,9 @@ def problem(arguments: Namespace, **defaults: object) -> tuple[Spec, list[Method
 def setting(arguments: Namespace, **defaults: object) -> Spec:
     """The named spec with what the command line changes."""
     names = [field.name for field in dataclasses.fields(Spec)]
-    given = {n: v for n, v in vars(arguments).items() if n in names and v is not None}
-    if given.get("device") == "auto":
+    changes = {n: v for n, v in vars(arguments).items() if n in names and v is not None}
+    if changes.get("device") == "auto":
         from bench.devices import available  # torch
 
-        given["device"] = available()[0]
-    return named(arguments.spec, **{**defaults, **given})
+        changes["device"] = available()[0]
+    return named(arguments.spec, **{**defaults, **changes})

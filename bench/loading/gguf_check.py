@@ -126,8 +126,8 @@ def check_start(path: Path) -> None:
 def read(path: Path) -> tuple[dict[str, Any], list["ReaderTensor"]]:
     """({key: value}, gguf's tensors) of the GGUF file at `path`; the value of an array is None.
 
-    Raises `Rejected` where the file is not whole, not of a format or an architecture that is read
-    here, or has a key that changes the model and would be lost. Takes seconds.
+    Raises `Rejected` where the file is not whole, or not of a known format or architecture. So it
+    does where a conversion would lose a key that changes the model. Takes seconds.
     """
     check_start(path)
     import numpy
@@ -221,9 +221,9 @@ def changed(architecture: str, header: dict[str, Any], config: "PretrainedConfig
     """Where transformers' `config` is not what the header says, on one line, or None."""
     for key, value, known in _own(architecture, header):
         if not isinstance(known, tuple):
-            arrived = known(config) if callable(known) else getattr(config, known)
-            if not _same(value, arrived):
-                return f"{_says(key, value)}, the converted model has {arrived!r}"
+            result = known(config) if callable(known) else getattr(config, known)
+            if not _same(value, result):
+                return f"{_says(key, value)}, the converted model has {result!r}"
     return None
 
 
@@ -234,9 +234,9 @@ def _own(architecture: str, header: dict[str, Any]) -> list[tuple[str, Any, Any]
     return [(start + k, header[start + k], known.get(k)) for k in keys if k not in HARMLESS]
 
 
-def _same(value: object, arrived: object) -> bool:
+def _same(value: object, result: object) -> bool:
     """Whether two values are one number: a softcap of 0 is none, and GGUF's floats are short."""
-    a, b = value or 0, arrived or 0
+    a, b = value or 0, result or 0
     if value is None or not isinstance(a, int | float) or not isinstance(b, int | float):
         return False
     return math.isclose(a, b, rel_tol=1e-6)

@@ -99,8 +99,7 @@ def locate(model: str) -> Path:
     folder = cache_root() / "models" / f"{Path(name).stem}-{version}"
     if not folder.exists():
         say(f"converting {name} to safetensors (once; then it is cached)")
-        made = new_folder(folder)
-        with made as temporary, TemporaryDirectory() as parts, others_quiet():
+        with new_folder(folder) as temporary, TemporaryDirectory() as parts, others_quiet():
             convert_gguf(file(Path(parts)), temporary)
     return folder
 

@@ -50,10 +50,9 @@ PLAIN = {
 STARTED = ": one that changed the model's weights too; PEFT converts it when saving, with "
 STARTED += "path_initial_model_for_weight_conversion, and then writes true"
 
-Place = tuple[int, str]
-"""A block, and the name of a linear map in it, as the model calls that."""
 Pair = tuple["Tensor", "Tensor"]
-"""A and B."""
+Place = tuple[int, str]
+"""(A, B); a block and the name of a linear map in it, as the model calls that."""
 Pairs = dict[str, Pair]
 
 

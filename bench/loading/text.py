@@ -94,10 +94,10 @@ def _random(spec: Spec, vocabulary: int, bos: int | None) -> Text:
     generator = torch.Generator().manual_seed(0)
     parts = []
     for count in counts:
-        drawn = torch.randint(vocabulary, (count, spec.seq_len), generator=generator)
+        rows = torch.randint(vocabulary, (count, spec.seq_len), generator=generator)
         if bos is not None:
-            drawn[:, 0] = bos
-        parts.append(Windows(drawn, [f"window {number}" for number in range(count)]))
+            rows[:, 0] = bos
+        parts.append(Windows(rows, [f"window {number}" for number in range(count)]))
     train, curve, validation = parts
     sha256 = hashlib.sha256(train.tokens.numpy().tobytes()).hexdigest()
     largest = max(int(part.tokens.max()) for part in parts)
@@ -205,9 +205,8 @@ def in_words(text: Text) -> str:
 
 def moved(text: Text, device: str) -> Text:
     """The same text with its tokens on a device; training windows go there when they are read."""
-    curve, validation = (
-        replace(part, tokens=part.tokens.to(device)) for part in (text.curve, text.validation)
-    )
+    curve = replace(text.curve, tokens=text.curve.tokens.to(device))
+    validation = replace(text.validation, tokens=text.validation.tokens.to(device))
     return replace(text, train=text.train.to(device), curve=curve, validation=validation)
 
 

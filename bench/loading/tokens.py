@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Document = tuple[bytes, int, int, str]
-"""What `documents.documents` gives: its hash, the number of its file, its line or 0, its string."""
 Place = tuple[bytes, int, int, int]
-"""The same with the number of ids in place of the string."""
+"""What `documents.documents` gives; the same with the number of ids for the string."""
 AT_ONCE = 4_000_000
 """Characters that are tokenized at once: ids as Python's own numbers take ten times the room."""
 
@@ -120,8 +119,8 @@ def stream(source: documents.Source, tokenizer: "PreTrainedTokenizerBase") -> St
     from safetensors.torch import load_file
 
     text, eos = documents.sha256(source), tokenizer.eos_token_id
-    made = f"{text} {eos} {tokenizer.backend_tokenizer.to_str()}"
-    folder = cache_root() / "tokens" / hashlib.sha256(made.encode()).hexdigest()[:16]
+    key = f"{text} {eos} {tokenizer.backend_tokenizer.to_str()}"
+    folder = cache_root() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:16]
     if not folder.exists():
         with new_folder(folder) as temporary:
             _write(source, tokenizer, temporary)
@@ -145,9 +144,8 @@ def _write(source: documents.Source, tokenizer: "PreTrainedTokenizerBase", folde
     placed = _encode(documents.documents(source, left_out), tokenizer, raw)
     lengths = np.array([length for *_, length in placed], dtype=np.int64)
     places = np.array([place for _, *place, _ in placed], dtype=np.int64).reshape(-1, 2)
-    filled = [n for n in range(len(placed)) if lengths[n]]
-    order = np.array(sorted(filled, key=lambda n: placed[n][0]), dtype=np.int64)
-    ends, eos = np.cumsum(lengths), tokenizer.eos_token_id
+    filled = sorted((n for n in range(len(placed)) if lengths[n]), key=lambda n: placed[n][0])
+    order, ends, eos = np.array(filled, dtype=np.int64), np.cumsum(lengths), tokenizer.eos_token_id
     bounds = np.stack([ends - lengths, ends], axis=1)[order]
     about = _in_order(raw, bounds.tolist(), eos, folder)
     raw.unlink()

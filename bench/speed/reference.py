@@ -9,16 +9,13 @@ and the softmax stay in float32. Imports nothing of this suite.
 """
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import kl_div, log_softmax, softmax
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class Reference:
@@ -96,14 +93,14 @@ class Reference:
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
-def _pretrained(folder: str, dtype: str) -> "PreTrainedModel":
+def _pretrained(folder: str, dtype: str) -> Module:
     from transformers import AutoModelForCausalLM
 
     settings = {"dtype": getattr(torch, dtype), "attn_implementation": "eager"}
     return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **settings)
 
 
-def _random(folder: str, drawn: str, dtype: str) -> "PreTrainedModel":
+def _random(folder: str, drawn: str, dtype: str) -> Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
