@@ -111,8 +111,7 @@ def _local(text: str) -> Source:
     if not path.exists():
         named = ", ".join(["sotu", *STREAMS])
         raise Usage(f"no text at '{text}': expected {named}, a .txt or .jsonl file, or a folder")
-    files: dict[str, Path] = {}
-    left_out: Counter[str] = Counter()
+    files, left_out = dict[str, Path](), Counter[str]()
     top = path if path.is_dir() else path.parent
     for file in sorted(_below(path)) if path.is_dir() else [path]:
         if file.is_file() and file.suffix.lower() in SUFFIXES:

@@ -234,12 +234,11 @@ def _own(architecture: str, header: dict[str, Any]) -> list[tuple[str, Any, Any]
     return [(start + k, header[start + k], known.get(k)) for k in keys if k not in HARMLESS]
 
 
-def _same(value: object, result: object) -> bool:
+def _same(value: Any, result: Any) -> bool:
     """Whether two values are one number: a softcap of 0 is none, and GGUF's floats are short."""
-    a, b = value or 0, result or 0
-    if value is None or not isinstance(a, int | float) or not isinstance(b, int | float):
-        return False
-    return math.isclose(a, b, rel_tol=1e-6)
+    pair = value or 0, result or 0
+    are_numbers = value is not None and all(isinstance(number, int | float) for number in pair)
+    return are_numbers and math.isclose(*pair, rel_tol=1e-6)
 
 
 def _says(key: str, value: object) -> str:

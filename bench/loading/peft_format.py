@@ -81,8 +81,7 @@ def _by_place(pairs: Pairs, model_type: str) -> dict[Place, Pair]:
     if model_type not in FAMILIES:
         raise Rejected(f"the names of a '{model_type}' model's linear maps are not known here")
     names = GPT2_NAMES if model_type == "gpt2" else NAMES
-    placed: dict[Place, Pair] = {}
-    parts: dict[int, Pairs] = {}
+    placed, parts = dict[Place, Pair](), dict[int, Pairs]()
     for name, pair in pairs.items():
         _, block, linear = name.split(".", 2)
         if linear in names:
@@ -193,9 +192,8 @@ def load(folder: str | Path) -> Pairs:
     if not tensors:
         raise Rejected(f"{path}: no tensors in it")
     weights.check_finite(tensors.items(), path)
-    placed = _placed(path, tensors)
+    placed, pairs = _placed(path, tensors), Pairs()
     _check_places(path, config, placed)
-    pairs: Pairs = {}
     for (block, linear), (a, b) in placed.items():
         parts = {LINEARS[linear]: (a, b)} if linear != FUSED else _split(path, a, b)
         pairs |= {f"blocks.{block}.{part}": pair for part, pair in parts.items()}

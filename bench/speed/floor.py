@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -67,7 +66,7 @@ def operations(step: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def attention_counts() -> dict[Callable[..., Any], Callable[..., int]]:
+def attention_counts() -> dict[Callable, Callable]:
     """Each kernel that attention may run as, on a CPU, on CUDA and on MPS -> how it is counted."""
     counts = {aten._scaled_dot_product_attention_math_for_mps: _causal(2)}
     for kernel in KERNELS:
@@ -83,7 +82,7 @@ def _causal(n_products: int, first: int = 0) -> Callable[..., int]:
     The queries are argument number `first` of the kernel.
     """
 
-    def count(*shapes: Any, out_shape: object = None, **settings: object) -> int:
+    def count(*shapes: torch.Size, out_shape: object = None, **settings: object) -> int:
         batch, heads, seq_len, d_head = shapes[first]
         return n_products * batch * heads * seq_len * seq_len * d_head
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from bench.config import method
@@ -141,9 +140,9 @@ class Ours(Contestant):
     ) -> Iterator[tuple[int, Adapted]]:
         return drive(self.entry.module, problem, batches, self.entry.config, meter)
 
-    def _batches(self, *fetched: Callable[[Tensor], None]) -> Batches:
+    def _batches(self, *fetched: Callable[[torch.Tensor], None]) -> Batches:
         return Batches(self.problem.train, self.spec.batch_size, self.steps, 0, *fetched)
 
-    def _fetched(self, tokens: Tensor) -> None:
+    def _fetched(self, tokens: torch.Tensor) -> None:
         self.tokens = tokens
         self.meter.fetched(tokens)

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
-from torch.nn import Module
+from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, softmax
 
 
@@ -84,7 +83,7 @@ class Reference:
         logits = self.model(input_ids=tokens, use_cache=False).logits
         return logits[:, self.skipped :].float()
 
-    def _splice(self, layer: Module, inputs: object, output: Any) -> Any:
+    def _splice(self, layer: nn.Module, inputs: object, output: Any) -> Any:
         if not self.spliced:
             return output
         hidden = output[0] if isinstance(output, tuple) else output
@@ -93,14 +92,14 @@ class Reference:
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
-def _pretrained(folder: str, dtype: str) -> Module:
+def _pretrained(folder: str, dtype: str) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     settings = {"dtype": getattr(torch, dtype), "attn_implementation": "eager"}
     return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **settings)
 
 
-def _random(folder: str, drawn: str, dtype: str) -> Module:
+def _random(folder: str, drawn: str, dtype: str) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
