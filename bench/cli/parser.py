@@ -40,17 +40,10 @@ def parser() -> Parser:
     compare.add_argument("--seeds", default="0", help="comma-separated, one run each")
     compare.add_argument("--fresh", action="store_true", help="run again what is already done")
     compare.add_argument("--init-adapter", metavar="DIR", help="where lora starts: a PEFT adapter")
-    compare.add_argument(
-        "--micro-batch",
-        type=int,
-        metavar="N",
-        help="windows that go through the model at once (default: the batch, halved until it fits)",
-    )
-    compare.add_argument(
-        "--shard-model",
-        action="store_true",
-        help="under torchrun: spread the LM's blocks over the devices (FSDP2)",
-    )
+    text = "windows that go through the model at once (default: the batch, halved until it fits)"
+    compare.add_argument("--micro-batch", type=int, metavar="N", help=text)
+    text = "under torchrun: spread the LM's blocks over the devices (FSDP2)"
+    compare.add_argument("--shard-model", action="store_true", help=text)
     compare.add_argument("--force", action="store_true", help="even with an SAE that check doubts")
     add_every(compare)
     add_problem(compare, methods="lora,e2e")

@@ -199,12 +199,11 @@ def check_complete(report: dict[str, Any], source: Path) -> None:
 
     It would leave what is missing at random values. Tied weights do not count as missing.
     """
+    shapes = [f"{k} {list(a)} for {list(b)}" for k, a, b in report["mismatched_keys"]]
     wrong = {
         "missing": report["missing_keys"],
         "unexpected": [k for k in report["unexpected_keys"] if not re.search(CONSTANTS, k)],
-        "of another shape": [
-            f"{k} {list(a)} for {list(b)}" for k, a, b in report["mismatched_keys"]
-        ],
+        "of another shape": shapes,
     }
     check_names(wrong, source, "its config")
 
