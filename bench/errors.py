@@ -48,7 +48,7 @@ class RunFailed(Fault):
     code = 5
 
 
-def reason(error: BaseException) -> str:
+def reason(error: BaseException | str) -> str:
     """What a library's error says, on one line; what a terminal would obey is escaped."""
     line = str(error).strip().partition("\n")[0] or type(error).__name__
     return line if line.isprintable() else repr(line)

@@ -30,9 +30,7 @@ def compare(arguments: Namespace) -> None:
         shard_model=a.shard_model,
         force=a.force,
     )
-    if ranks.world() == 1:
-        ended = run(request, methods, seeds(a.seeds))
-    else:
+    if ranks.world() > 1:
         from bench.runs.preflight import asks_the_hub, quiet_libraries, set_environment
 
         set_environment(online=asks_the_hub(spec))  # before anything imports the libraries
@@ -40,6 +38,8 @@ def compare(arguments: Namespace) -> None:
         from bench.runs import torchrun
 
         ended = torchrun.compare(request, methods, seeds(a.seeds))
+    else:
+        ended = run(request, methods, seeds(a.seeds))
     if ended:  # only the first of several processes holds it
         from bench.cli import show
 
@@ -51,7 +51,7 @@ def speed(arguments: Namespace) -> None:
     from bench.speed.speed import speed as run
 
     # One window of 1,024 tokens, as the paper's code steps.
-    defaults = {"batch_size": 1, "seq_len": 1024}
+    defaults: dict[str, object] = {"batch_size": 1, "seq_len": 1024}
     if arguments.weights == "random":  # on which no SAE was ever trained
         defaults["sae"] = "fresh"
     spec, methods = problem(arguments, **defaults)
@@ -156,5 +156,5 @@ def tell(message: object) -> None:
 
 def same_command() -> str:
     """What was typed, to be typed again; `--fresh` would begin again."""
-    given = [argument for argument in sys.argv[1:] if argument != "--fresh"]
-    return f"{ranks.start_as_typed()} {shlex.join(given)}"
+    arguments = [argument for argument in sys.argv[1:] if argument != "--fresh"]
+    return f"{ranks.start_as_typed()} {shlex.join(arguments)}"

@@ -6,7 +6,7 @@ import math
 import os
 from argparse import Namespace
 from collections.abc import Callable
-from typing import IO, Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 from bench import __version__
 from bench.config.method import MethodRequest, requested
@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise Usage(f"{message} (see {self.prog} --help)")
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: object = None) -> None:
         """Help and version; argparse would swallow that stdout is full."""
         if message:
             say(message.rstrip("\n"))
@@ -40,17 +40,10 @@ def parser() -> Parser:
     compare.add_argument("--seeds", default="0", help="comma-separated, one run each")
     compare.add_argument("--fresh", action="store_true", help="run again what is already done")
     compare.add_argument("--init-adapter", metavar="DIR", help="where lora starts: a PEFT adapter")
-    compare.add_argument(
-        "--micro-batch",
-        type=int,
-        metavar="N",
-        help="windows that go through the model at once (default: the batch, halved until it fits)",
-    )
-    compare.add_argument(
-        "--shard-model",
-        action="store_true",
-        help="under torchrun: spread the LM's blocks over the devices (FSDP2)",
-    )
+    text = "windows that go through the model at once (default: the batch, halved until it fits)"
+    compare.add_argument("--micro-batch", type=int, metavar="N", help=text)
+    text = "under torchrun: spread the LM's blocks over the devices (FSDP2)"
+    compare.add_argument("--shard-model", action="store_true", help=text)
     compare.add_argument("--force", action="store_true", help="even with an SAE that check doubts")
     add_every(compare)
     add_problem(compare, methods="lora,e2e")
@@ -110,9 +103,9 @@ def add_spec(command: Parser) -> None:
         if field.name != "name":
             kind = {bool: boolean, float: finite}.get(types[field.name], types[field.name])
             # A switch may be given alone: --cache-clean is --cache-clean true.
-            alone = {"nargs": "?", "const": True} if kind is boolean else {}
-            about = {"help": texts[field.name], "metavar": kind_name(kind)}
-            fields.add_argument(flag(field.name), type=kind, dest=field.name, **alone, **about)
+            alone: dict[str, Any] = {"nargs": "?", "const": True} if kind is boolean else {}
+            alone |= {"help": texts[field.name], "metavar": kind_name(kind)}
+            fields.add_argument(flag(field.name), type=kind, dest=field.name, **alone)
 
 
 PATHS = ("out", "to", "run", "paths", "init_adapter", "include_path", "saebench")
@@ -179,9 +172,9 @@ def problem(arguments: Namespace, **defaults: object) -> tuple[Spec, list[Method
 def setting(arguments: Namespace, **defaults: object) -> Spec:
     """The named spec with what the command line changes."""
     names = [field.name for field in dataclasses.fields(Spec)]
-    given = {n: v for n, v in vars(arguments).items() if n in names and v is not None}
-    if given.get("device") == "auto":
+    changes = {n: v for n, v in vars(arguments).items() if n in names and v is not None}
+    if changes.get("device") == "auto":
         from bench.devices import available  # torch
 
-        given["device"] = available()[0]
-    return named(arguments.spec, **{**defaults, **given})
+        changes["device"] = available()[0]
+    return named(arguments.spec, **{**defaults, **changes})

@@ -29,12 +29,12 @@ def comparison(out: Path, ended: "compare.Ended") -> None:
     """
     with os_errors(out):
         drawn = not ended.todo and _text(out / "table.txt")
-        if drawn and drawn == (text := "\n\n".join(map(table, load(out, ended.names)))):
+        if drawn and drawn == (text := "\n\n".join(map(table, load(out, sorted(ended.names))))):
             say(text)
         else:
             from analysis.report import report
 
-            _written(*report(out, names=ended.names))
+            _written(*report(out, names=sorted(ended.names)))
     if not ended.todo:
         count = len(ended.names)
         say(f"nothing to do: {count} of {count} runs were already done (--fresh runs again)")

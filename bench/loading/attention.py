@@ -92,7 +92,7 @@ FUSED = {
     "GPT2Attention": FusedJoint,
 }
 """The model's own class of attention -> ours."""
-ODD = ("attn_logit_softcapping", "sinks", "scale_attn_by_inverse_layer_idx")
+ODD: tuple[str, ...] = ("attn_logit_softcapping", "sinks", "scale_attn_by_inverse_layer_idx")
 ODD += ("reorder_and_upcast_attn",)
 """Settings that the fused kernel does not know."""
 
@@ -131,10 +131,10 @@ def _final(bridge: TransformerBridge) -> Tensor:
     device, vocabulary = bridge.unembed.weight.device, len(bridge.unembed.weight)
     seq_len = min(96, getattr(bridge.cfg, "n_ctx", 96))
     tokens = torch.randint(vocabulary, (1, seq_len), generator=generator).to(device)
-    caught = []
-    handle = bridge.ln_final.register_forward_hook(lambda *seen: caught.append(seen[-1]))
+    outputs: list[Tensor] = []
+    handle = bridge.ln_final.register_forward_hook(lambda *values: outputs.append(values[-1]))
     try:
         bridge(tokens, use_cache=False, logits_to_keep=1)
     finally:
         handle.remove()
-    return caught[0].float()
+    return outputs[0].float()

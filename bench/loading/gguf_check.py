@@ -16,6 +16,7 @@ from bench.loading.peft_format import FAMILIES
 from bench.loading.weights import as_rejected, shown
 
 if TYPE_CHECKING:
+    from gguf import GGUFReader, ReaderField, ReaderTensor
     from transformers import PretrainedConfig
 
 ARCHITECTURES = tuple(family.removesuffix("_text") for family in FAMILIES)
@@ -122,11 +123,11 @@ def check_start(path: Path) -> None:
         raise Unavailable("a GGUF file needs the package gguf: pip install gguf")
 
 
-def read(path: Path) -> tuple[dict, list]:
+def read(path: Path) -> tuple[dict[str, Any], list["ReaderTensor"]]:
     """({key: value}, gguf's tensors) of the GGUF file at `path`; the value of an array is None.
 
-    Raises `Rejected` where the file is not whole, not of a format or an architecture that is read
-    here, or has a key that changes the model and would be lost. Takes seconds.
+    Raises `Rejected` where the file is not whole, or not of a known format or architecture. So it
+    does where a conversion would lose a key that changes the model. Takes seconds.
     """
     check_start(path)
     import numpy
@@ -141,7 +142,7 @@ def read(path: Path) -> tuple[dict, list]:
     return header, reader.tensors
 
 
-def _bounded_reader(path: Path) -> Any:
+def _bounded_reader(path: Path) -> "GGUFReader":
     """A `GGUFReader` that gives up where a corrupt count would have it read on and on."""
     import numpy
     from gguf import GGUFReader
@@ -149,19 +150,19 @@ def _bounded_reader(path: Path) -> Any:
     class Bounded(GGUFReader):
         n_read = 0
 
-        def _get(self, offset: int, dtype: type, count: int = 1, **order: Any) -> Any:
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
             self.n_read += 1
             long = self.n_read > 4 * MOST_VALUES or offset + 8 * int(count) > LONGEST_HEADER
             if long and not hasattr(self, "data_offset"):  # after it come the tensors themselves
                 raise ValueError("its header is too long")
-            return super()._get(offset, dtype, count, **order)
+            return super()._get(offset, dtype, count, override_order)
 
-        def _get_field_parts(self, offset: int, kind: int) -> tuple:
+        def _get_field_parts(self, offset: int, kind: int) -> tuple[Any, ...]:
             if kind == ARRAY and (n := self._get(offset + 4, numpy.uint64)[0]) > MOST_VALUES:
                 raise ValueError(f"an array of {n:,} values")
             return super()._get_field_parts(offset, kind)
 
-        def _push_field(self, field: Any, skip_sum: bool = False) -> int:
+        def _push_field(self, field: "ReaderField", skip_sum: bool = False) -> int:
             if field.name in self.fields:  # of which old versions of gguf only warn
                 raise ValueError(f"the key {field.name} is there twice")
             return super()._push_field(field, skip_sum)
@@ -169,14 +170,14 @@ def _bounded_reader(path: Path) -> Any:
     return Bounded(path)
 
 
-def _plain(field: Any) -> str | float | None:
+def _plain(field: "ReaderField") -> str | float | None:
     if field.types[0] == ARRAY:
         return None
     value = field.parts[-1]
     return bytes(value).decode() if field.types[0].name == "STRING" else value.tolist()[0]
 
 
-def _wrong_model(header: dict) -> str | None:
+def _wrong_model(header: dict[str, Any]) -> str | None:
     """Why a model that says this of itself cannot be converted, or None."""
     architecture = header.get("general.architecture")
     if not isinstance(architecture, str):
@@ -189,7 +190,7 @@ def _wrong_model(header: dict) -> str | None:
     return lost(architecture, header)
 
 
-def _wrong_tensors(reader: Any) -> str | None:
+def _wrong_tensors(reader: "GGUFReader") -> str | None:
     """The first tensor that does not start where the one before it ends, or None."""
     at, alignment = int(reader.data_offset), int(reader.alignment)
     for tensor in reader.tensors:
@@ -220,24 +221,24 @@ def changed(architecture: str, header: dict[str, Any], config: "PretrainedConfig
     """Where transformers' `config` is not what the header says, on one line, or None."""
     for key, value, known in _own(architecture, header):
         if not isinstance(known, tuple):
-            arrived = known(config) if callable(known) else getattr(config, known)
-            if not _same(value, arrived):
-                return f"{_says(key, value)}, the converted model has {arrived!r}"
+            result = known(config) if callable(known) else getattr(config, known)
+            if not _same(value, result):
+                return f"{_says(key, value)}, the converted model has {result!r}"
     return None
 
 
 def _own(architecture: str, header: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(key, value, what is known of the key or None) of what is said of the architecture."""
+    """(key, value, what is known of the key or None) of each key of the architecture."""
     start, known = f"{architecture}.", KNOWN[architecture]
     keys = [key.removeprefix(start) for key in header if key.startswith(start)]
     return [(start + k, header[start + k], known.get(k)) for k in keys if k not in HARMLESS]
 
 
-def _same(said: object, arrived: object) -> bool:
+def _same(value: Any, result: Any) -> bool:
     """Whether two values are one number: a softcap of 0 is none, and GGUF's floats are short."""
-    numbers = [value or 0 for value in (said, arrived)]
-    are_numbers = said is not None and all(isinstance(value, int | float) for value in numbers)
-    return are_numbers and math.isclose(*numbers, rel_tol=1e-6)
+    pair = value or 0, result or 0
+    are_numbers = value is not None and all(isinstance(number, int | float) for number in pair)
+    return are_numbers and math.isclose(*pair, rel_tol=1e-6)
 
 
 def _says(key: str, value: object) -> str:

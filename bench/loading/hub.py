@@ -56,7 +56,7 @@ def reach(repository: str, kind: str = "model") -> bool:
 
 def in_time(ask: Callable[[], Answer]) -> Answer:
     """What `ask()` gives, or its error; TimeoutError after SECONDS, however many tries it makes."""
-    answer = Future()
+    answer: Future[Answer] = Future()
 
     def run() -> None:
         try:

@@ -120,7 +120,7 @@ def _stand_in(config: dict[str, Any]) -> "PreTrainedTokenizerBase":
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
-    ids = {name: config.get(f"{name}_id") for name in ("bos_token", "eos_token")}
+    ids: dict[str, Any] = {name: config.get(f"{name}_id") for name in ("bos_token", "eos_token")}
     tokens = {name: f"<{number}>" for name, number in ids.items() if isinstance(number, int)}
     vocabulary = {token: ids[name] for name, token in tokens.items()} or {"<0>": 0}
     words = Tokenizer(WordLevel(vocabulary, unk_token=next(iter(vocabulary))))

@@ -33,8 +33,9 @@ class Package:
         """The GGUF file; put together in `folder` where the package comes in parts."""
         if self.n_parts:
             return importlib.import_module(self.module).assemble(folder / self.gguf)
-        (place,) = importlib.util.find_spec(self.module).submodule_search_locations
-        return Path(place) / self.gguf
+        spec = importlib.util.find_spec(self.module)
+        assert spec and spec.submodule_search_locations  # as `packaged` has checked
+        return Path(spec.submodule_search_locations[0]) / self.gguf
 
 
 PACKAGES = {
@@ -98,8 +99,7 @@ def locate(model: str) -> Path:
     folder = cache_root() / "models" / f"{Path(name).stem}-{version}"
     if not folder.exists():
         say(f"converting {name} to safetensors (once; then it is cached)")
-        made = new_folder(folder)
-        with made as temporary, TemporaryDirectory() as parts, others_quiet():
+        with new_folder(folder) as temporary, TemporaryDirectory() as parts, others_quiet():
             convert_gguf(file(Path(parts)), temporary)
     return folder
 

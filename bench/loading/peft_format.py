@@ -34,12 +34,12 @@ LINEARS = {theirs: ours for names in (NAMES, GPT2_NAMES) for ours, theirs in nam
 """All of these names -> TransformerLens' name."""
 FUSED, PARTS = "attn.c_attn", ("attn.q", "attn.k", "attn.v")
 CONFIG, WEIGHTS, OLDER = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-READ = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern")
+READ: tuple[str, ...] = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern")
 READ += ("target_modules", "layers_to_transform")
 """Fields of an adapter's config that are used or checked here."""
-HARMLESS = ("auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode")
-HARMLESS += ("lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision")
-HARMLESS += ("runtime_config", "task_type")
+HARMLESS: tuple[str, ...] = ("auto_mapping", "base_model_name_or_path", "fan_in_fan_out")
+HARMLESS += ("inference_mode", "lora_dropout", "megatron_core", "peft_version", "revision")
+HARMLESS += ("qalora_group_size", "runtime_config", "task_type")
 """Fields that change nothing of what a trained adapter adds, whatever their value."""
 PLAIN = {
     "bias": ("none",),
@@ -50,7 +50,8 @@ PLAIN = {
 STARTED = ": one that changed the model's weights too; PEFT converts it when saving, with "
 STARTED += "path_initial_model_for_weight_conversion, and then writes true"
 
-Pair, Place = tuple["Tensor", "Tensor"], tuple[int, str]
+Pair = tuple["Tensor", "Tensor"]
+Place = tuple[int, str]
 """(A, B); a block and the name of a linear map in it, as the model calls that."""
 Pairs = dict[str, Pair]
 
@@ -79,7 +80,8 @@ def _by_place(pairs: Pairs, model_type: str) -> dict[Place, Pair]:
     """The pairs by their place in the model; GPT-2's q, k and v are put together."""
     if model_type not in FAMILIES:
         raise Rejected(f"the names of a '{model_type}' model's linear maps are not known here")
-    names, placed, parts = GPT2_NAMES if model_type == "gpt2" else NAMES, {}, {}
+    names = GPT2_NAMES if model_type == "gpt2" else NAMES
+    placed, parts = dict[Place, Pair](), dict[int, Pairs]()
     for name, pair in pairs.items():
         _, block, linear = name.split(".", 2)
         if linear in names:
@@ -151,7 +153,7 @@ def _check_plain(path: Path, config: dict[str, Any]) -> None:
     """Raise `Rejected` for a field that may make an adapter more than B A, known here or not."""
     for field, value in config.items():
         text = json.dumps(value)  # in which false is not 0
-        plain = [*PLAIN.get(field, ()), None, False, "", [], {}]
+        plain: list[Any] = [*PLAIN.get(field, ()), None, False, "", [], {}]
         if field in (*READ, *HARMLESS) or text in map(json.dumps, plain):
             continue
         hint = STARTED if field == "init_lora_weights" else ""
@@ -190,7 +192,7 @@ def load(folder: str | Path) -> Pairs:
     if not tensors:
         raise Rejected(f"{path}: no tensors in it")
     weights.check_finite(tensors.items(), path)
-    placed, pairs = _placed(path, tensors), {}
+    placed, pairs = _placed(path, tensors), Pairs()
     _check_places(path, config, placed)
     for (block, linear), (a, b) in placed.items():
         parts = {LINEARS[linear]: (a, b)} if linear != FUSED else _split(path, a, b)
@@ -200,7 +202,7 @@ def load(folder: str | Path) -> Pairs:
 
 def _placed(path: Path, tensors: dict[str, "Tensor"]) -> dict[Place, Pair]:
     """An adapter's tensors as pairs by place."""
-    halves = {}
+    halves: dict[Place, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         match = re.fullmatch(r"base_model\.model\.\w+\.\w+\.(\d+)\.(.+)\.lora_([AB])\.weight", name)
         if not match or match[2] not in (*LINEARS, FUSED):

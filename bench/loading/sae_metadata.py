@@ -11,8 +11,9 @@ ALIASES = {"gpt2": "gpt2-small", "gpt2small": "gpt2-small"}
 """Names that the field has for one model."""
 AT_HEADS = ("fold_value_biases", "refactor_factored_attn_matrices")
 """Processing by TransformerLens that changes what each head gives, and no other site."""
-HARMLESS = ("fold_ln", "center_unembed", "dtype", "torch_dtype", "device_map", "n_devices")
+HARMLESS: tuple[str, ...] = ("fold_ln", "center_unembed", "dtype", "torch_dtype", "device_map")
 HARMLESS += ("trust_remote_code", "default_prepend_bos", "default_padding_side", "move_to_device")
+HARMLESS += ("n_devices",)
 """Settings of a model's loading that change what no site sees."""
 UNFOLDED = ("expected_average_only_in", "covariance_whitening")
 """Scalings of SAELens' that an SAE cannot do by itself."""

@@ -100,8 +100,10 @@ def _releases() -> dict[str, dict[str, Any]]:
     """SAELens' list of releases, without importing SAELens, which takes seconds."""
     import yaml
 
-    (folder,) = importlib.util.find_spec("sae_lens").submodule_search_locations
-    return yaml.safe_load((Path(folder) / "pretrained_saes.yaml").read_text(encoding="utf-8"))
+    spec = importlib.util.find_spec("sae_lens")
+    assert spec and spec.submodule_search_locations  # a dependency of ours
+    path = Path(spec.submodule_search_locations[0], "pretrained_saes.yaml")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def expected_l0(sae: str) -> float | None:

@@ -76,8 +76,8 @@ def load_all(folders: list[Path], widths: Sequence[int], device: str = "cpu") ->
 def load(folder: Path, d_in: int, device: str = "cpu") -> "SAE":
     """The SAE in `folder`, float32; the caller freezes it.
 
-    Raises `Rejected` where the folder is not a SAELens SAE of width `d_in`, or where its tensors
-    are not finite or not those of its config.
+    Raises `Rejected` where the folder is no SAELens SAE of width `d_in`, or its tensors are not
+    finite or not those of its config.
     """
     import torch
     from sae_lens import SAE
@@ -107,7 +107,7 @@ def load(folder: Path, d_in: int, device: str = "cpu") -> "SAE":
     return sae
 
 
-def check_function(config: dict, folder: Path) -> None:
+def check_function(config: dict[str, Any], folder: Path) -> None:
     """Raise `Rejected` where a cfg.json asks for a function that SAELens would load as another.
 
     SAELens drops the fields of older formats that it does not know; an unknown activation

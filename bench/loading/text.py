@@ -13,7 +13,7 @@ from collections.abc import Callable, Sized
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of one part of the text."""
+    """Held-out windows."""
 
-    tokens: torch.Tensor | tokens.Packed  # [windows, seq], int64; packed where it is training
+    tokens: torch.Tensor  # [windows, seq], int64
     documents: list[str]
-    """The error unit of each held-out window, by name; windows of one unit are not independent."""
+    """The error unit of each window, by name; windows of one unit are not independent."""
 
 
 @dataclass(frozen=True)
 class Text:
     """The three parts; those of a text that was split by document share none."""
 
-    train: Windows
+    train: torch.Tensor | tokens.Packed  # [windows, seq], int64
     curve: Windows
     validation: Windows
     split: str
@@ -48,7 +48,7 @@ class Text:
     """Stands for the training windows, whose tokens need not be read for it."""
     largest: int
     """The largest id that may be in it."""
-    read: dict | None = None
+    read: dict[str, Any] | None = None
     """The record's `text_read`: what was read and what was left out."""
 
 
@@ -84,7 +84,7 @@ def load(spec: Spec, tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> T
     sha256 = hashlib.sha256(cut.encode()).hexdigest()
     largest = max(stream.about["largest"], -1 if bos is None else bos)
     held_out = _spread(curve, spec.curve_tokens, spec), _spread(validation, spec.val_tokens, spec)
-    return Text(Windows(train, []), *held_out, split, sha256, largest, read)
+    return Text(train, *held_out, split, sha256, largest, read)
 
 
 def _random(spec: Spec, vocabulary: int, bos: int | None) -> Text:
@@ -94,12 +94,14 @@ def _random(spec: Spec, vocabulary: int, bos: int | None) -> Text:
     generator = torch.Generator().manual_seed(0)
     parts = []
     for count in counts:
-        drawn = torch.randint(vocabulary, (count, spec.seq_len), generator=generator)
+        rows = torch.randint(vocabulary, (count, spec.seq_len), generator=generator)
         if bos is not None:
-            drawn[:, 0] = bos
-        parts.append(Windows(drawn, [f"window {number}" for number in range(count)]))
-    sha256 = hashlib.sha256(parts[0].tokens.numpy().tobytes()).hexdigest()
-    return Text(*parts, "random", sha256, max(int(part.tokens.max()) for part in parts))
+            rows[:, 0] = bos
+        parts.append(Windows(rows, [f"window {number}" for number in range(count)]))
+    train, curve, validation = parts
+    sha256 = hashlib.sha256(train.tokens.numpy().tobytes()).hexdigest()
+    largest = max(int(part.tokens.max()) for part in parts)
+    return Text(train.tokens, curve, validation, "random", sha256, largest)
 
 
 def _by_document(stream: tokens.Stream, spec: Spec, bos: int | None) -> Split | None:
@@ -119,8 +121,8 @@ def _by_document(stream: tokens.Stream, spec: Spec, bos: int | None) -> Split | 
         return None
     alone = all(first == last for first, last in validation)
     split = "by document" if alone else "by group of documents"
-    named = ([(stream.name(*unit), cut(*unit)) for unit in units] for units in (curve, validation))
-    return split, train, *named
+    named = [[(stream.name(*unit), cut(*unit)) for unit in units] for units in (curve, validation)]
+    return split, train, named[0], named[1]
 
 
 def _units(
@@ -189,6 +191,7 @@ def _unique(names: list[str]) -> list[str]:
 
 def in_words(text: Text) -> str:
     """One line on what was read, what was left out, and what is held out."""
+    assert text.read is not None  # as it is of random tokens
     read, units = text.read, [len(set(part.documents)) for part in (text.validation, text.curve)]
     aside = [f"{n:,} {suffix}" for suffix, n in read["files_left_out"].items()]
     not_read = ", not read: " + ", ".join(aside[:8]) + ", ..." * (len(aside) > 8)
@@ -202,9 +205,9 @@ def in_words(text: Text) -> str:
 
 def moved(text: Text, device: str) -> Text:
     """The same text with its tokens on a device; training windows go there when they are read."""
-    parts = {name: getattr(text, name) for name in ("train", "curve", "validation")}
-    parts = {name: replace(part, tokens=part.tokens.to(device)) for name, part in parts.items()}
-    return replace(text, **parts)
+    curve = replace(text.curve, tokens=text.curve.tokens.to(device))
+    validation = replace(text.validation, tokens=text.validation.tokens.to(device))
+    return replace(text, train=text.train.to(device), curve=curve, validation=validation)
 
 
 def fingerprint(text: Text) -> str:

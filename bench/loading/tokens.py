@@ -22,7 +22,8 @@ from bench.loading import documents
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Document, Place = tuple[bytes, int, int, str], tuple[bytes, int, int, int]
+Document = tuple[bytes, int, int, str]
+Place = tuple[bytes, int, int, int]
 """What `documents.documents` gives; the same with the number of ids for the string."""
 AT_ONCE = 4_000_000
 """Characters that are tokenized at once: ids as Python's own numbers take ten times the room."""
@@ -118,8 +119,8 @@ def stream(source: documents.Source, tokenizer: "PreTrainedTokenizerBase") -> St
     from safetensors.torch import load_file
 
     text, eos = documents.sha256(source), tokenizer.eos_token_id
-    made = f"{text} {eos} {tokenizer.backend_tokenizer.to_str()}"
-    folder = cache_root() / "tokens" / hashlib.sha256(made.encode()).hexdigest()[:16]
+    key = f"{text} {eos} {tokenizer.backend_tokenizer.to_str()}"
+    folder = cache_root() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:16]
     if not folder.exists():
         with new_folder(folder) as temporary:
             _write(source, tokenizer, temporary)
@@ -143,8 +144,8 @@ def _write(source: documents.Source, tokenizer: "PreTrainedTokenizerBase", folde
     placed = _encode(documents.documents(source, left_out), tokenizer, raw)
     lengths = np.array([length for *_, length in placed], dtype=np.int64)
     places = np.array([place for _, *place, _ in placed], dtype=np.int64).reshape(-1, 2)
-    order = sorted((n for n in range(len(placed)) if lengths[n]), key=lambda n: placed[n][0])
-    order, ends, eos = np.array(order, dtype=np.int64), np.cumsum(lengths), tokenizer.eos_token_id
+    filled = sorted((n for n in range(len(placed)) if lengths[n]), key=lambda n: placed[n][0])
+    order, ends, eos = np.array(filled, dtype=np.int64), np.cumsum(lengths), tokenizer.eos_token_id
     bounds = np.stack([ends - lengths, ends], axis=1)[order]
     about = _in_order(raw, bounds.tolist(), eos, folder)
     raw.unlink()
@@ -167,9 +168,9 @@ def _encode(
         for batch in _batches(texts):
             strings = [string for *_, string in batch]
             encoded = tokenizer(strings, add_special_tokens=False)["input_ids"]
-            for (*place, _), ids in zip(batch, encoded, strict=True):
+            for (digest, file, line, _), ids in zip(batch, encoded, strict=True):
                 out.write(np.asarray(ids, dtype=np.int32).tobytes())
-                places.append((*place, len(ids)))
+                places.append((digest, file, line, len(ids)))
     return places
 
 

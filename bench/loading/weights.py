@@ -87,11 +87,8 @@ def _check_index(index: Path, pattern: str, names: Callable[[Path], Iterable[str
     `names(path)` gives the names in a file. transformers takes a tensor from whatever file has it.
     """
     what = "an index, expected a weight_map of names to files"
-    places, folder, holders = (
-        read_json(index, what, weight_map=dict)["weight_map"],
-        index.parent,
-        {},
-    )
+    places, folder = read_json(index, what, weight_map=dict)["weight_map"], index.parent
+    holders: dict[str, list[str]] = {}
     for file in places.values():
         if not isinstance(file, str):
             raise Rejected(f"{index}: not {what}")
@@ -202,12 +199,11 @@ def check_complete(report: dict[str, Any], source: Path) -> None:
 
     It would leave what is missing at random values. Tied weights do not count as missing.
     """
+    shapes = [f"{k} {list(a)} for {list(b)}" for k, a, b in report["mismatched_keys"]]
     wrong = {
         "missing": report["missing_keys"],
         "unexpected": [k for k in report["unexpected_keys"] if not re.search(CONSTANTS, k)],
-        "of another shape": [
-            f"{k} {list(a)} for {list(b)}" for k, a, b in report["mismatched_keys"]
-        ],
+        "of another shape": shapes,
     }
     check_names(wrong, source, "its config")
 

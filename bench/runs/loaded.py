@@ -54,7 +54,7 @@ class Loaded:
             self.bridge,
             saes,
             spec.sites,
-            self.text.train.tokens,
+            self.text.train,
             spliced=spec.spliced,
             scored=spec.scored,
             special=self.special,

@@ -75,7 +75,7 @@ def _train(loaded: Loaded, mse: Entry, folder: Path, every: float) -> None:
     It becomes `folder` when it is done. Until then it lies beside that and can be resumed.
     """
     spec = own_training(loaded.spec)
-    have = loaded.text.train.tokens.numel()
+    have = loaded.text.train.numel()
     times = f", its {have:,} training tokens {spec.sae_tokens / have:.1f} times"
     again = times if spec.sae_tokens > have else ""
     say(f"training the SAE on {spec.sae_tokens:,} tokens{again} (once; then it is cached)")

@@ -88,7 +88,7 @@ def bench(loaded: Loaded, folders: list[Path]) -> Bench:
         "documents": list(dict.fromkeys(validation.documents)),
         "split": loaded.text.split,
         "text_read": loaded.text.read,
-        "train_tokens": loaded.text.train.tokens.numel(),
+        "train_tokens": loaded.text.train.numel(),
         "l0_full": evaluate.mean(spliced["validation"].l0),
         "fvu_full": evaluate.mean(spliced["validation"].fvu),
         **evaluate.by_site(spliced["validation"], "_full"),

@@ -3,7 +3,7 @@
 The floor is a step's operations over the rate of this machine's matrix product.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -18,7 +18,7 @@ from bench.harness.drive import drive
 from bench.harness.meter import Meter, timed
 from bench.io.record import Writer
 from bench.problem import Adapted, Problem
-from bench.problem.batches import noise
+from bench.problem.batches import Batches, noise
 
 aten = torch.ops.aten
 
@@ -76,13 +76,13 @@ def attention_counts() -> dict[Callable, Callable]:
     return counts
 
 
-def _causal(n_products, first=0):
+def _causal(n_products: int, first: int = 0) -> Callable[..., int]:
     """The count for `n_products` of [seq, d_head] x [d_head, seq], half of each masked away.
 
     The queries are argument number `first` of the kernel.
     """
 
-    def count(*shapes, out_shape=None, **settings):
+    def count(*shapes: torch.Size, out_shape: object = None, **settings: object) -> int:
         batch, heads, seq_len, d_head = shapes[first]
         return n_products * batch * heads * seq_len * seq_len * d_head
 
@@ -95,7 +95,7 @@ def product_rate(device: torch.device, dtype: str = "float32") -> float:
     size = SIZES[device.type]
     a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
 
-    def multiply():
+    def multiply() -> None:
         torch.mm(a, a)
         devices.synchronize(device)
 
@@ -119,7 +119,7 @@ def harness_seconds(problem: Problem, adapted: Adapted, steps: int = 20) -> floa
     meter, number = Meter(problem.bridge), torch.zeros(1, 1, 1, requires_grad=True)
     catch = [(name, lambda value, hook: None) for name in problem.site_names]
 
-    def train(problem, batches, config):
+    def train(problem: Problem, batches: Batches, config: None) -> Iterator[Adapted]:
         yield adapted
         for _ in batches:
             for hooks in (catch, adapted.hooks):
@@ -128,17 +128,17 @@ def harness_seconds(problem: Problem, adapted: Adapted, steps: int = 20) -> floa
                 with suppress(RuntimeError), problem.points.attached(hooks):
                     pass
                 for _ in range(problem.n_blocks):
-                    meter.saw_block(None, None, number * 1)
-                meter.saw_pass(None, None, number * 1)
+                    meter.saw_block(None, (), number * 1)
+                meter.saw_pass(None, (), number * 1)
             yield adapted
 
     method = ModuleType("nothing")
-    method.train = train
+    vars(method)["train"] = train
     run = drive(method, problem, noise(8, 1, 4, steps, "cpu"), None, meter)
     with TemporaryDirectory() as folder:
         writer = Writer(Path(folder) / "row.jsonl")
 
-        def step():
+        def step() -> None:
             next(run)
             writer.write(meter.reading())
 

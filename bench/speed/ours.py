@@ -1,5 +1,6 @@
 """Our side of a race; only its own process imports this."""
 
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from bench.harness.drive import drive
 from bench.harness.meter import Meter, timed
 from bench.harness.provenance import provenance
 from bench.loading import peft_format, saes
+from bench.problem import Adapted, Problem
 from bench.problem.batches import Batches
 from bench.problem.oom import MicroBatching
 from bench.runs import own_sae
@@ -73,8 +75,9 @@ class Ours(Contestant):
     def step(self) -> dict[str, Any]:
         """One step -> its tokens, loss, seconds (the harness's share included) and peak bytes."""
         _, measures = measured(self.device, next, self.run)
-        loss = float(self.problem.last_loss)
-        return {"tokens": self.tokens.cpu().numpy(), "loss": loss, **measures}
+        loss = self.problem.last_loss
+        assert loss is not None  # there was a step
+        return {"tokens": self.tokens.cpu().numpy(), "loss": float(loss), **measures}
 
     def setting(self) -> dict[str, Any]:
         """As that of every side, and the windows that go through the model at a time."""
@@ -106,15 +109,15 @@ class Ours(Contestant):
         problem, meter = self.problem.of_run(MicroBatching(batch)), Meter(self.problem.bridge)
         problem.batch_size = batch
 
-        def steps(n_steps):
+        def steps(n_steps: int) -> Callable[[], object]:
             batches = Batches(problem.train, batch, n_steps, 0, meter.fetched)
             run = self._drive(problem, batches, meter)
             next(run)
             return lambda: next(run)
 
         with meter.watching():
-            found = rate(steps, self.device, batch * problem.train.shape[1])
-        return found and {"batch": batch, "micro_batch": problem.micro.size, **found}
+            rates = rate(steps, self.device, batch * problem.train.shape[1])
+        return rates and {"batch": batch, "micro_batch": problem.micro.size, **rates}
 
     def profile(self) -> dict[str, float] | None:
         """Two more steps under the profiler -> share of each range; `rest` is everything else.
@@ -132,12 +135,14 @@ class Ours(Contestant):
                 shares[name] += event.cpu_time_total / 1e6 / whole
         return {**shares, "rest": 1 - sum(shares.values())}
 
-    def _drive(self, problem, batches, meter):
+    def _drive(
+        self, problem: Problem, batches: Batches, meter: Meter
+    ) -> Iterator[tuple[int, Adapted]]:
         return drive(self.entry.module, problem, batches, self.entry.config, meter)
 
-    def _batches(self, *fetched):
+    def _batches(self, *fetched: Callable[[torch.Tensor], None]) -> Batches:
         return Batches(self.problem.train, self.spec.batch_size, self.steps, 0, *fetched)
 
-    def _fetched(self, tokens):
+    def _fetched(self, tokens: torch.Tensor) -> None:
         self.tokens = tokens
         self.meter.fetched(tokens)

@@ -1,5 +1,6 @@
 """The plain side of a race; only its own process imports this."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy
@@ -38,10 +39,10 @@ class Plain(Contestant):
     def probe(self, batch: int, seq_len: int) -> dict[str, Any] | None:
         """Steps on so many windows of random tokens -> `rate` of them."""
 
-        def steps(n_steps):
+        def steps(n_steps: int) -> Callable[[], float]:
             vocabulary = self.reference.model.config.vocab_size
             tokens = torch.randint(vocabulary, (batch, seq_len)).to(self.device)
             return lambda: self.reference.step(tokens)
 
-        found = rate(steps, self.device, batch * seq_len)
-        return found and {"batch": batch, **found}
+        rates = rate(steps, self.device, batch * seq_len)
+        return rates and {"batch": batch, **rates}

@@ -9,8 +9,11 @@ and the softmax stay in float32. Imports nothing of this suite.
 """
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, softmax
 
 
@@ -19,18 +22,18 @@ class Reference:
 
     def __init__(
         self,
-        model_folder,
-        sae_folder,
-        layer,
+        model_folder: str,
+        sae_folder: str,
+        layer: int,
         *,
-        lr,
-        clip,
-        adapters=None,
-        skipped=1,
-        device="cpu",
-        dtype="float32",
-        drawn=None,
-    ):
+        lr: float,
+        clip: float,
+        adapters: dict[str, Any] | None = None,
+        skipped: int = 1,
+        device: str = "cpu",
+        dtype: str = "float32",
+        drawn: str | None = None,
+    ) -> None:
         """`adapters` are the fields of a PEFT `LoraConfig`; without them the SAE is trained.
 
         The first `skipped` positions of a window are neither spliced nor scored. `drawn` is the
@@ -44,10 +47,10 @@ class Reference:
         self.layer, self.lr, self.clip, self.skipped = layer, lr, clip, skipped
         self.adapters, self.spliced = adapters, False
 
-    def prepare(self, weights=None):
+    def prepare(self, weights: dict[str, Tensor] | None = None) -> None:
         """Hook the SAE in; make the adapters and the optimizer.
 
-        `weights`: where each adapter starts, as PEFT's names -> arrays.
+        `weights`: where each adapter starts, as PEFT's names -> tensors.
         """
         self.model.model.layers[self.layer].register_forward_hook(self._splice)
         self.sae.requires_grad_(self.adapters is None)
@@ -62,8 +65,8 @@ class Reference:
         # Without weight decay it is Adam, which the methods of the suite use.
         self.optimizer = torch.optim.AdamW(self.parameters, lr=self.lr, weight_decay=0.0)
 
-    def step(self, tokens):
-        """One optimizer step on `tokens` [batch, seq]; the loss, in nats per scored token."""
+    def step(self, tokens: Int[Tensor, "batch seq"]) -> float:
+        """One optimizer step on `tokens`; the loss, in nats per scored token."""
         with torch.no_grad(), self.model.disable_adapter() if self.adapters else nullcontext():
             teacher = softmax(self._logits(tokens), -1)
         self.spliced = True
@@ -76,27 +79,27 @@ class Reference:
         self.optimizer.zero_grad()
         return loss.item()
 
-    def _logits(self, tokens):
+    def _logits(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch scored vocabulary"]:
         logits = self.model(input_ids=tokens, use_cache=False).logits
         return logits[:, self.skipped :].float()
 
-    def _splice(self, layer, inputs, output):
+    def _splice(self, layer: nn.Module, inputs: object, output: Any) -> Any:
         if not self.spliced:
             return output
         hidden = output[0] if isinstance(output, tuple) else output
-        kept, given = hidden[:, : self.skipped], hidden[:, self.skipped :]
-        hidden = torch.cat([kept, self.sae(given).to(hidden.dtype)], 1)
+        first, rest = hidden[:, : self.skipped], hidden[:, self.skipped :]
+        hidden = torch.cat([first, self.sae(rest).to(hidden.dtype)], 1)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
-def _pretrained(folder, dtype):
+def _pretrained(folder: str, dtype: str) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     settings = {"dtype": getattr(torch, dtype), "attn_implementation": "eager"}
     return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **settings)
 
 
-def _random(folder, drawn, dtype):
+def _random(folder: str, drawn: str, dtype: str) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)

@@ -37,7 +37,7 @@ class Side:
         self._process.kill()
         self._process.join()
 
-    def _receive(self):
+    def _receive(self) -> Any:
         try:
             answer = self._connection.recv()
         except (EOFError, ConnectionError):

@@ -26,7 +26,7 @@ class Contestant:
 
     def __init__(self, device: torch.device, dtype: str) -> None:
         self.device, self.dtype = device, dtype
-        self._resident = None
+        self._resident: int | None = None
 
     def setting(self) -> dict[str, Any]:
         """What the numbers depend on; `tf32`: whether float32 is multiplied in TF32."""
@@ -40,7 +40,7 @@ class Contestant:
             return None
         return 1024 * (_kib("VmHWM") - self._resident)
 
-    def _watch_memory(self):
+    def _watch_memory(self) -> None:
         """Have `peak` count from what is resident now, and forget earlier peaks."""
         gc.collect()
         try:
@@ -53,7 +53,7 @@ class Contestant:
 def measured(device: torch.device, function: Callable, *arguments: Any) -> tuple[Any, dict]:
     """(result of the function, its seconds until the device has done it all, and peak bytes)."""
 
-    def whole():
+    def whole() -> Any:
         result = function(*arguments)
         devices.synchronize(device)
         return result
@@ -96,6 +96,6 @@ def release(device: torch.device) -> None:
         getattr(torch, device.type).empty_cache()
 
 
-def _kib(field):
+def _kib(field: str) -> int:
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1])
+    return int(re.findall(rf"{field}:\s+(\d+) kB", status)[0])

@@ -64,12 +64,12 @@ def speed(
     races = [Race(spec, str(folder), entry, pairs, plain_dtype) for entry in entries]
     filling, apart = races[0].prepare(), []
     for race in races:
-        begun, result = race.run()
+        start, result = race.run()
         result["fill_seconds_per_token"] = filling
         path = out / f"speed-{digest(identity(result))[:8]}.json"
         new_json(path, result)
         if best_batch:
-            result["best_batch"] = race.best_batches(begun)
+            result["best_batch"] = race.best_batches(start)
             new_json(path, result)
         say(f"wrote {path}")
         if result["largest_difference"] > result["tolerance"]:
@@ -130,12 +130,12 @@ class Race:
         n_pairs = WARM_UP + self.pairs
         return Side("Ours", self.spec, self.folder, self.entry.asked, n_pairs)
 
-    def plain(self, begun: report.Fields) -> Side:
+    def plain(self, start: report.Fields) -> Side:
         """The plain side, at the SAE and the adapters that our side began with."""
-        settings = plain_settings(self.spec, self.entry, begun, self.plain_dtype)
+        settings = plain_settings(self.spec, self.entry, start, self.plain_dtype)
         layer = block_of(self.spec.site)
-        side = Side("Plain", self.folder, begun["sae"], layer, settings, self.spec.dtype)
-        side.call("start", begun["weights"])
+        side = Side("Plain", self.folder, start["sae"], layer, settings, self.spec.dtype)
+        side.call("start", start["weights"])
         return side
 
     def prepare(self) -> float | None:
@@ -160,8 +160,8 @@ class Race:
         cached = ", clean side from the cache" if spec.cache_clean else ""
         say(f"\n{entry.label}, {spec.batch_size} x {spec.seq_len} tokens, {spec.model}{cached}")
         ours = self.ours()
-        begun = ours.call("start")
-        plain = self.plain(begun)
+        start = ours.call("start")
+        plain = self.plain(start)
         rows = step_in_turn(ours, plain, WARM_UP + self.pairs)
         settings = {"ours": ours.call("setting"), "plain": plain.call("setting")}
         peaks = {"ours": ours.call("peak"), "plain": plain.call("peak")}
@@ -181,9 +181,9 @@ class Race:
         ours.close()
         result |= report.summary(result)
         report.describe(result)
-        return begun, result
+        return start, result
 
-    def best_batches(self, begun: report.Fields) -> report.Fields:
+    def best_batches(self, start: report.Fields) -> report.Fields:
         """The best batch of each side (`climb`), and the ratio of their rates.
 
         One side at a time: neither holds memory of the device while the other is timed.
@@ -192,7 +192,7 @@ class Race:
         side = self.ours()
         ours = climb(lambda batch: side.call("probe", batch))
         side.close()
-        side = self.plain(begun)
+        side = self.plain(start)
         plain = climb(lambda batch: side.call("probe", batch, self.spec.seq_len))
         side.close()
         rates = [best["tokens_per_second"] for best in (ours, plain)]
@@ -222,7 +222,7 @@ def step_in_turn(ours: Side, plain: Side, n_pairs: int) -> list[report.Fields]:
     return rows
 
 
-def plain_settings(spec: Spec, entry: Entry, begun: report.Fields, dtype: str) -> dict[str, Any]:
+def plain_settings(spec: Spec, entry: Entry, start: report.Fields, dtype: str) -> dict[str, Any]:
     """The keyword arguments of `Reference`; `dtype` is the number format of its LM."""
     config = entry.config
     settings = {"lr": config.lr, "clip": config.clip, "skipped": int(spec.scored != "all")}
@@ -230,7 +230,7 @@ def plain_settings(spec: Spec, entry: Entry, begun: report.Fields, dtype: str) -
     if spec.weights == "random":
         settings["drawn"] = spec.dtype  # other formats draw other numbers
     if entry.name == "lora":
-        names = [name.split(".lora_")[0].split(".") for name in begun["weights"]]
+        names = [name.split(".lora_")[0].split(".") for name in start["weights"]]
         settings["adapters"] = {
             "r": config.rank,
             "lora_alpha": config.alpha,

@@ -330,8 +330,8 @@ def test_a_document_that_is_there_twice_is_held_once(tmp_path):
     )
     parsed = text.load(spec, tiny.tokenizer(), tiny.VOCABULARY)
     parts = [
-        set(map(tuple, p.tokens[:].tolist()))
-        for p in (parsed.train, parsed.curve, parsed.validation)
+        set(map(tuple, windows[:].tolist()))
+        for windows in (parsed.train, parsed.curve.tokens, parsed.validation.tokens)
     ]
     assert len(list((tmp_path / "text").iterdir())) == parsed.read["files"] == 48
     assert parsed.read["documents"] == parsed.read["duplicate"] == 24

@@ -35,7 +35,7 @@ def test_a_stream_is_read_once(tmp_path, monkeypatch):
     (tmp_path / "t.jsonl").unlink()
     documents.check_source(spec)
     again = text.load(spec, tiny.tokenizer(), tiny.VOCABULARY)
-    assert torch.equal(again.train.tokens[:], first.train.tokens[:])
+    assert torch.equal(again.train[:], first.train[:])
 
 
 def test_a_packed_stream_that_ends_early_is_told(tmp_path, monkeypatch, capsys):

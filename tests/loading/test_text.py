@@ -87,7 +87,7 @@ def test_all_parts_are_those_of_an_independent_packer(tmp_path, lengths, bos):
     curve = [run[::-1] for run in back]
     assert len(validation) == 4 and len(curve) == 2
     held = [order.index(validation[-1][-1]) + 1, order.index(curve[-1][0])]
-    assert parts.train.tokens[:].tolist() == packed(order[slice(*held)], content, bos)
+    assert parts.train[:].tolist() == packed(order[slice(*held)], content, bos)
     for runs, each, part in ((validation, 4, parts.validation), (curve, 2, parts.curve)):
         expected = []
         for run in runs:
@@ -106,9 +106,9 @@ def test_documents_are_joined_directly_without_an_eos(tmp_path):
     order, tokenizer = write(tmp_path, [50] * 40), tiny.tokenizer()
     tokenizer.eos_token = None
     parts = load(tmp_path / "text", tokenizer)
-    assert parts.train.tokens[:].tolist() == packed(order[4:-2], 12, eos=None)
+    assert parts.train[:].tolist() == packed(order[4:-2], 12, eos=None)
     assert parts.read["joined_by"] is None
-    assert load(tmp_path / "text").train.tokens[:].tolist() == packed(order[4:-2], 12)
+    assert load(tmp_path / "text").train[:].tolist() == packed(order[4:-2], 12)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
@@ -139,7 +139,7 @@ def test_too_few_documents_lose_the_last_tenth_in_groups(tmp_path, documents):
     order = write(tmp_path, [3600 // documents] * documents)
     parts, windows = load(tmp_path / "text"), packed(order, 12)
     assert parts.split == "last tenth, by group of windows" and len(windows) == 300
-    assert parts.train.tokens[:].tolist() == windows[:270]
+    assert parts.train[:].tolist() == windows[:270]
     assert parts.curve.tokens.tolist() == [windows[270], windows[272]]
     names = parts.validation.documents
     assert [names.count(name) for name in dict.fromkeys(names)] == [4, 4, 4, 4]
@@ -151,7 +151,7 @@ def test_too_few_documents_lose_the_last_tenth_in_groups(tmp_path, documents):
 
 def test_a_batch_and_two_windows_are_enough(tmp_path):
     write(tmp_path, [48])
-    assert len(load(tmp_path / "text").train.tokens) == 2
+    assert len(load(tmp_path / "text").train) == 2
     (tmp_path / "text" / "0.txt").write_text("a" * 47)
     with pytest.raises(Rejected) as caught:
         load(tmp_path / "text")
@@ -171,7 +171,7 @@ def test_the_second_time_comes_from_the_cache(tmp_path, monkeypatch):
     first = load(tmp_path / "text")
     monkeypatch.setattr(text.tokens, "_write", None)
     second = load(tmp_path / "text")
-    assert torch.equal(first.train.tokens[:], second.train.tokens[:])
+    assert torch.equal(first.train[:], second.train[:])
     assert text.fingerprint(first) == text.fingerprint(second) and first.read == second.read
     monkeypatch.undo()
     monkeypatch.setenv("SPLICEBENCH_CACHE", str(tmp_path / "cache"))
@@ -222,11 +222,11 @@ def test_tokens_stay_on_the_disk(tmp_path):
     parts = load(tmp_path / "text", prepend_bos=True)
     windows = torch.tensor(packed(order[4:-2], 11, 1))
     (path,) = (tmp_path / "cache" / "tokens").rglob("ids.int32")
-    assert path.stat().st_size == 4 * (24 * 600 + 23) and parts.train.tokens.numel() % 12 == 0
+    assert path.stat().st_size == 4 * (24 * 600 + 23) and parts.train.numel() % 12 == 0
     maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
     assert maps
     settings = {"batch_size": 2, "steps": 30, "seed": 3}
-    pairs = zip(Batches(windows, **settings), Batches(parts.train.tokens, **settings), strict=True)
+    pairs = zip(Batches(windows, **settings), Batches(parts.train, **settings), strict=True)
     for expected, batch in pairs:
         assert batch.dtype == torch.int64 and torch.equal(batch, expected)
 

@@ -66,10 +66,10 @@ def spec_on(folder, model="model", **changes):
 def both(spec, label, plain_dtype=None):
     """The two sides, ready to step."""
     ours = Ours(spec, spec.model, asked(label), steps=6)
-    begun = ours.start()
-    settings = plain_settings(spec, load(asked(label)), begun, plain_dtype or spec.dtype)
-    plain = Plain(spec.model, begun["sae"], block_of(spec.site), settings, spec.dtype)
-    plain.start(begun["weights"])
+    start = ours.start()
+    settings = plain_settings(spec, load(asked(label)), start, plain_dtype or spec.dtype)
+    plain = Plain(spec.model, start["sae"], block_of(spec.site), settings, spec.dtype)
+    plain.start(start["weights"])
     return ours, plain
 
 
