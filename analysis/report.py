@@ -1,6 +1,7 @@
 """A folder of records -> its tables and figures."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -55,7 +56,7 @@ def report_experiments(folder: Path, out: Path | None = None) -> tuple[str, list
 
 
 def _written(
-    out: Path, drawn: dict[str, Figure | None], name: str, text: str
+    out: Path, drawn: Mapping[str, Figure | None], name: str, text: str
 ) -> tuple[str, list[Path]]:
     """Write the figures, each under its stem, and the text under `name` -> (text, paths)."""
     out.mkdir(parents=True, exist_ok=True)

@@ -6,10 +6,12 @@ Drawn on `Figure` itself, not through pyplot: no window, no backend to choose, n
 import math
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
@@ -33,8 +35,8 @@ LABELS = {
 def draw(comparison: Comparison) -> Figure:
     """Comparison -> Figure of four panels; CE on the left axis in nats per scored token."""
     with rc_context(LOOK):
-        figure = Figure(figsize=(10.5, 7.6), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+        figure = Figure(figsize=(10.5, 7.6), layout=layout)
         panels = figure.subplots(2, 2).flat
         styles = line_styles(comparison.trained)
         for axes, axis in zip(panels, LABELS, strict=False):
@@ -46,7 +48,7 @@ def draw(comparison: Comparison) -> Figure:
         _speedups(panels[3], comparison, styles)
         figure.suptitle(f"{setting(comparison)}\n{budget(comparison)}", fontsize=11.5)
         handles = _handles(comparison, styles)
-        longest = max(len(handle.get_label()) for handle in handles)
+        longest = max(len(str(handle.get_label())) for handle in handles)
         legend(figure, handles, min(5, max(1, 110 // (longest + 7))))  # 110 characters fit
     return figure
 
@@ -61,7 +63,9 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def _losses(axes: Axes, comparison: Comparison, axis: str, styles: dict) -> None:
+def _losses(
+    axes: Axes, comparison: Comparison, axis: str, styles: dict[str, dict[str, Any]]
+) -> None:
     """CE against one cost: the median over seeds with markers, every seed thin."""
     bottom, top, clean_in_view = _limits(comparison)
     axes.axhline(comparison.ce_spliced, color=REFERENCE, linestyle=":", linewidth=1.4)
@@ -91,13 +95,13 @@ def _losses(axes: Axes, comparison: Comparison, axis: str, styles: dict) -> None
 def _clean_below_a_break(axes: Axes, comparison: Comparison) -> None:
     """The clean model's dashed line under a break of the axis: far below, and not to scale."""
     text = f"clean model: {comparison.ce_clean:.3f} (axis broken)"
-    at = {"transform": axes.transAxes, "color": REFERENCE}
+    at: dict[str, Any] = {"transform": axes.transAxes, "color": REFERENCE}
     axes.plot([0, 1], [0.035, 0.035], linestyle="--", linewidth=1.2, **at)
     axes.text(0.02, 0.05, text, fontsize=9, **at)
     axes.text(1.015, 0.035, "100%", va="center", **at)
     for side in (0, 1):
-        slashes = {"marker": [(-1, -0.6), (1, 0.6)], "linestyle": "", "clip_on": False}
-        axes.plot([side, side], [0.085, 0.11], markersize=9, **slashes, **at)
+        slash = {"marker": [(-1, -0.6), (1, 0.6)], "markersize": 9, **at}
+        axes.plot([side, side], [0.085, 0.11], linestyle="", clip_on=False, **slash)
 
 
 def _limits(comparison: Comparison) -> tuple[float, float, bool]:
@@ -168,7 +172,7 @@ def _median_curve(
 ) -> tuple[list[float], list[float]]:
     """Median over seeds of (cost, CE) at each step; a run that has diverged counts as inf."""
     counted = [run for run in runs if ranked(run, axis)]
-    points = {}
+    points: dict[int, list[tuple[float, float]]] = {}
     for run in counted:
         for row, cost, ce in zip(run.rows, *_curve(comparison, run, axis), strict=False):
             points.setdefault(row["step"], []).append((cost, ce))
@@ -182,11 +186,11 @@ def _median_curve(
     return costs, losses
 
 
-def _speedups(axes: Axes, comparison: Comparison, styles: dict) -> None:
+def _speedups(axes: Axes, comparison: Comparison, styles: dict[str, dict[str, Any]]) -> None:
     """Speedup over the rival against share of the gap closed, in seconds and in passes."""
     trained, rival = comparison.trained, comparison.rival
     axes.set_xlabel("share of the gap closed")
-    if len(trained) < 2:
+    if rival is None or len(trained) < 2:
         return say(axes, "one method: no rival to compare with")
     marked = targets(trained)
     if not marked:
@@ -209,11 +213,16 @@ def _speedups(axes: Axes, comparison: Comparison, styles: dict) -> None:
     _ratio_scale(axes, drawn)
 
 
-def _speedup(axes: Axes, sides: tuple, axis: str, shares: list[float], style: dict) -> list[float]:
+def _speedup(
+    axes: Axes,
+    sides: tuple[list[Run], list[Run]],
+    axis: str,
+    shares: list[float],
+    style: dict[str, Any],
+) -> list[float]:
     """The curve of `sides`, runs of the rival and of one label, its range over seeds shaded -> the
     ratios drawn."""
-    ratios = [speedup(*sides, share, axis) for share in shares]
-    ratios = [math.nan if ratio is None else ratio for ratio in ratios]
+    ratios = [speedup(*sides, share, axis) or math.nan for share in shares]
     spread = [speedups_by_seed(*sides, share, axis) or [math.nan] for share in shares]
     low, high = list(map(min, spread)), list(map(max, spread))
     filled = axis == "seconds"
@@ -231,7 +240,7 @@ def _ratio_scale(axes: Axes, ratios: list[float]) -> None:
     axes.tick_params(axis="y", which="minor", left=False)
 
 
-def _handles(comparison: Comparison, styles: dict) -> list[Line2D]:
+def _handles(comparison: Comparison, styles: dict[str, dict[str, Any]]) -> list[Line2D]:
     """What the legend shows, row by row."""
     handles = [handle(label, **style) for label, style in styles.items()]
     grey = {"color": REFERENCE}

@@ -12,6 +12,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from statistics import median, median_high, median_low
+from typing import Any
 
 from analysis.records.comparison import REFERENCE, clock
 from bench.io.record import Run
@@ -23,7 +24,7 @@ TARGETS = 4
 """How many shares of the gap costs are reported for."""
 
 
-def finite_rows(run: Run) -> list[dict]:
+def finite_rows(run: Run) -> list[dict[str, Any]]:
     """The evaluations of a run up to the first CE that is not finite."""
     return list(itertools.takewhile(lambda row: row["ce"] is not None, run.rows))
 
@@ -105,9 +106,8 @@ def speedup(
     """
     if axis == "seconds" and len({clock(run.header) for run in [*rival, *runs]}) > 1:
         return None
-    theirs, ours = (median_cost(side, share, axis, total) for side in (rival, runs))
-    measured = all(value is not None and 0 < value < math.inf for value in (theirs, ours))
-    return theirs / ours if measured else None
+    theirs, ours = (median_cost(side, share, axis, total) or 0.0 for side in (rival, runs))
+    return theirs / ours if 0 < theirs < math.inf and 0 < ours < math.inf else None
 
 
 def speedups_by_seed(rival: list[Run], runs: list[Run], share: float, axis: str) -> list[float]:
@@ -204,15 +204,12 @@ def comparable(scratch: Run, run: Run, axis: str) -> bool:
     return math.isclose(scratch.header["ce_clean"], run.header["ce_clean"], rel_tol=1e-4)
 
 
-def over_seeds(ratios: list[Ratio | None]) -> Ratio | None:
-    """Median `Ratio` of those that there are, or None. A lower bound at or below the median
-    makes it one: the true value of that seed may lie above."""
-    known = [ratio for ratio in ratios if ratio]
-    if not known:
-        return None
-    values = [ratio.value for ratio in known]
+def over_seeds(ratios: list[Ratio]) -> Ratio:
+    """Median `Ratio` of one or more. A lower bound at or below the median makes it one: the true
+    value of that seed may lie above."""
+    values = [ratio.value for ratio in ratios]
     upper = median_high(values)
-    return Ratio(median(values), any(r.at_least and r.value <= upper for r in known))
+    return Ratio(median(values), any(r.at_least and r.value <= upper for r in ratios))
 
 
 def ce_at(run: Run, axis: str, cost: float) -> float:
@@ -230,8 +227,14 @@ def _cost_to_ce(run: Run, axis: str, ce: float) -> float:
     """Cost of first reaching a CE, that of the SAE added; inf when the run never does."""
     rows = finite_rows(run)
     reached = cost_to_reach([row[axis] for row in rows], [-row["ce"] for row in rows], -ce)
-    return sae_cost(run, axis) + reached
+    return _known_sae_cost(run, axis) + reached
 
 
 def _whole_cost(run: Run, axis: str) -> float:
-    return sae_cost(run, axis) + run.rows[-1][axis]
+    return _known_sae_cost(run, axis) + run.rows[-1][axis]
+
+
+def _known_sae_cost(run: Run, axis: str) -> float:
+    cost = sae_cost(run, axis)
+    assert cost is not None, "a run whose SAE's cost is not known is not `comparable`"
+    return cost
