@@ -4,7 +4,6 @@ The docstring of each function is its claim's rule, in the words that are printe
 fixed before the runs that they decide on were made.
 """
 
-from collections.abc import Callable
 from statistics import median
 
 from analysis.claims.evidence import Evidence, Finding, Missing, one_clock, paired, spread, table
@@ -28,18 +27,12 @@ def sooner_on_llama(case: Evidence) -> Finding:
 
 def _sooner(case: Evidence, experiment: str, least: float) -> Finding:
     scratch, training = case.runs(experiment, "e2e"), case.runs(experiment, "mse")
-    speedups: dict[float, tuple[Ratio, Ratio]] = {}
-    rows = []
+    speedups, rows = {}, []
     for share in sorted(case.values(experiment, "share", "lora")):
         lora = case.runs(experiment, "lora", share=share)
         one_clock(*scratch.values(), *training.values(), *lora.values())
-        pairs = paired(scratch, lora)
-        same, whole = (
-            _by_seed(
-                definition, pairs, "seconds", "what the SAE has cost in seconds, on the same clock"
-            )
-            for definition in (to_same_ce, whole_runs)
-        )
+        unknown = "what the SAE has cost in seconds, on the same clock"
+        same, whole = _speedups(paired(scratch, lora), "seconds", unknown)
         speedups[share] = over_seeds(same), over_seeds(whole)
         lasts = [[run.rows[-1]["ce"] for run in runs] for runs in (lora.values(), scratch.values())]
         rows.append(
@@ -82,17 +75,19 @@ def _against_finetuned(case: Evidence, experiment: str, lora: dict[int, Run], sh
     return spread(ratios, "{:.2f}x")
 
 
-def _by_seed(
-    definition: Callable[[Run, Run, str], Ratio | None],
-    pairs: list[tuple[Run, ...]],
-    axis: str,
-    missing: str,
-) -> list[Ratio]:
-    """A speedup of each pair, (e2e from scratch, LoRA); `Missing` unless all have one."""
-    ratios = [ratio for theirs, ours in pairs if (ratio := definition(theirs, ours, axis))]
-    if len(ratios) < len(pairs):
-        raise Missing(missing)
-    return ratios
+def _speedups(
+    pairs: list[tuple[Run, ...]], axis: str, unknown: str
+) -> tuple[list[Ratio], list[Ratio]]:
+    """Of each (e2e from scratch, LoRA) the speedup to the same CE and that by whole runs; raises
+    `Missing` what is `unknown` unless all have both."""
+    same, whole = [], []
+    for theirs, ours in pairs:
+        to_ce, by_run = to_same_ce(theirs, ours, axis), whole_runs(theirs, ours, axis)
+        if to_ce is None or by_run is None:
+            raise Missing(unknown)
+        same.append(to_ce)
+        whole.append(by_run)
+    return same, whole
 
 
 def _ratio(ratio: Ratio) -> str:
@@ -111,10 +106,7 @@ def fewer_passes(case: Evidence) -> Finding:
     takes none.)"""
     lora, scratch = case.runs("timing", "lora", share=1.0), case.runs("timing", "e2e")
     pairs = paired(scratch, lora)
-    whole, same = (
-        _by_seed(definition, pairs, "backwards", "the backward passes that the SAE has cost")
-        for definition in (whole_runs, to_same_ce)
-    )
+    same, whole = _speedups(pairs, "backwards", "the backward passes that the SAE has cost")
     ratios = [ratio.value for ratio in whole]
     counts = [median(pair[i].rows[-1]["backwards"] for pair in pairs) for i in (0, 1)]
     tokens = [median(pair[i].rows[-1]["tokens"] for pair in pairs) for i in (0, 1)]

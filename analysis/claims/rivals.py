@@ -29,8 +29,7 @@ def ends_lowest(case: Evidence) -> Finding:
     lora, e2e = case.runs("timing", "lora", share=1.0), case.runs("timing", "e2e")
     rows, gaps = [], []
     for seed, (ours, theirs) in zip(sorted(lora), paired(lora, e2e), strict=True):
-        header = ours.header
-        clean, bare = fmean(header["ce_full_clean"]), fmean(header["ce_full_spliced"])
+        clean, bare = (fmean(ours.header[f"ce_full_{kind}"]) for kind in ("clean", "spliced"))
         gaps.append(bare - clean)
         rows.append([seed, *(f"{ce:.4f}" for ce in (clean, bare, _end(theirs), _end(ours)))])
     rival, alone = difference(ends(lora), ends(e2e)), difference(ends(lora), spliced(lora))

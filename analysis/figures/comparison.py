@@ -6,7 +6,6 @@ Drawn on `Figure` itself, not through pyplot: no window, no backend to choose, n
 import math
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -16,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from analysis.figures.panels import handle, legend, log_ticks, say
-from analysis.figures.style import LOOK, REFERENCE, line_styles
+from analysis.figures.style import LOOK, REFERENCE, Style, line_styles
 from analysis.records.comparison import REFERENCE as NONE
 from analysis.records.comparison import Comparison
 from analysis.stats.speedup import curve, finite_rows, ranked, speedup, speedups_by_seed, targets
@@ -35,8 +34,7 @@ LABELS = {
 def draw(comparison: Comparison) -> Figure:
     """Comparison -> Figure of four panels; CE on the left axis in nats per scored token."""
     with rc_context(LOOK):
-        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
-        figure = Figure(figsize=(10.5, 7.6), layout=layout)
+        figure = Figure((10.5, 7.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
         panels = figure.subplots(2, 2).flat
         styles = line_styles(comparison.trained)
         for axes, axis in zip(panels, LABELS, strict=False):
@@ -63,9 +61,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def _losses(
-    axes: Axes, comparison: Comparison, axis: str, styles: dict[str, dict[str, Any]]
-) -> None:
+def _losses(axes: Axes, comparison: Comparison, axis: str, styles: dict[str, Style]) -> None:
     """CE against one cost: the median over seeds with markers, every seed thin."""
     bottom, top, clean_in_view = _limits(comparison)
     axes.axhline(comparison.ce_spliced, color=REFERENCE, linestyle=":", linewidth=1.4)
@@ -95,7 +91,7 @@ def _losses(
 def _clean_below_a_break(axes: Axes, comparison: Comparison) -> None:
     """The clean model's dashed line under a break of the axis: far below, and not to scale."""
     text = f"clean model: {comparison.ce_clean:.3f} (axis broken)"
-    at: dict[str, Any] = {"transform": axes.transAxes, "color": REFERENCE}
+    at: Style = {"transform": axes.transAxes, "color": REFERENCE}
     axes.plot([0, 1], [0.035, 0.035], linestyle="--", linewidth=1.2, **at)
     axes.text(0.02, 0.05, text, fontsize=9, **at)
     axes.text(1.015, 0.035, "100%", va="center", **at)
@@ -186,7 +182,7 @@ def _median_curve(
     return costs, losses
 
 
-def _speedups(axes: Axes, comparison: Comparison, styles: dict[str, dict[str, Any]]) -> None:
+def _speedups(axes: Axes, comparison: Comparison, styles: dict[str, Style]) -> None:
     """Speedup over the rival against share of the gap closed, in seconds and in passes."""
     trained, rival = comparison.trained, comparison.rival
     axes.set_xlabel("share of the gap closed")
@@ -214,11 +210,7 @@ def _speedups(axes: Axes, comparison: Comparison, styles: dict[str, dict[str, An
 
 
 def _speedup(
-    axes: Axes,
-    sides: tuple[list[Run], list[Run]],
-    axis: str,
-    shares: list[float],
-    style: dict[str, Any],
+    axes: Axes, sides: tuple[list[Run], list[Run]], axis: str, shares: list[float], style: Style
 ) -> list[float]:
     """The curve of `sides`, runs of the rival and of one label, its range over seeds shaded -> the
     ratios drawn."""
@@ -240,7 +232,7 @@ def _ratio_scale(axes: Axes, ratios: list[float]) -> None:
     axes.tick_params(axis="y", which="minor", left=False)
 
 
-def _handles(comparison: Comparison, styles: dict[str, dict[str, Any]]) -> list[Line2D]:
+def _handles(comparison: Comparison, styles: dict[str, Style]) -> list[Line2D]:
     """What the legend shows, row by row."""
     handles = [handle(label, **style) for label, style in styles.items()]
     grey = {"color": REFERENCE}

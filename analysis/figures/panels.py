@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from analysis.figures.style import PAPER, REFERENCE, line_look
+from analysis.figures.style import PAPER, REFERENCE, Style, line_look
 from analysis.records.manifest import Experiment
 from analysis.stats.usable import units_of
 from analysis.tables.notes import title
@@ -45,7 +45,7 @@ def legend(figure: Figure, handles: list[Line2D], columns: int = 4) -> None:
     figure.legend(handles=by_row, loc="outside lower center", ncols=columns)
 
 
-def look(role: str) -> dict[str, Any]:
+def look(role: str) -> Style:
     """Keywords of a line: colour and marker of the role's method; started from a trained SAE,
     `e2e` is dashed where it also ran from scratch."""
     method = METHOD_OF.get(role, role.rpartition("+")[2])
@@ -69,10 +69,7 @@ def over_seeds(values: Iterable[Sequence[float]]) -> list[list[float]]:
 
 
 def seeds_curve(
-    axes: Axes,
-    costs: Sequence[Sequence[float]],
-    losses: Sequence[Sequence[float]],
-    style: dict[str, Any],
+    axes: Axes, costs: Sequence[list[float]], losses: Sequence[list[float]], style: Style
 ) -> None:
     """Costs and CE, each [seed][step] with equal steps -> the median a line, the range shaded."""
     at, (middle, low, high) = over_seeds(costs)[0], over_seeds(losses)

@@ -63,7 +63,7 @@ def _stages(axes: Axes, at: float, experiment: Experiment, role: str) -> None:
 
 def _karvonen(axes: Axes, at: float) -> None:
     """Karvonen's finetune of the SAE for 15k examples, then an adapter of rank 16 for 15k."""
-    of: dict[str, Any] = {"budget": "30k", "width": 16_384}
+    of = {"budget": "30k", "width": 16_384}
     before = known("karvonen", "CE", run="start", **of)
     half = known("karvonen", "CE", run="finetune then adapter", examples=15_000, **of)
     end = known("karvonen", "CE", run="finetune then adapter-r16", **of)

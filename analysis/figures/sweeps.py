@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.figures.panels import handle, legend, look, paper_handle, percent_axis, sheet, spread
-from analysis.figures.style import PAPER, REFERENCE, shades
+from analysis.figures.style import PAPER, REFERENCE, Style, shades
 from analysis.records.comparison import grouped
 from analysis.records.manifest import Entry, Experiment, runs_of
 from analysis.records.paper import Number, find
@@ -94,7 +93,7 @@ def _swept(
     experiment: Experiment,
     place: Callable[[Entry], float],
     column: str,
-    theirs: dict[str, Any],
+    theirs: dict[str, int],
     name: str = "",
     ticks: Sequence[float] = (),
     scale: float = 1,
@@ -141,21 +140,19 @@ def _paper(axes: Axes, numbers: list[Number], column: str, scale: float, unit: f
         axes.plot(x, y, "o-", color=greys[rank], markersize=4, linewidth=1.1, zorder=1.5)
 
 
-def _shares(
-    axes: Axes, places: list[Any], groups: list[list[Entry]], style: dict[str, Any]
-) -> None:
+def _shares(axes: Axes, places: list[float], groups: list[list[Entry]], style: Style) -> None:
     """Share of the gap closed at each place, with its standard error."""
     closed = [closed_at_end(runs_of(entries)) for entries in groups]
     _line(axes, [(at, c.share, c.error) for at, c in zip(places, closed, strict=True) if c], style)
 
 
-def _gains(axes: Axes, places: list[Any], groups: list[list[Entry]], style: dict[str, Any]) -> None:
+def _gains(axes: Axes, places: list[float], groups: list[list[Entry]], style: Style) -> None:
     """Nats gained at each place, with their standard error."""
     gains = [gain(entries) for entries in groups]
     _line(axes, [(at, g.mean, g.error) for at, g in zip(places, gains, strict=True)], style)
 
 
-def _line(axes: Axes, points: list[tuple[Any, float, float | None]], style: dict[str, Any]) -> None:
+def _line(axes: Axes, points: list[tuple[float, float, float | None]], style: Style) -> None:
     """Points (x, y, standard error or None), joined."""
     if points:
         x, y, errors = zip(*points, strict=True)
@@ -191,7 +188,7 @@ def multi_sae(experiment: Experiment) -> Figure:
             _shares(shares, list(by_number), groups, look(role))
             handles.append(handle(role, **look(role)))
     every = {n: experiment.of(saes=n) for n in numbers}
-    style: dict[str, Any] = {"color": REFERENCE, "linewidth": 1.4, "markersize": 4, "marker": "."}
+    style: Style = {"color": REFERENCE, "linewidth": 1.4, "markersize": 4, "marker": "."}
     for field, name, line in (("spliced", "spliced", ":"), ("clean", "clean model", "--")):
         means = [_mean({e.seed: e.header[f"ce_full_{field}"] for e in every[n]}) for n in every]
         losses.plot(list(every), means, linestyle=line, **style)

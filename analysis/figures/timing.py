@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from analysis.figures import panels
-from analysis.figures.style import PAPER, REFERENCE, method_look
+from analysis.figures.style import PAPER, REFERENCE, Style, method_look
 from analysis.records.comparison import grouped
 from analysis.records.manifest import Experiment
 from analysis.records.paper import Number, find, known, one
@@ -32,6 +31,9 @@ CLAIMED = ("lowest", "highest")
 
 UNITS = ((300, "seconds", 1), (9_000, "minutes", 60), (math.inf, "hours", 3_600))
 """Up to how many seconds an axis has which unit."""
+
+Pairs = list[tuple[Run, Run]]
+"""(e2e from scratch, a run that starts from a checkpoint) of each seed that has both."""
 
 WIDE = 6
 """A CE axis is logarithmic away from the clean model where its curves end, above that, in gaps
@@ -95,8 +97,8 @@ def _by_share(curves: list[Curve], role: str) -> dict[float, list[Curve]]:
     return grouped([curve for curve in curves if curve.role == role], lambda curve: curve.share)
 
 
-def _pairs(curves: list[Curve], role: str) -> dict[float, list[tuple[Run, Run]]]:
-    """Share -> (e2e from scratch, run of a role from there) of each seed that has both."""
+def _pairs(curves: list[Curve], role: str) -> dict[float, Pairs]:
+    """Share of the SAE's training -> `Pairs` of one role from there."""
     scratch = {curve.seed: curve.run for curve in curves if curve.role == "e2e"}
     return {
         share: [(scratch[curve.seed], curve.run) for curve in group if curve.seed in scratch]
@@ -187,9 +189,7 @@ def _speedups_by_share(axes: Axes, curves: list[Curve], model: str) -> None:
     _ratio_scale(axes)
 
 
-def _ladder(
-    axes: Axes, pairs: dict[float, list[tuple[Run, Run]]], style: dict[str, Any], whole: bool
-) -> None:
+def _ladder(axes: Axes, pairs: dict[float, Pairs], style: Style, whole: bool) -> None:
     """One role's speedups by one definition: median and range over seeds, an arrow up from a
     lower bound."""
     definition = whole_runs if whole else to_same_ce
@@ -229,9 +229,7 @@ def _paper_speedups(axes: Axes, places: list[float], numbers: list[Number]) -> N
     axes.plot(places, values, color=PAPER, marker="o", ms=5, linewidth=1.6)
 
 
-def _targets(
-    axes: Axes, pairs: list[tuple[Run, Run]], clean: float, style: dict[str, Any], name: str
-) -> None:
+def _targets(axes: Axes, pairs: Pairs, clean: float, style: Style, name: str) -> None:
     """One role's curve from one checkpoint: the median over seeds, dotted where a lower bound."""
     ends = [(run.rows[0]["ce"] - clean, min(r["ce"] for r in run.rows) - clean) for _, run in pairs]
     first, last = min(begin for begin, _ in ends), max(end for _, end in ends)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.panels import handle, legend, look, over_seeds, percent_axis, sheet
-from analysis.figures.style import DEGRADED, IMPROVED, REFERENCE
+from analysis.figures.style import DEGRADED, IMPROVED, REFERENCE, Style
 from analysis.records.manifest import Entry, Experiment
 from analysis.stats.usable import changed_tokens, units_of
 
@@ -80,7 +80,7 @@ def distance(experiment: Experiment) -> Figure:
     return figure
 
 
-def _differences(axes: Axes, entries: list[Entry], kind: str, style: dict[str, Any]) -> None:
+def _differences(axes: Axes, entries: list[Entry], kind: str, style: Style) -> None:
     """The mean over seeds with its interval, each seed thin.
 
     The mean of the seeds' errors is at least the error of their mean: they share documents.
