@@ -23,12 +23,12 @@ def report(
     """Tables and figures of the records directly in `folder` -> (text, paths written).
 
     Where the manifests of experiments lie beside them, those are reported (`report_experiments`)
-    unless `names` are given: many runs that answer different questions make no one table.
+    unless there are `names`: many runs that answer different questions make no one table.
 
-    Else writes `table.txt` and, for each problem that the records are about, `curves.png` and
-    `curves.pdf` (`curves-2.png` and so on for a second) into `out`, by default the folder
-    itself; `names`, where given, are the only records that are read. Raises `Usage` when the
-    folder is missing, `Rejected` when it holds no sound record.
+    Else writes `table.txt` and, for each problem of the records, `curves.png` and `curves.pdf`
+    (`curves-2.png` and so on for a second) into `out`, by default the folder itself. Reads only
+    the records in `names`, where there are any. Raises `Usage` when the folder is missing,
+    `Rejected` when it holds no sound record.
     """
     if names is None and _experiments_of(folder):
         return report_experiments(folder, out)

@@ -103,8 +103,8 @@ def _clean_below_a_break(axes: Axes, comparison: Comparison) -> None:
 def _limits(comparison: Comparison) -> tuple[float, float, bool]:
     """(bottom, top) of the CE axis and whether the clean model is inside.
 
-    The curves come first: the clean model's line is drawn to scale only where it leaves them at
-    least a third of the axis, and a curve that rises far above the spliced model runs out of it.
+    The curves come first: the clean model's line is to scale only where it leaves them a third of
+    the axis or more. A curve that rises far above the spliced model runs out of the axis.
     """
     spliced, gap = comparison.ce_spliced, comparison.gap
     losses = [ce for run in comparison.all for ce in _curve(comparison, run, "tokens")[1]]
@@ -155,8 +155,8 @@ def _share_axis(axes: Axes, comparison: Comparison, lowest: float) -> None:
 
 
 def _curve(comparison: Comparison, run: Run, axis: str) -> tuple[list[float], list[float]]:
-    """(costs, CE) of a run. Where each seed has its own SAE, CE is set to the same share of the
-    mean gap, so that the axis of shares holds for every run."""
+    """(costs, CE) of a run. Where each seed has its own SAE, CE is at the same share of the mean
+    gap: so the axis of shares holds for every run."""
     costs, shares = curve(run, axis)
     if comparison.one_sae or not comparison.gap > 0:
         return costs, [row["ce"] for row in finite_rows(run)]
@@ -194,19 +194,19 @@ def _speedups(axes: Axes, comparison: Comparison, styles: dict[str, Style]) -> N
     shares = sorted({*marked, *(marked[-1] * i / 60 for i in range(1, 60))})
     counted = ("seconds", "backwards") if comparison.one_clock else ("backwards",)
     axes.axhline(1, color=styles[rival]["color"], linewidth=1.6)
-    drawn = [1.0]
+    ratios = [1.0]
     at = [i for i, share in enumerate(shares) if share in marked]
     for label in [label for label in trained if label != rival]:
         style, sides = {**styles[label], "markevery": at}, (trained[rival], trained[label])
         for axis in counted:
-            drawn += _speedup(axes, sides, axis, shares, style)
+            ratios += _speedup(axes, sides, axis, shares, style)
     seeds = "; shade: single seeds" if len(comparison.seeds) > 1 else ""
     seconds = "filled: seconds; " if comparison.one_clock else ""
     axes.set_title(f"{seconds}open: backward passes{seeds}")
     axes.set_ylabel(f"speedup over {rival}")
     axes.set_xlim(0, 1.04 * marked[-1])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
-    _ratio_scale(axes, drawn)
+    _ratio_scale(axes, ratios)
 
 
 def _speedup(

@@ -133,8 +133,8 @@ def _paper(axes: Axes, numbers: list[Number], column: str, scale: float, unit: f
     """The paper's lines, one for each rank. Where several L0 share a place, the one of 82."""
     greys = dict(zip((1, 4, 16, 64, 256), shades("#606060", 5), strict=True))
     varied = [n for n in numbers if (n.of["layer"], n.of["width"]) != (12, 16) or n.of["l0"] == 82]
-    shown = numbers if column == "l0" else varied
-    for rank, row in sorted(grouped(shown, lambda number: number.of["rank"]).items()):
+    rows = numbers if column == "l0" else varied
+    for rank, row in sorted(grouped(rows, lambda number: number.of["rank"]).items()):
         places = sorted((scale * n.of.get(column, 1), n.value / unit) for n in row)
         x, y = zip(*places, strict=True)
         axes.plot(x, y, "o-", color=greys[rank], markersize=4, linewidth=1.1, zorder=1.5)

@@ -146,15 +146,13 @@ def _paper_losses(axes: Axes, model: str) -> None:
     clean = known("timing", "CE", model=model, curve="clean")
     for curve, name in (("mse", "TopK on reconstruction"), ("e2e", "e2e from scratch")):
         numbers = find("timing", "hours to CE", model=model, curve=curve)
-        ends = _end(model=model, curve=curve)
-        points = sorted({(number.value, number.of["ce"]) for number in numbers} | ends)
+        points = sorted({*((n.value, n.of["ce"]) for n in numbers), *_end(model, curve)})
         if points:
             axes.plot(*zip(*points, strict=True), color=PAPER, marker=method_look(curve)[1], ms=5)
             offset, side = ((8, -3), "left") if curve == "mse" else ((0, -16), "right")
             axes.annotate(name, points[-1], offset, textcoords="offset points", ha=side)
     checkpoints = [n.of["checkpoint"] for n in find("timing", "SAE hours", model=model)]
-    each = (_end(model=model, curve="lora", checkpoint=at) for at in checkpoints)
-    ladder = [point for ends in each for point in ends]
+    ladder = [end for at in checkpoints for end in _end(model, "lora", checkpoint=at)]
     if ladder:
         axes.plot(*zip(*ladder, strict=True), color=PAPER, marker="o", ms=5, linestyle="")
         name = "TopK up to a checkpoint, then LoRA"
@@ -166,10 +164,11 @@ def _paper_losses(axes: Axes, model: str) -> None:
     panels.line_across(axes, clean, f"clean model {clean:.3f}")
 
 
-def _end(**of: object) -> set[tuple[float, float]]:
-    """(hours, CE) at the end of one of the paper's curves; nothing where it was not found."""
-    hours, ce = one("timing", "hours", **of), one("timing", "CE", **of)
-    return set() if hours is None or ce is None else {(hours, ce)}
+def _end(model: str, curve: str, **of: object) -> list[tuple[float, float]]:
+    """[(hours, CE)] at the end of one of the paper's curves; [] where that is not known."""
+    what = ("hours", "CE")
+    hours, ce = (one("timing", quantity, model=model, curve=curve, **of) for quantity in what)
+    return [] if hours is None or ce is None else [(hours, ce)]
 
 
 def _speedups_by_share(axes: Axes, curves: list[Curve], model: str) -> None:
@@ -237,8 +236,8 @@ def _targets(axes: Axes, pairs: Pairs, clean: float, style: Style, name: str) ->
         return
     targets = [first * (last / first) ** (i / 40) for i in range(41)]
     ratios = [[to_same_ce(*pair, "seconds", clean + gap) for pair in pairs] for gap in targets]
-    reached = [[ratio for ratio in each if ratio] for each in ratios]
-    medians = {gap: over_seeds(r) for gap, r in zip(targets, reached, strict=True) if r}
+    known_ratios = [[ratio for ratio in each if ratio] for each in ratios]
+    medians = {gap: over_seeds(r) for gap, r in zip(targets, known_ratios, strict=True) if r}
     for bound, line in ((False, style["linestyle"]), (True, ":")):
         part = [ratio.value if ratio.at_least == bound else math.nan for ratio in medians.values()]
         axes.plot(list(medians), part, **{**style, "linestyle": line, "marker": ""})

@@ -41,11 +41,11 @@ def curve(run: Run, axis: str) -> tuple[list[float], list[float]]:
 def cost_to_reach(costs: list[float], shares: list[float], share: float) -> float:
     """Cost at which a curve first reaches `share`, on the line between the two evaluations
     around that point; inf when it never does."""
-    for i, reached in enumerate(shares):
-        if reached >= share:
+    for i, here in enumerate(shares):
+        if here >= share:
             if i == 0:
                 return costs[0]
-            part = (share - shares[i - 1]) / (reached - shares[i - 1])
+            part = (share - shares[i - 1]) / (here - shares[i - 1])
             return costs[i - 1] + part * (costs[i] - costs[i - 1])
     return math.inf
 
@@ -124,12 +124,12 @@ def largest_share(runs: dict[str, list[Run]]) -> float:
     `runs` is label -> runs. With one label to go by, the largest that it reaches; 0.0 with none.
     The lower median, since with an even number of seeds one miss in the middle is a miss.
     """
-    reached = []
+    largest = []
     for of_label in runs.values():
         best = [max(curve(run, "tokens")[1], default=0.0) for run in of_label if ranked(run)]
         if best and of_label[0].header["method"] != REFERENCE:
-            reached.append(median_low(best))
-    return max(min(sorted(reached, reverse=True)[:2], default=0.0), 0.0)
+            largest.append(median_low(best))
+    return max(min(sorted(largest, reverse=True)[:2], default=0.0), 0.0)
 
 
 def targets(runs: dict[str, list[Run]], count: int = TARGETS) -> list[float]:
@@ -157,9 +157,9 @@ class Ratio:
 def to_same_ce(scratch: Run, run: Run, axis: str, ce: float | None = None) -> Ratio | None:
     """Speedup by cost to the same CE -> `Ratio`, or None where there is none.
 
-    Cost at which `scratch`, an SAE trained end to end, first reaches `ce`, over the cost of the
-    SAE that `run` starts from plus that at which `run` first reaches it; both interpolated, on
-    the curve set. `ce` is by default what `run` ends with. The SAE is charged whole, even for a
+    Cost at which `scratch`, an SAE trained end to end, first reaches `ce`, over that at which
+    `run` does, its SAE's cost included. Both are interpolated, on the curve set. `ce` is by
+    default what `run` ends with. The SAE is charged whole, even for a
     CE that it has before any adaptation. Where `scratch` never gets there, its whole cost over
     ours is a lower bound. None where `run` does not get there, where ours costs nothing, and
     where the two are not `comparable`.
@@ -226,8 +226,8 @@ def ce_at(run: Run, axis: str, cost: float) -> float:
 def _cost_to_ce(run: Run, axis: str, ce: float) -> float:
     """Cost of first reaching a CE, that of the SAE added; inf when the run never does."""
     rows = finite_rows(run)
-    reached = cost_to_reach([row[axis] for row in rows], [-row["ce"] for row in rows], -ce)
-    return _known_sae_cost(run, axis) + reached
+    own = cost_to_reach([row[axis] for row in rows], [-row["ce"] for row in rows], -ce)
+    return _known_sae_cost(run, axis) + own
 
 
 def _whole_cost(run: Run, axis: str) -> float:

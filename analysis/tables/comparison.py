@@ -97,9 +97,8 @@ def costs_to_targets(comparison: Comparison) -> str:
         for label, runs in trained.items():
             costs = [median_cost(runs, share, *c) if c in counted else None for c in COSTS]
             ratios = [speedup(theirs, runs, share, *c) if c in counted else None for c in SPEEDUPS]
-            against = ["rival", "", ""] if label == rival else list(map(times, ratios))
-            against = against if len(trained) > 1 else []
-            rows.append([first, label, *map(number, costs), *against])
+            against = list(map(times, ratios)) if label != rival else ["rival", "", ""]
+            rows.append([first, label, *map(number, costs), *(against if len(trained) > 1 else [])])
             first = ""
     return aligned([*heads, *rows], left=(1,))
 
