@@ -87,8 +87,7 @@ def closed_at_end(runs: list[Run]) -> Closed | None:
 
 
 def ce_difference(runs: list[Run], others: list[Run]) -> Difference | None:
-    """`difference` of one label's runs to another's, by the seeds in their headers; None when
-    either has no CE per document."""
+    """`difference` of two labels' runs, by seed; None when either has no CE per document."""
     ours = {run.header["seed"]: losses for run in runs if (losses := end_losses(run))}
     theirs = {run.header["seed"]: losses for run in others if (losses := end_losses(run))}
     return difference(ours, theirs) if ours and theirs else None

@@ -159,10 +159,9 @@ def to_same_ce(scratch: Run, run: Run, axis: str, ce: float | None = None) -> Ra
 
     Cost at which `scratch`, an SAE trained end to end, first reaches `ce`, over that at which
     `run` does, its SAE's cost included. Both are interpolated, on the curve set. `ce` is by
-    default what `run` ends with. The SAE is charged whole, even for a
-    CE that it has before any adaptation. Where `scratch` never gets there, its whole cost over
-    ours is a lower bound. None where `run` does not get there, where ours costs nothing, and
-    where the two are not `comparable`.
+    default what `run` ends with. The SAE is charged whole, even for a CE that it has before any
+    adaptation. Where `scratch` never gets there, its whole cost over ours is a lower bound. None
+    where `run` does not get there, ours costs nothing, or the two are not `comparable`.
     """
     if not comparable(scratch, run, axis):
         return None
