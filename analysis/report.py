@@ -1,6 +1,7 @@
 """A folder of records -> its tables and figures."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -22,12 +23,12 @@ def report(
     """Tables and figures of the records directly in `folder` -> (text, paths written).
 
     Where the manifests of experiments lie beside them, those are reported (`report_experiments`)
-    unless `names` are given: many runs that answer different questions make no one table.
+    unless there are `names`: many runs that answer different questions make no one table.
 
-    Else writes `table.txt` and, for each problem that the records are about, `curves.png` and
-    `curves.pdf` (`curves-2.png` and so on for a second) into `out`, by default the folder
-    itself; `names`, where given, are the only records that are read. Raises `Usage` when the
-    folder is missing, `Rejected` when it holds no sound record.
+    Else writes `table.txt` and, for each problem of the records, `curves.png` and `curves.pdf`
+    (`curves-2.png` and so on for a second) into `out`, by default the folder itself. Reads only
+    the records in `names`, where there are any. Raises `Usage` when the folder is missing,
+    `Rejected` when it holds no sound record.
     """
     if names is None and _experiments_of(folder):
         return report_experiments(folder, out)
@@ -55,7 +56,7 @@ def report_experiments(folder: Path, out: Path | None = None) -> tuple[str, list
 
 
 def _written(
-    out: Path, drawn: dict[str, Figure | None], name: str, text: str
+    out: Path, drawn: Mapping[str, Figure | None], name: str, text: str
 ) -> tuple[str, list[Path]]:
     """Write the figures, each under its stem, and the text under `name` -> (text, paths)."""
     out.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ in words, its body decides. They were fixed before the runs were made.
 """
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from analysis.tables.notes import BLANK, seeds
 from bench.errors import Rejected
 from bench.io.files import new_text
 
-RULES = {
+RULES: dict[str, Callable[[Evidence], Finding]] = {
     "C1": gap.closes_a_third,
     "C2": gap.falls_with_l0,
     "C3": gap.falls_with_width,
@@ -174,7 +175,7 @@ def _section(verdict: Verdict) -> str:
         "missing": finding.missing,
         "paper": f"{claim.number or 'no number found'} ({source})",
         "ours": finding.ours,
-        "rule": claim.rule or " ".join(RULES[claim.id].__doc__.split()),
+        "rule": claim.rule or " ".join((RULES[claim.id].__doc__ or "").split()),
     }
     if used:
         items["setting"] = f"{evidence.setting(used)}; {seeds(verdict.case.seeds)}"

@@ -31,11 +31,8 @@ def _sooner(case: Evidence, experiment: str, least: float) -> Finding:
     for share in sorted(case.values(experiment, "share", "lora")):
         lora = case.runs(experiment, "lora", share=share)
         one_clock(*scratch.values(), *training.values(), *lora.values())
-        pairs = paired(scratch, lora)
-        same = [to_same_ce(*pair, "seconds") for pair in pairs]
-        whole = [whole_runs(*pair, "seconds") for pair in pairs]
-        if None in same or None in whole:
-            raise Missing("what the SAE has cost in seconds, on the same clock")
+        unknown = "what the SAE has cost in seconds, on the same clock"
+        same, whole = _speedups(paired(scratch, lora), "seconds", unknown)
         speedups[share] = over_seeds(same), over_seeds(whole)
         lasts = [[run.rows[-1]["ce"] for run in runs] for runs in (lora.values(), scratch.values())]
         rows.append(
@@ -69,10 +66,28 @@ def _against_finetuned(case: Evidence, experiment: str, lora: dict[int, Run], sh
     except Missing:
         return BLANK
     ratios = []
-    for pair in pairs:
-        both = min(curve(run, "seconds")[1][-1] for run in pair)
-        ratios.append(speedup(*([run] for run in pair), both, "seconds") if both > 0 else None)
-    return BLANK if None in ratios else spread(ratios, "{:.2f}x")
+    for theirs, ours in pairs:
+        both = min(curve(run, "seconds")[1][-1] for run in (theirs, ours))
+        ratio = speedup([theirs], [ours], both, "seconds") if both > 0 else None
+        if ratio is None:
+            return BLANK
+        ratios.append(ratio)
+    return spread(ratios, "{:.2f}x")
+
+
+def _speedups(
+    pairs: list[tuple[Run, ...]], axis: str, unknown: str
+) -> tuple[list[Ratio], list[Ratio]]:
+    """Of each (e2e from scratch, LoRA) the speedup to the same CE and that by whole runs; raises
+    `Missing` what is `unknown` unless all have both."""
+    same, whole = [], []
+    for theirs, ours in pairs:
+        to_ce, by_run = to_same_ce(theirs, ours, axis), whole_runs(theirs, ours, axis)
+        if to_ce is None or by_run is None:
+            raise Missing(unknown)
+        same.append(to_ce)
+        whole.append(by_run)
+    return same, whole
 
 
 def _ratio(ratio: Ratio) -> str:
@@ -91,10 +106,7 @@ def fewer_passes(case: Evidence) -> Finding:
     takes none.)"""
     lora, scratch = case.runs("timing", "lora", share=1.0), case.runs("timing", "e2e")
     pairs = paired(scratch, lora)
-    whole = [whole_runs(*pair, "backwards") for pair in pairs]
-    same = [to_same_ce(*pair, "backwards") for pair in pairs]
-    if None in whole or None in same:
-        raise Missing("the backward passes that the SAE has cost")
+    same, whole = _speedups(pairs, "backwards", "the backward passes that the SAE has cost")
     ratios = [ratio.value for ratio in whole]
     counts = [median(pair[i].rows[-1]["backwards"] for pair in pairs) for i in (0, 1)]
     tokens = [median(pair[i].rows[-1]["tokens"] for pair in pairs) for i in (0, 1)]
@@ -147,8 +159,8 @@ def only_later(case: Evidence) -> Finding:
     heads = ["seed", "e2e at a tenth", "mse at a tenth", "e2e at its end", "mse at its end"]
     heads += ["e2e below from, seconds", "tokens"]
     crossed = ", ".join("never" if row[-2] == BLANK else f"{row[-2]} s" for row in rows)
-    ours = f"e2e is below for good from, by seed: {crossed}"
-    return Finding(holds, ours, [table(heads, rows)])
+    line = f"e2e is below for good from, by seed: {crossed}"
+    return Finding(holds, line, [table(heads, rows)])
 
 
 def _crossing(ours: Run, local: Run, axis: str) -> float | None:

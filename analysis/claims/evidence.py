@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from analysis.records.comparison import clock
 from analysis.records.manifest import Entry, Experiment, load
 from analysis.stats.gap import Closed, Difference, closed_at_end
 from analysis.stats.speedup import resumed
-from analysis.stats.usable import unsound
+from analysis.stats.usable import by_seed, unsound
 from analysis.tables.notes import clock_in_words, model_name
 from bench.errors import Rejected
 from bench.io import record
@@ -49,7 +50,7 @@ class Evidence:
 
     folder: Path
     experiments: dict[str, Experiment]
-    used: dict = field(default_factory=dict)
+    used: dict[str, tuple[int, Run]] = field(default_factory=dict)
     """Name of a record or measurement -> (its seed in the experiment, its run)."""
 
     @property
@@ -61,20 +62,22 @@ class Evidence:
         """The same experiments, nothing used yet."""
         return replace(self, used={})
 
-    def values(self, experiment: str, variable: str, role: str | None = None) -> list:
+    def values(self, experiment: str, variable: str, role: str | None = None) -> list[Any]:
         """All values that an experiment plans for what it varies."""
         return self.plan(experiment).values(variable, role)
 
-    def runs(self, experiment: str, role: str, **at) -> dict[int, Run]:
+    def runs(self, experiment: str, role: str, **at: object) -> dict[int, Run]:
         """Seed -> run; raises `Missing` unless all that were planned are there and sound."""
-        runs = {e.seed: e.run for e in self._entries(experiment, role, at)}
-        for seed, run in runs.items():
-            if run is None:
+        entries = self._entries(experiment, role, at)
+        for entry in entries:
+            if entry.run is None:
                 raise Missing(f"a run: a {role} of {experiment} is a measurement")
-            self._use(run.name, seed, run)
-        return runs
+            self._use(entry.name, entry.seed, entry.run)
+        return by_seed(entries)
 
-    def measures(self, experiment: str, role: str, **at) -> dict[int, tuple[dict, Run]]:
+    def measures(
+        self, experiment: str, role: str, **at: object
+    ) -> dict[int, tuple[dict[str, Any], Run]]:
         """Seed -> (values, the run they are of); like `runs`."""
         measures = {}
         for entry in self._entries(experiment, role, at):
@@ -84,7 +87,7 @@ class Evidence:
             run = record.read(path)
             for name in (run.name, entry.name):
                 self._use(name, entry.seed, run)
-            measures[entry.seed] = entry.measure.get("values") or {}, run
+            measures[entry.seed] = entry.measured, run
         return measures
 
     def plan(self, experiment: str) -> Experiment:
@@ -94,7 +97,7 @@ class Evidence:
         planned = self.experiments[experiment].plan
         return replace(self.experiments[experiment], entries=planned)
 
-    def _entries(self, experiment: str, role: str, at: dict) -> list[Entry]:
+    def _entries(self, experiment: str, role: str, at: dict[str, object]) -> list[Entry]:
         wanted = len(self.plan(experiment).of(role, **at))
         there = self.experiments[experiment].of(role, **at)
         what = " ".join([f"{role} of {experiment}", *(f"at {k} {v}" for k, v in at.items())])
@@ -143,12 +146,12 @@ def one_clock(*runs: Run) -> None:
         raise Missing("seconds of one clock: these are of several machines, devices or threads")
 
 
-def setting(used: dict) -> str:
+def setting(used: dict[str, tuple[int, Run]]) -> str:
     """What the runs of a claim were run on, in a line; (seeds, runs) as in `Evidence.used`."""
     runs = [run for _, run in used.values()]
     specs = [run.header["spec"] for run in runs]
 
-    def field(name: str, form: str, value: Callable = str) -> list[str]:
+    def field(name: str, form: str, value: Callable[[Any], str] = str) -> list[str]:
         """The values of a field, the first six of them, in a sentence; [] without any."""
         values = dict.fromkeys(value(spec[name]) for spec in specs if spec.get(name) is not None)
         more = " and more" * (len(values) > 6)
@@ -189,7 +192,7 @@ def nats(difference: Difference) -> str:
     return f"{difference.mean:+.4f}{error} nats, lower in {lower} of {number} seeds"
 
 
-def table(heads: list[str], rows: list[list]) -> str:
+def table(heads: list[str], rows: list[list[Any]]) -> str:
     """A table in Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)

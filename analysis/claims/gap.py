@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Iterable
 from statistics import StatisticsError, correlation, median
+from typing import Any
 
 from analysis.claims.evidence import Evidence, Finding, Missing, block_of, closed, nats, table
 from analysis.stats.gap import Closed, difference
@@ -68,7 +69,7 @@ def peaks_in_the_middle(case: Evidence) -> Finding:
     the last of three or more, and the gain in nats rises with the layer (rank correlation 0.7 or
     more)."""
     ours, shares, gains = _swept(case, "layer", "layer")
-    inside = max(shares, key=shares.get) in list(shares)[1:-1]
+    inside = max(shares, key=shares.__getitem__) in list(shares)[1:-1]
     rises = _rank_correlation(gains, gains.values()) >= -FALLS
     words = ", ".join(f"{gain:.4f} at {layer}" for layer, gain in gains.items())
     return Finding(inside and rises, ours, [f"Gain in nats by layer: {words}."])
@@ -76,24 +77,24 @@ def peaks_in_the_middle(case: Evidence) -> Finding:
 
 def _swept(
     case: Evidence, experiment: str, variable: str, most: float = math.inf
-) -> tuple[str, dict, dict]:
+) -> tuple[str, dict[Any, float], dict[Any, float]]:
     """A sweep at its largest rank up to `most` -> (the shares in words, value -> share of the gap
     closed, value -> gain in nats)."""
     ranks = [rank for rank in case.values(experiment, "rank", "lora") if rank <= most]
     if not ranks:
         raise Missing(f"a rank up to {most} in experiment {experiment}")
-    shares, gains = {}, {}
+    by_value, gains = {}, {}
     for value in sorted(case.values(experiment, variable, "lora")):
         runs = case.runs(experiment, "lora", rank=max(ranks), **{variable: value})
-        shares[value], gains[value] = closed(runs), -difference(ends(runs), spliced(runs)).mean
-    if len(shares) < 3:
+        by_value[value], gains[value] = closed(runs), -difference(ends(runs), spliced(runs)).mean
+    if len(by_value) < 3:
         raise Missing(f"three values of {variable} or more")
-    words = _in_words({f"{value:,}": closed for value, closed in shares.items()})
-    shares = {value: closed.share for value, closed in shares.items()}
+    words = _in_words({f"{value:,}": closed for value, closed in by_value.items()})
+    shares = {value: closed.share for value, closed in by_value.items()}
     return f"{words} ({variable}; rank {max(ranks)})", shares, gains
 
 
-def _in_words(closed: dict[object, Closed], before: str = "at") -> str:
+def _in_words(closed: dict[Any, Closed], before: str = "at") -> str:
     """Value -> `Closed` there, as `12.0% ± 1.0 at 8, ...`."""
     return ", ".join(f"{percent(c.share, c.error)} {before} {at}" for at, c in closed.items())
 

@@ -17,8 +17,9 @@ from analysis.claims.evidence import (
     spread,
     table,
 )
-from analysis.stats.gap import Difference, difference
+from analysis.stats.gap import Difference, difference, end_losses
 from analysis.stats.usable import ends, spliced
+from bench.io.record import Run
 
 
 def ends_lowest(case: Evidence) -> Finding:
@@ -28,17 +29,20 @@ def ends_lowest(case: Evidence) -> Finding:
     lora, e2e = case.runs("timing", "lora", share=1.0), case.runs("timing", "e2e")
     rows, gaps = [], []
     for seed, (ours, theirs) in zip(sorted(lora), paired(lora, e2e), strict=True):
-        header = ours.header
-        losses = header["ce_full_clean"], header["ce_full_spliced"]
-        clean, bare, *rest = map(fmean, (*losses, theirs.end["ce_full"], ours.end["ce_full"]))
+        clean, bare = (fmean(ours.header[f"ce_full_{kind}"]) for kind in ("clean", "spliced"))
         gaps.append(bare - clean)
-        rows.append([seed, *(f"{ce:.4f}" for ce in (clean, bare, *rest))])
+        rows.append([seed, *(f"{ce:.4f}" for ce in (clean, bare, _end(theirs), _end(ours)))])
     rival, alone = difference(ends(lora), ends(e2e)), difference(ends(lora), spliced(lora))
-    ours = f"LoRA minus e2e {nats(rival)}; minus the SAE alone {nats(alone)}"
+    line = f"LoRA minus e2e {nats(rival)}; minus the SAE alone {nats(alone)}"
     far = clearly_below(alone) and -alone.mean >= fmean(gaps) / 10
     heads = ["seed", "clean", "SAE alone", "e2e", "SAE + LoRA"]
     details = ["CE on the validation set:", table(heads, rows)]
-    return Finding(clearly_below(rival) and far, ours, details)
+    return Finding(clearly_below(rival) and far, line, details)
+
+
+def _end(run: Run) -> float:
+    """CE that a sound run ends with, mean over documents of the validation set."""
+    return fmean(end_losses(run) or ())
 
 
 def early_sae(case: Evidence) -> Finding:
@@ -51,7 +55,7 @@ def early_sae(case: Evidence) -> Finding:
     between, parts = difference(ends(first), ends(last)), []
     for one, whole in paired(first, last):
         clean, bare = (fmean(whole.header[f"ce_full_{kind}"]) for kind in ("clean", "spliced"))
-        above = fmean(one.end["ce_full"]) - fmean(whole.end["ce_full"])
+        above = _end(one) - _end(whole)
         parts.append(above / (bare - clean) if bare > clean else float("inf"))
     of_gap = spread(parts, "{:.0%}")
     ours = f"from {early:.0%} minus from 100%: {nats(between)}, {of_gap} of the gap"
@@ -88,10 +92,10 @@ def not_additive(case: Evidence) -> Finding:
         more = case.runs("additivity", f"{first}+{first}", stage=2)
         parts = []
         for start, end, single in paired(alone[first], mixed, alone[then]):
-            gain = fmean(single.header["ce_full_spliced"]) - fmean(single.end["ce_full"])
+            gain = fmean(single.header["ce_full_spliced"]) - _end(single)
             if gain <= 0:
                 raise Missing(f"a gain of {then} alone: it has none in {single.name}")
-            parts.append((fmean(start.end["ce_full"]) - fmean(end.end["ce_full"])) / gain)
+            parts.append((_end(start) - _end(end)) / gain)
         paired(mixed, more)
         medians.append(median(parts))
         ours.append(f"{then} after {first} adds {spread(parts, '{:.0%}')} of what it gains alone")
@@ -106,7 +110,8 @@ def closer_to_the_clean_model(case: Evidence) -> Finding:
     """In the later half of the layers after the SAE, the L2 distance of the residual to the clean
     model's is smaller with LoRA than without by two standard errors or more: at every one of
     these layers, in most seeds."""
-    scores, middles = {}, {}
+    scores: dict[int, list[float]] = {}
+    middles: dict[int, list[float]] = {}
     for values, run in case.measures("distance", "lora", share=1.0).values():
         try:
             l2, errors = (values["difference"][name] for name in ("l2", "l2_error"))
@@ -139,18 +144,18 @@ def equal_sparsity(case: Evidence) -> Finding:
     parts = []
     for ours, local in paired(e2e, mse):
         clean = fmean(ours.header["ce_full_clean"])
-        theirs = fmean(local.end["ce_full"]) - clean
+        theirs = _end(local) - clean
         if theirs <= 0:
             raise Missing("an increase of CE under local training")
-        parts.append((fmean(ours.end["ce_full"]) - clean) / theirs)
-        l0 = [run.rows[-1].get("l0") for run in (ours, local)]
-        if None in l0 or abs(l0[0] - l0[1]) > 0.1 * l0[1]:
+        parts.append((_end(ours) - clean) / theirs)
+        l0, local_l0 = (run.rows[-1].get("l0") for run in (ours, local))
+        if l0 is None or local_l0 is None or abs(l0 - local_l0) > 0.1 * local_l0:
             raise Missing("two SAEs of equal L0")
-    ours = f"{spread(parts, '{:.0%}')} of the increase under local training"
+    line = f"{spread(parts, '{:.0%}')} of the increase under local training"
     tokens = min(run.rows[-1]["tokens"] for run in e2e.values())
     if tokens < ENOUGH_FOR_AN_SAE:
-        raise Missing(f"SAEs of 10M tokens or more, trained both ways (here {tokens:,})", ours)
-    return Finding(median(parts) < 0.45, ours)
+        raise Missing(f"SAEs of 10M tokens or more, trained both ways (here {tokens:,})", line)
+    return Finding(median(parts) < 0.45, line)
 
 
 def clearly_below(difference: Difference) -> bool:

@@ -3,6 +3,8 @@
 Computes no statistics of its own.
 """
 
+from collections.abc import Callable
+
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -13,7 +15,7 @@ from analysis.stats.usable import finished
 
 __all__ = ["DRAW", "comparison", "draw"]
 
-DRAW = {
+DRAW: dict[str, Callable[[Experiment], Figure]] = {
     "timing": timing.draw,
     "timing-llama": timing.draw,
     "rivals": bars.rivals,

@@ -7,7 +7,7 @@ from analysis.figures import panels
 from analysis.figures.style import PAPER, REFERENCE, method_look
 from analysis.records.comparison import Comparison
 from analysis.records.manifest import Experiment
-from analysis.records.paper import find, one
+from analysis.records.paper import find, known
 from analysis.stats.gap import closed_at_end
 from analysis.stats.speedup import curve
 from analysis.stats.usable import timed
@@ -61,8 +61,8 @@ def _karvonen(axes: Axes, at: float) -> None:
         share = find("karvonen", "closed", run=run, budget=budget)[0].value / 100
         place = at + 0.25 * (n - 1)
         panels.bar(axes, place, share, None, width=0.2, color=PAPER)
-        text = {"ha": "center", "va": "bottom", "fontsize": 7.5, "color": REFERENCE}
-        axes.text(place, share, f"{method}\n{budget}", **text)
+        text, size = f"{method}\n{budget}", 7.5
+        axes.text(place, share, text, ha="center", va="bottom", fontsize=size, color=REFERENCE)
 
 
 def _losses(axes: Axes, experiment: Experiment, share: float) -> None:
@@ -100,10 +100,10 @@ def one_layer(experiment: Experiment) -> Figure:
         axes.axhline(every.share, color=colour, linewidth=1.8)
         low, high = every.share - (every.error or 0), every.share + (every.error or 0)
         axes.axhspan(low, high, color=colour, alpha=0.15, linewidth=0)
-    row = {"layer": 12, "width": 16, "l0": 82, "rank": 64}
-    axes.axhline(one("scaling", "closed", **row) / 100, color=PAPER, linewidth=1.6)
+    theirs = known("scaling", "closed", layer=12, width=16, l0=82, rank=64) / 100
+    axes.axhline(theirs, color=PAPER, linewidth=1.6)
     axes.axhline(0, color=REFERENCE, linewidth=0.9)
-    axes.set_xticks(range(len(layers)), layers)
+    axes.set_xticks(range(len(layers)), map(str, layers))
     axes.set_xlabel("the one adapted block")
     axes.set_ylabel("gap closed")
     axes.set_title(panels.spread(experiment))

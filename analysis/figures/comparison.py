@@ -10,11 +10,12 @@ from statistics import median
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from analysis.figures.panels import handle, legend, log_ticks, say
-from analysis.figures.style import LOOK, REFERENCE, line_styles
+from analysis.figures.style import LOOK, REFERENCE, Style, line_styles
 from analysis.records.comparison import REFERENCE as NONE
 from analysis.records.comparison import Comparison
 from analysis.stats.speedup import curve, finite_rows, ranked, speedup, speedups_by_seed, targets
@@ -33,8 +34,7 @@ LABELS = {
 def draw(comparison: Comparison) -> Figure:
     """Comparison -> Figure of four panels; CE on the left axis in nats per scored token."""
     with rc_context(LOOK):
-        figure = Figure(figsize=(10.5, 7.6), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+        figure = Figure((10.5, 7.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
         panels = figure.subplots(2, 2).flat
         styles = line_styles(comparison.trained)
         for axes, axis in zip(panels, LABELS, strict=False):
@@ -46,7 +46,7 @@ def draw(comparison: Comparison) -> Figure:
         _speedups(panels[3], comparison, styles)
         figure.suptitle(f"{setting(comparison)}\n{budget(comparison)}", fontsize=11.5)
         handles = _handles(comparison, styles)
-        longest = max(len(handle.get_label()) for handle in handles)
+        longest = max(len(str(handle.get_label())) for handle in handles)
         legend(figure, handles, min(5, max(1, 110 // (longest + 7))))  # 110 characters fit
     return figure
 
@@ -61,7 +61,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def _losses(axes: Axes, comparison: Comparison, axis: str, styles: dict) -> None:
+def _losses(axes: Axes, comparison: Comparison, axis: str, styles: dict[str, Style]) -> None:
     """CE against one cost: the median over seeds with markers, every seed thin."""
     bottom, top, clean_in_view = _limits(comparison)
     axes.axhline(comparison.ce_spliced, color=REFERENCE, linestyle=":", linewidth=1.4)
@@ -91,20 +91,20 @@ def _losses(axes: Axes, comparison: Comparison, axis: str, styles: dict) -> None
 def _clean_below_a_break(axes: Axes, comparison: Comparison) -> None:
     """The clean model's dashed line under a break of the axis: far below, and not to scale."""
     text = f"clean model: {comparison.ce_clean:.3f} (axis broken)"
-    at = {"transform": axes.transAxes, "color": REFERENCE}
+    at: Style = {"transform": axes.transAxes, "color": REFERENCE}
     axes.plot([0, 1], [0.035, 0.035], linestyle="--", linewidth=1.2, **at)
     axes.text(0.02, 0.05, text, fontsize=9, **at)
     axes.text(1.015, 0.035, "100%", va="center", **at)
     for side in (0, 1):
-        slashes = {"marker": [(-1, -0.6), (1, 0.6)], "linestyle": "", "clip_on": False}
-        axes.plot([side, side], [0.085, 0.11], markersize=9, **slashes, **at)
+        slash = {"marker": [(-1, -0.6), (1, 0.6)], "markersize": 9, **at}
+        axes.plot([side, side], [0.085, 0.11], linestyle="", clip_on=False, **slash)
 
 
 def _limits(comparison: Comparison) -> tuple[float, float, bool]:
     """(bottom, top) of the CE axis and whether the clean model is inside.
 
-    The curves come first: the clean model's line is drawn to scale only where it leaves them at
-    least a third of the axis, and a curve that rises far above the spliced model runs out of it.
+    The curves come first: the clean model's line is to scale only where it leaves them a third of
+    the axis or more. A curve that rises far above the spliced model runs out of the axis.
     """
     spliced, gap = comparison.ce_spliced, comparison.gap
     losses = [ce for run in comparison.all for ce in _curve(comparison, run, "tokens")[1]]
@@ -155,8 +155,8 @@ def _share_axis(axes: Axes, comparison: Comparison, lowest: float) -> None:
 
 
 def _curve(comparison: Comparison, run: Run, axis: str) -> tuple[list[float], list[float]]:
-    """(costs, CE) of a run. Where each seed has its own SAE, CE is set to the same share of the
-    mean gap, so that the axis of shares holds for every run."""
+    """(costs, CE) of a run. Where each seed has its own SAE, CE is at the same share of the mean
+    gap: so the axis of shares holds for every run."""
     costs, shares = curve(run, axis)
     if comparison.one_sae or not comparison.gap > 0:
         return costs, [row["ce"] for row in finite_rows(run)]
@@ -168,7 +168,7 @@ def _median_curve(
 ) -> tuple[list[float], list[float]]:
     """Median over seeds of (cost, CE) at each step; a run that has diverged counts as inf."""
     counted = [run for run in runs if ranked(run, axis)]
-    points = {}
+    points: dict[int, list[tuple[float, float]]] = {}
     for run in counted:
         for row, cost, ce in zip(run.rows, *_curve(comparison, run, axis), strict=False):
             points.setdefault(row["step"], []).append((cost, ce))
@@ -182,11 +182,11 @@ def _median_curve(
     return costs, losses
 
 
-def _speedups(axes: Axes, comparison: Comparison, styles: dict) -> None:
+def _speedups(axes: Axes, comparison: Comparison, styles: dict[str, Style]) -> None:
     """Speedup over the rival against share of the gap closed, in seconds and in passes."""
     trained, rival = comparison.trained, comparison.rival
     axes.set_xlabel("share of the gap closed")
-    if len(trained) < 2:
+    if rival is None or len(trained) < 2:
         return say(axes, "one method: no rival to compare with")
     marked = targets(trained)
     if not marked:
@@ -194,26 +194,27 @@ def _speedups(axes: Axes, comparison: Comparison, styles: dict) -> None:
     shares = sorted({*marked, *(marked[-1] * i / 60 for i in range(1, 60))})
     counted = ("seconds", "backwards") if comparison.one_clock else ("backwards",)
     axes.axhline(1, color=styles[rival]["color"], linewidth=1.6)
-    drawn = [1.0]
+    ratios = [1.0]
     at = [i for i, share in enumerate(shares) if share in marked]
     for label in [label for label in trained if label != rival]:
         style, sides = {**styles[label], "markevery": at}, (trained[rival], trained[label])
         for axis in counted:
-            drawn += _speedup(axes, sides, axis, shares, style)
+            ratios += _speedup(axes, sides, axis, shares, style)
     seeds = "; shade: single seeds" if len(comparison.seeds) > 1 else ""
     seconds = "filled: seconds; " if comparison.one_clock else ""
     axes.set_title(f"{seconds}open: backward passes{seeds}")
     axes.set_ylabel(f"speedup over {rival}")
     axes.set_xlim(0, 1.04 * marked[-1])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
-    _ratio_scale(axes, drawn)
+    _ratio_scale(axes, ratios)
 
 
-def _speedup(axes: Axes, sides: tuple, axis: str, shares: list[float], style: dict) -> list[float]:
+def _speedup(
+    axes: Axes, sides: tuple[list[Run], list[Run]], axis: str, shares: list[float], style: Style
+) -> list[float]:
     """The curve of `sides`, runs of the rival and of one label, its range over seeds shaded -> the
     ratios drawn."""
-    ratios = [speedup(*sides, share, axis) for share in shares]
-    ratios = [math.nan if ratio is None else ratio for ratio in ratios]
+    ratios = [speedup(*sides, share, axis) or math.nan for share in shares]
     spread = [speedups_by_seed(*sides, share, axis) or [math.nan] for share in shares]
     low, high = list(map(min, spread)), list(map(max, spread))
     filled = axis == "seconds"
@@ -231,7 +232,7 @@ def _ratio_scale(axes: Axes, ratios: list[float]) -> None:
     axes.tick_params(axis="y", which="minor", left=False)
 
 
-def _handles(comparison: Comparison, styles: dict) -> list[Line2D]:
+def _handles(comparison: Comparison, styles: dict[str, Style]) -> list[Line2D]:
     """What the legend shows, row by row."""
     handles = [handle(label, **style) for label, style in styles.items()]
     grey = {"color": REFERENCE}

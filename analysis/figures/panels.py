@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from statistics import median
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from analysis.figures.style import PAPER, REFERENCE, line_look
+from analysis.figures.style import PAPER, REFERENCE, Style, line_look
 from analysis.records.manifest import Experiment
 from analysis.stats.usable import units_of
 from analysis.tables.notes import title
@@ -27,11 +29,10 @@ def spread(experiment: Experiment) -> str:
 
 
 def sheet(
-    experiment: Experiment, rows: int, columns: int, size: tuple[float, float], **subplots
+    experiment: Experiment, rows: int, columns: int, size: tuple[float, float], **subplots: Any
 ) -> tuple[Figure, list[Axes]]:
     """(figure, its panels as a flat list); the figure's title says what it is of."""
-    figure = Figure(figsize=size, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
     figure.suptitle(title(experiment), fontsize=11)
     panels = figure.subplots(rows, columns, squeeze=False, **subplots)
     return figure, list(panels.flat)
@@ -44,30 +45,32 @@ def legend(figure: Figure, handles: list[Line2D], columns: int = 4) -> None:
     figure.legend(handles=by_row, loc="outside lower center", ncols=columns)
 
 
-def look(role: str) -> dict:
+def look(role: str) -> Style:
     """Keywords of a line: colour and marker of the role's method; started from a trained SAE,
     `e2e` is dashed where it also ran from scratch."""
     method = METHOD_OF.get(role, role.rpartition("+")[2])
     return line_look(method, "--" if role == "e2e-finetune" else "-")
 
 
-def handle(label: str, **style) -> Line2D:
+def handle(label: str, **style: Any) -> Line2D:
     """A line for the legend."""
     return Line2D([], [], **{"label": label, **style})
 
 
-def paper_handle(label: str, **style) -> Line2D:
+def paper_handle(label: str, **style: Any) -> Line2D:
     """The papers' own, for the legend."""
     return handle(label, **{"color": PAPER, "linewidth": 1.6, "markersize": 5, **style})
 
 
-def over_seeds(values: Iterable) -> list[list[float]]:
+def over_seeds(values: Iterable[Sequence[float]]) -> list[list[float]]:
     """[seed][place] -> [median, smallest, largest][place], up to the end of the shortest."""
     places = list(zip(*values, strict=False))
     return [[statistic(at) for at in places] for statistic in (median, min, max)]
 
 
-def seeds_curve(axes: Axes, costs: Iterable, losses: list, style: dict) -> None:
+def seeds_curve(
+    axes: Axes, costs: Sequence[list[float]], losses: Sequence[list[float]], style: Style
+) -> None:
     """Costs and CE, each [seed][step] with equal steps -> the median a line, the range shaded."""
     at, (middle, low, high) = over_seeds(costs)[0], over_seeds(losses)
     if len(losses) > 1:
@@ -83,7 +86,7 @@ def bar(
     dots: Sequence[float] = (),
     width: float = 0.8,
     bottom: float = 0,
-    **style,
+    **style: Any,
 ) -> None:
     """A bar with its standard error, and a dot for each seed where there are several."""
     axes.bar(at, height, width, bottom=bottom, linewidth=0, **style)
@@ -111,11 +114,11 @@ def log_ticks(axis: Axis, unit: str = "") -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def line_across(axes: Axes, height: float, text: str, color: str = REFERENCE, **style) -> None:
+def line_across(axes: Axes, height: float, text: str, color: str = REFERENCE, **style: Any) -> None:
     """A level line with its name at the left end."""
     axes.axhline(height, color=color, **{"linestyle": "--", "linewidth": 1.2, **style})
-    place = {"transform": axes.get_yaxis_transform(), "va": "bottom", "fontsize": 8.5}
-    axes.text(0.01, height, text, color=color, **place)
+    place = axes.get_yaxis_transform()
+    axes.text(0.01, height, text, color=color, transform=place, va="bottom", fontsize=8.5)
 
 
 def say(axes: Axes, text: str) -> None:

@@ -1,12 +1,14 @@
 """The figures of `additivity`, two stages after one another, and `no-sae`, the SAE out again."""
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.panels import INK, bar, handle, legend, paper_handle, seed_dots, sheet, spread
 from analysis.figures.style import PAPER, REFERENCE, method_look, shades
 from analysis.records.manifest import Experiment
-from analysis.records.paper import one
+from analysis.records.paper import known
 from analysis.stats.gap import difference
 from analysis.stats.usable import by_seed, ends, gain, spliced
 
@@ -45,8 +47,8 @@ def _stages(axes: Axes, at: float, experiment: Experiment, role: str) -> None:
     gained, added = difference(before, half), difference(half, end)
     bar(axes, at, gained.mean, None, width=0.62, color=method_look(first)[0])
     low = gained.mean if added.mean >= 0 else gained.mean + added.mean
-    top = {"color": method_look(second)[0], "edgecolor": "white"}
-    axes.bar(at, abs(added.mean), 0.62, low, hatch=None if added.mean >= 0 else "///", **top)
+    colour, hatch = method_look(second)[0], None if added.mean >= 0 else "///"
+    axes.bar(at, abs(added.mean), 0.62, low, hatch=hatch, color=colour, edgecolor="white")
     # The two side by side: they are about heights that may be close.
     sums = ((-0.2, gained.mean, gained), (0.2, gained.mean + added.mean, added))
     for shift, height, part in sums:
@@ -62,9 +64,9 @@ def _stages(axes: Axes, at: float, experiment: Experiment, role: str) -> None:
 def _karvonen(axes: Axes, at: float) -> None:
     """Karvonen's finetune of the SAE for 15k examples, then an adapter of rank 16 for 15k."""
     of = {"budget": "30k", "width": 16_384}
-    before = one("karvonen", "CE", run="start", **of)
-    half = one("karvonen", "CE", run="finetune then adapter", examples=15_000, **of)
-    end = one("karvonen", "CE", run="finetune then adapter-r16", **of)
+    before = known("karvonen", "CE", run="start", **of)
+    half = known("karvonen", "CE", run="finetune then adapter", examples=15_000, **of)
+    end = known("karvonen", "CE", run="finetune then adapter-r16", **of)
     light, dark = shades("#606060", 3)[0], PAPER
     bar(axes, at, before - half, None, width=0.62, color=dark)
     bar(axes, at, half - end, None, width=0.62, bottom=before - half, color=light)
@@ -85,7 +87,7 @@ def no_sae(experiment: Experiment) -> Figure:
     roles = experiment.roles
     width = 0.8 / len(roles)
     for n, role in enumerate(roles):
-        values = {entry.seed: entry.measure["values"] for entry in experiment.of(role)}
+        values = {entry.seed: entry.measured for entry in experiment.of(role)}
         for at, state in enumerate(STATES):
             place = at - 0.4 + (n + 0.5) * width
             _state(axes, place, values, state, method_look(role)[0], 0.8 * width)
@@ -100,7 +102,7 @@ def no_sae(experiment: Experiment) -> Figure:
 
 
 def _state(
-    axes: Axes, at: float, values: dict[int, dict], state: str, colour: str, width: float
+    axes: Axes, at: float, values: dict[int, dict[str, Any]], state: str, colour: str, width: float
 ) -> None:
     """The bar of one model, by document against the clean model, with its CE in numbers."""
     clean = {seed: of["ce_clean"] for seed, of in values.items()}
@@ -109,9 +111,8 @@ def _state(
     nothing = {seed: [0.0] * len(ce) for seed, ce in losses.items()}
     dots = [difference({s: losses[s]}, {s: clean[s]}).mean for s in losses]
     colour = REFERENCE if state in ("ce_clean", "ce_spliced") else colour
-    dots = dots if state != "ce_clean" else ()
+    dots = dots if state != "ce_clean" else []
     bar(axes, at, above_clean.mean, above_clean.error, dots, width=width, color=colour)
     top = max([above_clean.mean + (above_clean.error or 0), *dots, 0])
     text = f"{difference(losses, nothing).mean:.3f}"
-    place = {"ha": "center", "textcoords": "offset points", "fontsize": 9}
-    axes.annotate(text, (at, top), (0, 5), **place)
+    axes.annotate(text, (at, top), (0, 5), ha="center", textcoords="offset points", fontsize=9)

@@ -1,8 +1,12 @@
 """How a method looks: one colour and one marker, the same in every figure."""
 
 import zlib
+from typing import Any
 
 from bench.io.record import Run
+
+Style = dict[str, Any]
+"""Keywords of a line, by matplotlib's names."""
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers, and markers for print.
 METHODS = {
@@ -54,7 +58,7 @@ def method_look(method: str) -> tuple[str, str]:
     return METHODS.get(method, (other, "h"))
 
 
-def line_look(method: str, line: str | tuple = "-", width: float = 1.8) -> dict:
+def line_look(method: str, line: str | tuple[Any, ...] = "-", width: float = 1.8) -> Style:
     """Keywords of a method's line."""
     colour, marker = method_look(method)
     style = {"color": colour, "marker": marker, "markersize": 5}
@@ -69,12 +73,13 @@ def shades(colour: str, number: int) -> list[str]:
     return ["#" + "".join(f"{part:02x}" for part in mix) for mix in mixes]
 
 
-def line_styles(trained: dict[str, list[Run]]) -> dict[str, dict]:
+def line_styles(trained: dict[str, list[Run]]) -> dict[str, Style]:
     """Label -> keywords of its line; `trained` is label -> runs.
 
     Colour and marker tell the method, the line style tells labels of one method apart.
     """
-    styles, labels_of = {}, {}
+    styles = {}
+    labels_of: dict[str, int] = {}
     for label, runs in trained.items():
         method = runs[0].header["method"]
         line = LINES[labels_of.setdefault(method, 0) % len(LINES)]

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.figures.panels import handle, legend, look, paper_handle, percent_axis, sheet, spread
-from analysis.figures.style import PAPER, REFERENCE, shades
+from analysis.figures.style import PAPER, REFERENCE, Style, shades
 from analysis.records.comparison import grouped
-from analysis.records.manifest import Entry, Experiment
+from analysis.records.manifest import Entry, Experiment, runs_of
 from analysis.records.paper import Number, find
 from analysis.stats.gap import closed_at_end
 from analysis.stats.usable import by_seed, ends, gain
@@ -45,7 +45,7 @@ def rank(experiment: Experiment) -> Figure:
 def _alpha(groups: list[list[Entry]], kind: str) -> str:
     if kind == "scaled":
         return "alpha = rank"
-    alphas = {e.run.header["config"].get("alpha") for entries in groups for e in entries}
+    alphas = {e.header["config"].get("alpha") for entries in groups for e in entries}
     value = f" at {alphas.pop():g}" if len(alphas) == 1 and None not in alphas else ""
     return f"alpha {kind}{value}"
 
@@ -85,15 +85,15 @@ def size(experiment: Experiment) -> Figure:
 
 def _l0(entry: Entry) -> float:
     """L0 of the SAE on the validation set, as it was measured before training."""
-    header = entry.run.header
-    return header.get("l0_full") or entry.run.rows[0]["l0"]
+    assert entry.run is not None, "what is swept over is runs"
+    return entry.run.header.get("l0_full") or entry.run.rows[0]["l0"]
 
 
 def _swept(
     experiment: Experiment,
     place: Callable[[Entry], float],
     column: str,
-    theirs: dict,
+    theirs: dict[str, int],
     name: str = "",
     ticks: Sequence[float] = (),
     scale: float = 1,
@@ -133,26 +133,26 @@ def _paper(axes: Axes, numbers: list[Number], column: str, scale: float, unit: f
     """The paper's lines, one for each rank. Where several L0 share a place, the one of 82."""
     greys = dict(zip((1, 4, 16, 64, 256), shades("#606060", 5), strict=True))
     varied = [n for n in numbers if (n.of["layer"], n.of["width"]) != (12, 16) or n.of["l0"] == 82]
-    shown = numbers if column == "l0" else varied
-    for rank, row in sorted(grouped(shown, lambda number: number.of["rank"]).items()):
+    rows = numbers if column == "l0" else varied
+    for rank, row in sorted(grouped(rows, lambda number: number.of["rank"]).items()):
         places = sorted((scale * n.of.get(column, 1), n.value / unit) for n in row)
-        style = {"color": greys[rank], "marker": "o", "markersize": 4, "linewidth": 1.1}
-        axes.plot(*zip(*places, strict=True), zorder=1.5, **style)
+        x, y = zip(*places, strict=True)
+        axes.plot(x, y, "o-", color=greys[rank], markersize=4, linewidth=1.1, zorder=1.5)
 
 
-def _shares(axes: Axes, places: list, groups: list[list[Entry]], style: dict) -> None:
+def _shares(axes: Axes, places: list[float], groups: list[list[Entry]], style: Style) -> None:
     """Share of the gap closed at each place, with its standard error."""
-    closed = [closed_at_end([entry.run for entry in entries]) for entries in groups]
+    closed = [closed_at_end(runs_of(entries)) for entries in groups]
     _line(axes, [(at, c.share, c.error) for at, c in zip(places, closed, strict=True) if c], style)
 
 
-def _gains(axes: Axes, places: list, groups: list[list[Entry]], style: dict) -> None:
+def _gains(axes: Axes, places: list[float], groups: list[list[Entry]], style: Style) -> None:
     """Nats gained at each place, with their standard error."""
     gains = [gain(entries) for entries in groups]
     _line(axes, [(at, g.mean, g.error) for at, g in zip(places, gains, strict=True)], style)
 
 
-def _line(axes: Axes, points: list[tuple], style: dict) -> None:
+def _line(axes: Axes, points: list[tuple[float, float, float | None]], style: Style) -> None:
     """Points (x, y, standard error or None), joined."""
     if points:
         x, y, errors = zip(*points, strict=True)
@@ -188,9 +188,9 @@ def multi_sae(experiment: Experiment) -> Figure:
             _shares(shares, list(by_number), groups, look(role))
             handles.append(handle(role, **look(role)))
     every = {n: experiment.of(saes=n) for n in numbers}
-    style = {"color": REFERENCE, "linewidth": 1.4, "markersize": 4, "marker": "."}
+    style: Style = {"color": REFERENCE, "linewidth": 1.4, "markersize": 4, "marker": "."}
     for field, name, line in (("spliced", "spliced", ":"), ("clean", "clean model", "--")):
-        means = [_mean({e.seed: e.run.header[f"ce_full_{field}"] for e in every[n]}) for n in every]
+        means = [_mean({e.seed: e.header[f"ce_full_{field}"] for e in every[n]}) for n in every]
         losses.plot(list(every), means, linestyle=line, **style)
         handles.append(handle(name, linestyle=line, **style))
     losses.set_ylabel("CE, nats per scored token")

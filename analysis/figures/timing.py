@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from analysis.figures import panels
-from analysis.figures.style import PAPER, REFERENCE, method_look
+from analysis.figures.style import PAPER, REFERENCE, Style, method_look
 from analysis.records.comparison import grouped
 from analysis.records.manifest import Experiment
-from analysis.records.paper import Number, find, one
+from analysis.records.paper import Number, find, known, one
 from analysis.stats.speedup import over_seeds, sae_cost, to_same_ce, whole_runs
 from analysis.stats.usable import placed
 from bench.io.record import Run
@@ -32,6 +32,9 @@ CLAIMED = ("lowest", "highest")
 UNITS = ((300, "seconds", 1), (9_000, "minutes", 60), (math.inf, "hours", 3_600))
 """Up to how many seconds an axis has which unit."""
 
+Pairs = list[tuple[Run, Run]]
+"""(e2e from scratch, a run that starts from a checkpoint) of each seed that has both."""
+
 WIDE = 6
 """A CE axis is logarithmic away from the clean model where its curves end, above that, in gaps
 that differ by more than this."""
@@ -42,8 +45,8 @@ class Curve:
     """CE of one run against the seconds of all training, the SAE's included."""
 
     role: str
-    share: float | None
-    """Of the SAE's training, where the run starts from a checkpoint of it."""
+    share: float
+    """Of the SAE's training, where the run starts from a checkpoint of it; else 0."""
     seed: int
     run: Run
     costs: list[float]
@@ -81,20 +84,21 @@ def _curves(experiment: Experiment) -> list[Curve]:
     """A `Curve` of each run, by seed."""
     curves = []
     for entry in experiment.of():
-        run, before = entry.run, sae_cost(entry.run, "seconds")
-        points = [before + row["seconds"] for row in run.rows], [row["ce"] for row in run.rows]
-        if entry.role in NAMES:
-            curves.append(Curve(entry.role, entry.at.get("share"), entry.seed, run, *points))
+        before = sae_cost(entry.run, "seconds") if entry.run else None
+        if entry.run and before is not None and entry.role in NAMES:
+            rows, place = entry.run.rows, (entry.role, entry.at.get("share", 0.0), entry.seed)
+            points = [before + row["seconds"] for row in rows], [row["ce"] for row in rows]
+            curves.append(Curve(*place, entry.run, *points))
     return curves
 
 
-def _by_share(curves: list[Curve], role: str) -> dict:
+def _by_share(curves: list[Curve], role: str) -> dict[float, list[Curve]]:
     """Share of the SAE's training -> the curves of one role from there."""
     return grouped([curve for curve in curves if curve.role == role], lambda curve: curve.share)
 
 
-def _pairs(curves: list[Curve], role: str) -> dict:
-    """Share -> (e2e from scratch, run of a role from there) of each seed that has both."""
+def _pairs(curves: list[Curve], role: str) -> dict[float, Pairs]:
+    """Share of the SAE's training -> `Pairs` of one role from there."""
     scratch = {curve.seed: curve.run for curve in curves if curve.role == "e2e"}
     return {
         share: [(scratch[curve.seed], curve.run) for curve in group if curve.seed in scratch]
@@ -139,17 +143,16 @@ def _paper_losses(axes: Axes, model: str) -> None:
     """The paper's curves: what of them was digitised."""
     axes.set(xlabel="hours of training, the SAE's included", ylabel="CE, nats per token")
     axes.set_title(f"paper: {model}, digitised")
-    clean = one("timing", "CE", model=model, curve="clean")
+    clean = known("timing", "CE", model=model, curve="clean")
     for curve, name in (("mse", "TopK on reconstruction"), ("e2e", "e2e from scratch")):
-        of = {"model": model, "curve": curve}
-        points = [(n.value, n.of["ce"]) for n in find("timing", "hours to CE", **of)]
-        end = [one("timing", what, **of) for what in ("hours", "CE")]
-        points = sorted({*points, tuple(end)} - {(None, None)})
+        numbers = find("timing", "hours to CE", model=model, curve=curve)
+        points = sorted({*((n.value, n.of["ce"]) for n in numbers), *_end(model, curve)})
         if points:
             axes.plot(*zip(*points, strict=True), color=PAPER, marker=method_look(curve)[1], ms=5)
             offset, side = ((8, -3), "left") if curve == "mse" else ((0, -16), "right")
             axes.annotate(name, points[-1], offset, textcoords="offset points", ha=side)
-    ladder = [_pair(model, n.of["checkpoint"]) for n in find("timing", "SAE hours", model=model)]
+    checkpoints = [n.of["checkpoint"] for n in find("timing", "SAE hours", model=model)]
+    ladder = [end for at in checkpoints for end in _end(model, "lora", checkpoint=at)]
     if ladder:
         axes.plot(*zip(*ladder, strict=True), color=PAPER, marker="o", ms=5, linestyle="")
         name = "TopK up to a checkpoint, then LoRA"
@@ -161,10 +164,11 @@ def _paper_losses(axes: Axes, model: str) -> None:
     panels.line_across(axes, clean, f"clean model {clean:.3f}")
 
 
-def _pair(model: str, checkpoint: float) -> tuple:
-    """(hours, CE) at the end of LoRA from a checkpoint."""
-    of = {"model": model, "curve": "lora", "checkpoint": checkpoint}
-    return one("timing", "hours", **of), one("timing", "CE", **of)
+def _end(model: str, curve: str, **of: object) -> list[tuple[float, float]]:
+    """[(hours, CE)] at the end of one of the paper's curves; [] where that is not known."""
+    what = ("hours", "CE")
+    hours, ce = (one("timing", quantity, model=model, curve=curve, **of) for quantity in what)
+    return [] if hours is None or ce is None else [(hours, ce)]
 
 
 def _speedups_by_share(axes: Axes, curves: list[Curve], model: str) -> None:
@@ -175,25 +179,25 @@ def _speedups_by_share(axes: Axes, curves: list[Curve], model: str) -> None:
     paper = find("timing", "speedup", model=model)
     shares = [number.of["checkpoint"] / 100 for number in paper]
     _paper_speedups(axes, shares, paper)
-    bounds = [one("timing", f"{end} speedup", model=model, curve="lora") for end in CLAIMED]
-    if not paper and None not in bounds:
-        axes.axhspan(*bounds, color=PAPER, alpha=0.25, linewidth=0)
+    low, high = (one("timing", f"{end} speedup", model=model, curve="lora") for end in CLAIMED)
+    if not paper and low is not None and high is not None:
+        axes.axhspan(low, high, color=PAPER, alpha=0.25, linewidth=0)
     axes.set_xlabel("share of the SAE's training before adaptation")
     panels.percent_axis(axes.xaxis)
     axes.set_title("filled: whole runs, as the paper; open: to the same CE; up: at least")
     _ratio_scale(axes)
 
 
-def _ladder(axes: Axes, pairs: dict, style: dict, whole: bool) -> None:
+def _ladder(axes: Axes, pairs: dict[float, Pairs], style: Style, whole: bool) -> None:
     """One role's speedups by one definition: median and range over seeds, an arrow up from a
     lower bound."""
     definition = whole_runs if whole else to_same_ce
-    ratios = {s: [definition(*pair, "seconds") for pair in pairs[s]] for s in sorted(pairs)}
-    medians = {share: over_seeds(of_seeds) for share, of_seeds in ratios.items()}
-    medians = {share: ratio for share, ratio in medians.items() if ratio}
+    by_share = {s: [definition(*pair, "seconds") for pair in pairs[s]] for s in sorted(pairs)}
+    ratios = {share: [ratio for ratio in each if ratio] for share, each in by_share.items()}
+    medians = {share: over_seeds(of_seeds) for share, of_seeds in ratios.items() if of_seeds}
     if not medians:
         return
-    seeds = [(m.value, [r.value for r in ratios[share] if r]) for share, m in medians.items()]
+    seeds = [(m.value, [r.value for r in ratios[share]]) for share, m in medians.items()]
     middle, below, above = zip(*((m, m - min(s), max(s) - m) for m, s in seeds), strict=True)
     style |= {"markerfacecolor": style["color"] if whole else "white", "markersize": 6}
     axes.errorbar(list(medians), middle, (below, above), capsize=2.5, elinewidth=1, **style)
@@ -208,7 +212,7 @@ def _speedups_by_target(axes: Axes, curves: list[Curve], clean: float, model: st
         for share, pairs in _pairs(curves, role).items():
             if pairs:
                 _targets(axes, pairs, clean, panels.look(role), f"{share:.0%}")
-    base = one("timing", "CE", model=model, curve="clean")
+    base = known("timing", "CE", model=model, curve="clean")
     paper = find("timing", "speedup to CE", model=model)
     _paper_speedups(axes, [number.of["ce"] - base for number in paper], paper)
     axes.set_xscale("log")
@@ -224,9 +228,7 @@ def _paper_speedups(axes: Axes, places: list[float], numbers: list[Number]) -> N
     axes.plot(places, values, color=PAPER, marker="o", ms=5, linewidth=1.6)
 
 
-def _targets(
-    axes: Axes, pairs: list[tuple[Run, Run]], clean: float, style: dict, name: str
-) -> None:
+def _targets(axes: Axes, pairs: Pairs, clean: float, style: Style, name: str) -> None:
     """One role's curve from one checkpoint: the median over seeds, dotted where a lower bound."""
     ends = [(run.rows[0]["ce"] - clean, min(r["ce"] for r in run.rows) - clean) for _, run in pairs]
     first, last = min(begin for begin, _ in ends), max(end for _, end in ends)
@@ -234,8 +236,8 @@ def _targets(
         return
     targets = [first * (last / first) ** (i / 40) for i in range(41)]
     ratios = [[to_same_ce(*pair, "seconds", clean + gap) for pair in pairs] for gap in targets]
-    medians = zip(targets, map(over_seeds, ratios), strict=True)
-    medians = {gap: ratio for gap, ratio in medians if ratio}
+    known_ratios = [[ratio for ratio in each if ratio] for each in ratios]
+    medians = {gap: over_seeds(r) for gap, r in zip(targets, known_ratios, strict=True) if r}
     for bound, line in ((False, style["linestyle"]), (True, ":")):
         part = [ratio.value if ratio.at_least == bound else math.nan for ratio in medians.values()]
         axes.plot(list(medians), part, **{**style, "linestyle": line, "marker": ""})

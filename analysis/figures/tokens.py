@@ -2,12 +2,13 @@
 
 import re
 from statistics import fmean, median
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.panels import handle, legend, look, over_seeds, percent_axis, sheet
-from analysis.figures.style import DEGRADED, IMPROVED, REFERENCE
+from analysis.figures.style import DEGRADED, IMPROVED, REFERENCE, Style
 from analysis.records.manifest import Entry, Experiment
 from analysis.stats.usable import changed_tokens, units_of
 
@@ -21,7 +22,7 @@ def token_loss(experiment: Experiment) -> Figure:
     size = (1 + 5.2 * len(roles), 5)
     figure, panels = sheet(experiment, 1, len(roles), size, sharey=True)
     for axes, role in zip(panels, roles, strict=True):
-        values = [entry.measure["values"] for entry in experiment.of(role)]
+        values = [entry.measured for entry in experiment.of(role)]
         for kind, colour in (("improved", IMPROVED), ("degraded", DEGRADED)):
             _histogram(axes, values, kind, colour)
         axes.set_xscale("log")
@@ -38,7 +39,7 @@ def token_loss(experiment: Experiment) -> Figure:
     return figure
 
 
-def _histogram(axes: Axes, values: list[dict], kind: str, colour: str) -> None:
+def _histogram(axes: Axes, values: list[dict[str, Any]], kind: str, colour: str) -> None:
     """One kind's share of all tokens by bin: the median over seeds filled, the range shaded."""
     edges = values[0]["edges"]
     shares = [[count / seed["n_tokens"] for count in seed[kind]] for seed in values]
@@ -49,7 +50,7 @@ def _histogram(axes: Axes, values: list[dict], kind: str, colour: str) -> None:
         axes.stairs(high, edges, baseline=low, color=colour, alpha=0.25, fill=True)
 
 
-def _title(role: str, values: list[dict]) -> str:
+def _title(role: str, values: list[dict[str, Any]]) -> str:
     """The shares of tokens that get better and worse, in words."""
     better, worse = changed_tokens(values)
     unseen = median((seed["below"] + seed["above"]) / seed["n_tokens"] for seed in values)
@@ -79,7 +80,7 @@ def distance(experiment: Experiment) -> Figure:
     return figure
 
 
-def _differences(axes: Axes, entries: list[Entry], kind: str, style: dict) -> None:
+def _differences(axes: Axes, entries: list[Entry], kind: str, style: Style) -> None:
     """The mean over seeds with its interval, each seed thin.
 
     The mean of the seeds' errors is at least the error of their mean: they share documents.
@@ -87,7 +88,7 @@ def _differences(axes: Axes, entries: list[Entry], kind: str, style: dict) -> No
     layers = _behind_the_sae(entries)
     by_seed, errors = [], []
     for entry in entries:
-        values = entry.measure["values"]
+        values = entry.measured
         at = [values["layers"].index(layer) for layer in layers]
         by_seed.append([values["difference"][kind][i] for i in at])
         errors.append([values["difference"][f"{kind}_error"][i] for i in at])
@@ -95,14 +96,14 @@ def _differences(axes: Axes, entries: list[Entry], kind: str, style: dict) -> No
     low, high = ([m + n * e for m, e in zip(middle, error, strict=True)] for n in (-NINETY, NINETY))
     axes.fill_between(layers, low, high, color=style["color"], alpha=0.2, linewidth=0)
     if len(by_seed) > 1:
-        for values in by_seed:
-            axes.plot(layers, values, color=style["color"], linewidth=0.7, alpha=0.6)
+        for differences in by_seed:
+            axes.plot(layers, differences, color=style["color"], linewidth=0.7, alpha=0.6)
     axes.plot(layers, middle, **{**style, "markersize": 4})
 
 
 def _behind_the_sae(entries: list[Entry]) -> list[int]:
     """The blocks from the (first) SAE's own on: before it nothing differs."""
-    measure = entries[0].measure
-    blocks = map(int, re.findall(r"blocks\.(\d+)\.", str((measure.get("spec") or {}).get("site"))))
+    site = (entries[0].header.get("spec") or {}).get("site")
+    blocks = map(int, re.findall(r"blocks\.(\d+)\.", str(site)))
     first = min(blocks, default=0)
-    return [layer for layer in measure["values"]["layers"] if layer >= first]
+    return [layer for layer in entries[0].measured["layers"] if layer >= first]

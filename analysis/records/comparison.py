@@ -5,10 +5,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any, TypeVar
 
 from bench.errors import Rejected, Usage
 from bench.io.record import Run, digest, read_folder
 from bench.io.schema import KINDS, Header, Row, fields_of, is_a, required
+
+Value = TypeVar("Value")
+Key = TypeVar("Key")
 
 REFERENCE = "none"
 """The method that leaves the spliced model as it is: a reference, never a rival."""
@@ -36,7 +40,7 @@ class Comparison:
         return [run for runs in self.runs.values() for run in runs]
 
     @property
-    def spec(self) -> dict:
+    def spec(self) -> dict[str, Any]:
         """What was run on; the first run's, equal for all but for `NOT_THE_PROBLEM`."""
         return self.all[0].header["spec"]
 
@@ -94,7 +98,7 @@ class Comparison:
         return next(iter(e2e + labels), None)
 
 
-def clock(header: dict) -> tuple:
+def clock(header: dict[str, Any]) -> tuple[Any, ...]:
     """What seconds depend on: (machine, device, threads, matmul, processes). The processes are in
     words, "" for one."""
     number = header.get("world_size", 1)
@@ -103,9 +107,9 @@ def clock(header: dict) -> tuple:
     return (*(header.get(field) for field in fields), "" if number == 1 else words)
 
 
-def grouped(values: Iterable, key: Callable) -> dict:
+def grouped(values: Iterable[Value], key: Callable[[Value], Key]) -> dict[Key, list[Value]]:
     """`key(value)` -> the values that have it, both in the order of the values."""
-    groups = {}
+    groups: dict[Key, list[Value]] = {}
     for value in values:
         groups.setdefault(key(value), []).append(value)
     return groups
@@ -178,7 +182,8 @@ def _split(runs: list[Run]) -> list[list[Run]]:
 
 def _comparison(runs: list[Run]) -> Comparison:
     """Put runs under their labels; of a run that lies here twice, the later one counts."""
-    labels, notes = {}, []
+    labels: dict[str, dict[int, Run]] = {}
+    notes = []
     if len({len(run.header.get("ce_full_clean") or []) for run in runs}) > 1:
         raise Rejected(f"{runs[0].path.parent}: records of one spec with unequal ce_full_clean")
     for run in runs:
@@ -214,7 +219,7 @@ def _sae(run: Run) -> str | None:
     return run.header["sae"].get("sha256")
 
 
-def _spec(run: Run) -> dict:
+def _spec(run: Run) -> dict[str, Any]:
     return {k: v for k, v in run.header["spec"].items() if k not in NOT_THE_PROBLEM}
 
 

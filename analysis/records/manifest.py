@@ -5,8 +5,10 @@ what the experiment varies; the runs lie beside it, shared by the experiments th
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.errors import Rejected
 from bench.io.record import Run, read
@@ -19,22 +21,27 @@ class Entry:
     role: str
     """What it is there for: mostly the method's name; `additivity` has two (`lora+e2e`)."""
     seed: int
-    at: dict
+    at: dict[str, Any]
     """What the experiment varies -> its value here, such as {"share": 0.1}."""
     run: Run | None = None
     """The record, where it is a run."""
-    measure: dict | None = None
+    measure: dict[str, Any] | None = None
     """The measurement (`bench.evals.measures`), where it is one."""
 
     @property
     def name(self) -> str:
         """The stem of its file."""
-        return self.run.name if self.run else self.measure["name"]
+        return self.run.name if self.run else self.header["name"]
 
     @property
-    def header(self) -> dict:
+    def header(self) -> dict[str, Any]:
         """Where its setting is: the record's first line, or the measurement itself."""
-        return self.run.header if self.run else self.measure
+        return self.run.header if self.run else self.measure or {}
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """The values of the measurement; {} where there are none."""
+        return (self.measure or {}).get("values") or {}
 
 
 @dataclass(frozen=True)
@@ -57,19 +64,24 @@ class Experiment:
         """The seeds of what is there."""
         return {entry.seed for entry in self.entries}
 
-    def of(self, role: str | None = None, **at) -> list[Entry]:
+    def of(self, role: str | None = None, **at: object) -> list[Entry]:
         """The entries of a role at these values, in order of seeds."""
         those = [e for e in self.entries if role in (None, e.role) and at.items() <= e.at.items()]
         return sorted(those, key=lambda entry: entry.seed)
 
-    def runs(self, role: str | None = None, **at) -> list[Run]:
+    def runs(self, role: str | None = None, **at: object) -> list[Run]:
         """The records of `of`."""
-        return [entry.run for entry in self.of(role, **at) if entry.run]
+        return runs_of(self.of(role, **at))
 
-    def values(self, variable: str, role: str | None = None) -> list:
+    def values(self, variable: str, role: str | None = None) -> list[Any]:
         """All values of what is varied, in the order they were planned."""
         places = [entry.at for entry in self.entries if role in (None, entry.role)]
         return list(dict.fromkeys(at[variable] for at in places if variable in at))
+
+
+def runs_of(entries: Iterable[Entry]) -> list[Run]:
+    """The records of these entries, without the measurements among them."""
+    return [entry.run for entry in entries if entry.run]
 
 
 def load(folder: Path) -> dict[str, Experiment]:
@@ -87,12 +99,12 @@ def load(folder: Path) -> dict[str, Experiment]:
     return {experiment.name: experiment for experiment in experiments}
 
 
-def _experiment(folder: Path, manifest: dict) -> Experiment:
+def _experiment(folder: Path, manifest: dict[str, Any]) -> Experiment:
     plan = [_entry(folder, planned) for planned in manifest["runs"]]
     return Experiment(manifest["experiment"], plan, [e for e in plan if e.run or e.measure])
 
 
-def _entry(folder: Path, planned: dict) -> Entry:
+def _entry(folder: Path, planned: dict[str, Any]) -> Entry:
     """One of a manifest's `runs`, with the record or measurement that lies in `folder`."""
     place, name = (planned["role"], planned["seed"], dict(planned["at"])), planned["record"]
     record, measure = folder / f"{name}.jsonl", folder / f"{name}.json"
@@ -101,7 +113,7 @@ def _entry(folder: Path, planned: dict) -> Entry:
     return Entry(*place, measure={**_json(measure), "name": name} if measure.is_file() else None)
 
 
-def _json(path: Path) -> dict:
+def _json(path: Path) -> dict[str, Any]:
     try:
         file = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

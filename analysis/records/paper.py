@@ -17,6 +17,7 @@ import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.errors import Rejected
 
@@ -28,7 +29,7 @@ FIELDS = ("quantity", "value", "unit", "precision", "source", "note")
 class Number:
     """One number of a paper."""
 
-    of: dict
+    of: dict[str, Any]
     """What it is of: the columns that are not empty, as numbers where they are numbers."""
     quantity: str
     value: float
@@ -49,15 +50,23 @@ def numbers(name: str, folder: Path = FOLDER) -> tuple[Number, ...]:
         raise Rejected(f"{path}: not a table of numbers ({error})") from None
 
 
-def find(name: str, quantity: str, **of) -> list[Number]:
+def find(name: str, quantity: str, **of: object) -> list[Number]:
     """The numbers of a file that are this quantity, of these."""
     same = [number for number in numbers(name) if number.quantity == quantity]
     return [number for number in same if of.items() <= number.of.items()]
 
 
-def one(name: str, quantity: str, **of) -> float | None:
+def one(name: str, quantity: str, **of: object) -> float | None:
     """The value of the only such number that is of nothing else; None where there is none."""
     return next((n.value for n in find(name, quantity, **of) if n.of == of), None)
+
+
+def known(name: str, quantity: str, **of: object) -> float:
+    """`one`, of a number that a figure needs; raises `Rejected` where there is none."""
+    value = one(name, quantity, **of)
+    if value is None:
+        raise Rejected(f"{FOLDER / name}.csv: no {quantity} of {of}")
+    return value
 
 
 def _number(row: dict[str, str]) -> Number:

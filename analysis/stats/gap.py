@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Any
 
 from bench.io.record import Run
 
@@ -15,9 +16,9 @@ UNITS = {
 """`split` of a header -> what its `documents` are, where they are no single documents."""
 
 
-def units(headers: list[dict]) -> str:
+def units(headers: list[dict[str, Any]]) -> str:
     """What the errors of these records or measurements are over: `documents`, mostly."""
-    kinds = dict.fromkeys(UNITS.get(header.get("split"), "documents") for header in headers)
+    kinds = dict.fromkeys(UNITS.get(header.get("split", ""), "documents") for header in headers)
     return " or ".join(kinds) or "documents"
 
 
@@ -86,10 +87,9 @@ def closed_at_end(runs: list[Run]) -> Closed | None:
 
 
 def ce_difference(runs: list[Run], others: list[Run]) -> Difference | None:
-    """`difference` of one label's runs to another's, by the seeds in their headers; None when
-    either has no CE per document."""
-    ours = {run.header["seed"]: end_losses(run) for run in runs if end_losses(run)}
-    theirs = {run.header["seed"]: end_losses(run) for run in others if end_losses(run)}
+    """`difference` of two labels' runs, by seed; None when either has no CE per document."""
+    ours = {run.header["seed"]: losses for run in runs if (losses := end_losses(run))}
+    theirs = {run.header["seed"]: losses for run in others if (losses := end_losses(run))}
     return difference(ours, theirs) if ours and theirs else None
 
 

@@ -12,6 +12,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from statistics import median, median_high, median_low
+from typing import Any
 
 from analysis.records.comparison import REFERENCE, clock
 from bench.io.record import Run
@@ -23,7 +24,7 @@ TARGETS = 4
 """How many shares of the gap costs are reported for."""
 
 
-def finite_rows(run: Run) -> list[dict]:
+def finite_rows(run: Run) -> list[dict[str, Any]]:
     """The evaluations of a run up to the first CE that is not finite."""
     return list(itertools.takewhile(lambda row: row["ce"] is not None, run.rows))
 
@@ -40,11 +41,11 @@ def curve(run: Run, axis: str) -> tuple[list[float], list[float]]:
 def cost_to_reach(costs: list[float], shares: list[float], share: float) -> float:
     """Cost at which a curve first reaches `share`, on the line between the two evaluations
     around that point; inf when it never does."""
-    for i, reached in enumerate(shares):
-        if reached >= share:
+    for i, here in enumerate(shares):
+        if here >= share:
             if i == 0:
                 return costs[0]
-            part = (share - shares[i - 1]) / (reached - shares[i - 1])
+            part = (share - shares[i - 1]) / (here - shares[i - 1])
             return costs[i - 1] + part * (costs[i] - costs[i - 1])
     return math.inf
 
@@ -105,9 +106,8 @@ def speedup(
     """
     if axis == "seconds" and len({clock(run.header) for run in [*rival, *runs]}) > 1:
         return None
-    theirs, ours = (median_cost(side, share, axis, total) for side in (rival, runs))
-    measured = all(value is not None and 0 < value < math.inf for value in (theirs, ours))
-    return theirs / ours if measured else None
+    theirs, ours = (median_cost(side, share, axis, total) or 0.0 for side in (rival, runs))
+    return theirs / ours if 0 < theirs < math.inf and 0 < ours < math.inf else None
 
 
 def speedups_by_seed(rival: list[Run], runs: list[Run], share: float, axis: str) -> list[float]:
@@ -124,12 +124,12 @@ def largest_share(runs: dict[str, list[Run]]) -> float:
     `runs` is label -> runs. With one label to go by, the largest that it reaches; 0.0 with none.
     The lower median, since with an even number of seeds one miss in the middle is a miss.
     """
-    reached = []
+    largest = []
     for of_label in runs.values():
         best = [max(curve(run, "tokens")[1], default=0.0) for run in of_label if ranked(run)]
         if best and of_label[0].header["method"] != REFERENCE:
-            reached.append(median_low(best))
-    return max(min(sorted(reached, reverse=True)[:2], default=0.0), 0.0)
+            largest.append(median_low(best))
+    return max(min(sorted(largest, reverse=True)[:2], default=0.0), 0.0)
 
 
 def targets(runs: dict[str, list[Run]], count: int = TARGETS) -> list[float]:
@@ -157,12 +157,11 @@ class Ratio:
 def to_same_ce(scratch: Run, run: Run, axis: str, ce: float | None = None) -> Ratio | None:
     """Speedup by cost to the same CE -> `Ratio`, or None where there is none.
 
-    Cost at which `scratch`, an SAE trained end to end, first reaches `ce`, over the cost of the
-    SAE that `run` starts from plus that at which `run` first reaches it; both interpolated, on
-    the curve set. `ce` is by default what `run` ends with. The SAE is charged whole, even for a
-    CE that it has before any adaptation. Where `scratch` never gets there, its whole cost over
-    ours is a lower bound. None where `run` does not get there, where ours costs nothing, and
-    where the two are not `comparable`.
+    Cost at which `scratch`, an SAE trained end to end, first reaches `ce`, over that at which
+    `run` does, its SAE's cost included. Both are interpolated, on the curve set. `ce` is by
+    default what `run` ends with. The SAE is charged whole, even for a CE that it has before any
+    adaptation. Where `scratch` never gets there, its whole cost over ours is a lower bound. None
+    where `run` does not get there, ours costs nothing, or the two are not `comparable`.
     """
     if not comparable(scratch, run, axis):
         return None
@@ -204,15 +203,12 @@ def comparable(scratch: Run, run: Run, axis: str) -> bool:
     return math.isclose(scratch.header["ce_clean"], run.header["ce_clean"], rel_tol=1e-4)
 
 
-def over_seeds(ratios: list[Ratio | None]) -> Ratio | None:
-    """Median `Ratio` of those that there are, or None. A lower bound at or below the median
-    makes it one: the true value of that seed may lie above."""
-    known = [ratio for ratio in ratios if ratio]
-    if not known:
-        return None
-    values = [ratio.value for ratio in known]
+def over_seeds(ratios: list[Ratio]) -> Ratio:
+    """Median `Ratio` of one or more. A lower bound at or below the median makes it one: the true
+    value of that seed may lie above."""
+    values = [ratio.value for ratio in ratios]
     upper = median_high(values)
-    return Ratio(median(values), any(r.at_least and r.value <= upper for r in known))
+    return Ratio(median(values), any(r.at_least and r.value <= upper for r in ratios))
 
 
 def ce_at(run: Run, axis: str, cost: float) -> float:
@@ -229,9 +225,15 @@ def ce_at(run: Run, axis: str, cost: float) -> float:
 def _cost_to_ce(run: Run, axis: str, ce: float) -> float:
     """Cost of first reaching a CE, that of the SAE added; inf when the run never does."""
     rows = finite_rows(run)
-    reached = cost_to_reach([row[axis] for row in rows], [-row["ce"] for row in rows], -ce)
-    return sae_cost(run, axis) + reached
+    own = cost_to_reach([row[axis] for row in rows], [-row["ce"] for row in rows], -ce)
+    return _known_sae_cost(run, axis) + own
 
 
 def _whole_cost(run: Run, axis: str) -> float:
-    return sae_cost(run, axis) + run.rows[-1][axis]
+    return _known_sae_cost(run, axis) + run.rows[-1][axis]
+
+
+def _known_sae_cost(run: Run, axis: str) -> float:
+    cost = sae_cost(run, axis)
+    assert cost is not None, "a run whose SAE's cost is not known is not `comparable`"
+    return cost

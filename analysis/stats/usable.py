@@ -7,9 +7,10 @@ numbers; where seconds are drawn, resumed runs as well.
 import dataclasses
 import math
 from statistics import median
+from typing import Any
 
 from analysis.records.comparison import clock
-from analysis.records.manifest import Entry, Experiment
+from analysis.records.manifest import Entry, Experiment, runs_of
 from analysis.stats.gap import Difference, difference, end_losses, units
 from analysis.stats.speedup import AXES, resumed, sae_cost
 from bench.io.record import Run
@@ -26,19 +27,19 @@ def unsound(run: Run) -> str | None:
         return f"is not finished ({run.status})"
     if header.get("weights") == "random":
         return "is of random weights"
-    given = [header["ce_clean"], header["ce_spliced"]]
-    given += [row[name] for row in run.rows for name in ("step", "ce", *AXES)]
+    values = [header["ce_clean"], header["ce_spliced"]]
+    values += [row[name] for row in run.rows for name in ("step", "ce", *AXES)]
     for losses in (header.get("ce_full_clean"), header.get("ce_full_spliced"), end_losses(run)):
         if not losses:
             return "has no CE per document"
-        given += losses
-    whole = all(isinstance(value, int | float) and math.isfinite(value) for value in given)
+        values += losses
+    whole = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
     return None if run.rows and whole else "has a cost or a CE that is no number"
 
 
 def ends(runs: dict[int, Run]) -> dict[int, list[float]]:
     """Seed -> CE per document at the end."""
-    return {seed: end_losses(run) for seed, run in runs.items()}
+    return {seed: losses for seed, run in runs.items() if (losses := end_losses(run))}
 
 
 def spliced(runs: dict[int, Run]) -> dict[int, list[float]]:
@@ -55,7 +56,7 @@ def finished(experiment: Experiment) -> Experiment:
 def _wrong(entry: Entry) -> bool:
     if entry.run:
         return unsound(entry.run) is not None
-    return entry.header.get("weights") == "random" or not entry.measure.get("values")
+    return entry.header.get("weights") == "random" or not entry.measured
 
 
 def timed(experiment: Experiment) -> tuple[Experiment, str]:
@@ -63,11 +64,10 @@ def timed(experiment: Experiment) -> tuple[Experiment, str]:
 
     A run that starts from an SAE whose own training was resumed counts as resumed.
     """
-    runs = [entry.run for entry in experiment.entries if entry.run]
-    broken = {run.name for run in runs if resumed(run)}
+    broken = {run.name for run in runs_of(experiment.entries) if resumed(run)}
     whole = [e for e in experiment.entries if e.run and e.run.name not in broken]
-    kept = [entry for entry in whole if entry.run.header["sae"].get("run") not in broken]
-    clocks = {clock(entry.run.header) for entry in kept}
+    kept = [entry for entry in whole if entry.header["sae"].get("run") not in broken]
+    clocks = {clock(entry.header) for entry in kept}
     why = "" if len(clocks) == 1 else SEVERAL_CLOCKS if clocks else NONE_TIMED
     return dataclasses.replace(experiment, entries=kept), why
 
@@ -75,13 +75,13 @@ def timed(experiment: Experiment) -> tuple[Experiment, str]:
 def placed(experiment: Experiment) -> tuple[Experiment, str]:
     """`timed`, where the seconds of the SAE are counted in as well."""
     experiment, why = timed(experiment)
-    known = all(sae_cost(entry.run, "seconds") is not None for entry in experiment.entries)
+    known = all(sae_cost(run, "seconds") is not None for run in runs_of(experiment.entries))
     return experiment, why or ("" if known else UNKNOWN_COST)
 
 
 def by_seed(entries: list[Entry]) -> dict[int, Run]:
     """The experiment's seed -> run."""
-    return {entry.seed: entry.run for entry in entries}
+    return {entry.seed: entry.run for entry in entries if entry.run}
 
 
 def gain(entries: list[Entry]) -> Difference:
@@ -95,9 +95,9 @@ def after_both(experiment: Experiment, entry: Entry) -> Run | None:
     where the first stage's run is not there."""
     first = entry.role.partition("+")[0]
     began = by_seed(experiment.of(first, stage=1)).get(entry.seed)
-    if not began:
+    if not (began and entry.run):
         return None
-    header = entry.run.header | {"ce_full_spliced": began.header["ce_full_spliced"]}
+    header = entry.header | {"ce_full_spliced": began.header["ce_full_spliced"]}
     return dataclasses.replace(entry.run, header=header)
 
 
@@ -106,7 +106,7 @@ def units_of(experiment: Experiment) -> str:
     return units([entry.header for entry in experiment.entries])
 
 
-def changed_tokens(values: list[dict]) -> tuple[float, float]:
+def changed_tokens(values: list[dict[str, Any]]) -> tuple[float, float]:
     """Values of `token-loss`, a dict a seed -> (improved, degraded) tokens as shares of all, median
     over seeds."""
     kinds = ("n_improved", "n_degraded")

@@ -36,7 +36,7 @@ def results(comparison: Comparison) -> str:
 
 def _reached(runs: list[Run]) -> list[str]:
     """CE, share of the gap closed with its standard error, and the seeds' range of it."""
-    losses = [fmean(end_losses(run)) for run in runs if end_losses(run)]
+    losses = [fmean(each) for run in runs if (each := end_losses(run))]
     ce, closed = f"{fmean(losses):.4f}" if losses else BLANK, closed_at_end(runs)
     if not closed:
         return [ce, BLANK, BLANK]
@@ -55,10 +55,9 @@ def _spent(comparison: Comparison, runs: list[Run], axis: str) -> float | None:
 
 def differences(comparison: Comparison) -> str:
     """A sentence for each label: its CE at the end against the rival's, paired by document."""
-    rival, lines = comparison.rival, []
-    for label, runs in comparison.trained.items():
-        difference = ce_difference(runs, comparison.trained[rival]) if label != rival else None
-        if difference:
+    trained, rival, lines = comparison.trained, comparison.rival, []
+    for label, runs in trained.items():
+        if rival and label != rival and (difference := ce_difference(runs, trained[rival])):
             lines += textwrap.wrap(_difference(label, rival, difference), WIDTH)
     return "\n".join(lines)
 
@@ -82,7 +81,7 @@ def costs_to_targets(comparison: Comparison) -> str:
     """The table of what closing a share of the gap took, and how much less than the rival."""
     trained, rival = comparison.trained, comparison.rival
     shares = targets(trained)
-    if not shares:
+    if rival is None or not shares:
         return "No share of the gap that two methods reach: no costs to compare." * bool(trained)
     heads = [
         ["gap", "method", "seconds", "seconds", "backwards", "tokens"],
@@ -98,9 +97,8 @@ def costs_to_targets(comparison: Comparison) -> str:
         for label, runs in trained.items():
             costs = [median_cost(runs, share, *c) if c in counted else None for c in COSTS]
             ratios = [speedup(theirs, runs, share, *c) if c in counted else None for c in SPEEDUPS]
-            costs, ratios = list(map(number, costs)), list(map(times, ratios))
-            ratios = ["rival", "", ""] if label == rival else ratios
-            rows.append([first, label, *costs, *(ratios if len(trained) > 1 else [])])
+            against = list(map(times, ratios)) if label != rival else ["rival", "", ""]
+            rows.append([first, label, *map(number, costs), *(against if len(trained) > 1 else [])])
             first = ""
     return aligned([*heads, *rows], left=(1,))
 

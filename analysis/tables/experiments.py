@@ -2,11 +2,12 @@
 
 import textwrap
 from statistics import fmean, median
+from typing import Any
 
 from analysis.records.comparison import grouped
-from analysis.records.manifest import Entry, Experiment
-from analysis.stats.gap import closed_at_end, end_losses, units
-from analysis.stats.usable import after_both, changed_tokens, finished, timed
+from analysis.records.manifest import Entry, Experiment, runs_of
+from analysis.stats.gap import closed_at_end, units
+from analysis.stats.usable import after_both, by_seed, changed_tokens, ends, finished, timed
 from analysis.tables.comparison import WIDTH, aligned
 from analysis.tables.notes import BLANK, number, percent, seeds, title
 
@@ -21,7 +22,7 @@ NOTE = (
 def tables(experiments: dict[str, Experiment]) -> str:
     """Name -> `Experiment` as one text, a paragraph each."""
     parts = [table(experiment) for experiment in experiments.values()]
-    headers = [e.run.header for each in experiments.values() for e in each.entries if e.run]
+    headers = [run.header for each in experiments.values() for run in runs_of(each.entries)]
     note = [textwrap.fill(NOTE.format(units=units(headers)), WIDTH)] if headers else []
     return "\n\n".join(parts + note) + "\n"
 
@@ -34,7 +35,7 @@ def table(experiment: Experiment) -> str:
     groups = grouped(whole.entries, lambda entry: (entry.role, tuple(entry.at.items())))
     if whole.entries[0].run:
         kept, why = timed(whole)
-        in_one_go = set() if why else {entry.run.name for entry in kept.entries}
+        in_one_go = set() if why else {run.name for run in runs_of(kept.entries)}
         rows = [
             [role, _at(at), *_reached(whole, entries), *_spent(entries, in_one_go)]
             for (role, at), entries in groups.items()
@@ -44,26 +45,26 @@ def table(experiment: Experiment) -> str:
     else:
         lines = []
         for (role, _), entries in groups.items():
-            words = MEASURED[experiment.name]([entry.measure["values"] for entry in entries])
+            words = MEASURED[experiment.name]([entry.measured for entry in entries])
             lines.append(textwrap.fill(f"{role}: {words} ({seeds(len(entries))})", WIDTH))
     return "\n".join([title(whole), *lines])
 
 
 def _nothing(experiment: Experiment) -> str:
     """Why there is no table."""
-    if any(e.run and e.run.header.get("weights") == "random" for e in experiment.entries):
+    if any(run.header.get("weights") == "random" for run in runs_of(experiment.entries)):
         return "random weights: a CE means nothing here; none is shown or drawn"
     return f"not measured (0 of {len(experiment.plan)})"
 
 
-def _at(at: tuple) -> str:
+def _at(at: tuple[tuple[str, Any], ...]) -> str:
     return ", ".join(f"{name} {value}" for name, value in at) or BLANK
 
 
 def _reached(experiment: Experiment, entries: list[Entry]) -> tuple[str, str]:
     """Share of the gap closed and CE; no share where the SAE started at random."""
-    runs = [entry.run for entry in entries]
-    ce = f"{fmean(fmean(end_losses(run)) for run in runs):.4f}"
+    runs = runs_of(entries)
+    ce = f"{fmean(map(fmean, ends(by_seed(entries)).values())):.4f}"
     if any(run.header["sae"].get("source") == "fresh" for run in runs):
         return BLANK, ce
     if any("+" in entry.role for entry in entries):
@@ -74,20 +75,20 @@ def _reached(experiment: Experiment, entries: list[Entry]) -> tuple[str, str]:
 
 def _spent(entries: list[Entry], in_one_go: set[str]) -> tuple[str, str, str]:
     """Median seconds and backward passes, and how many seeds."""
-    runs = [entry.run for entry in entries]
+    runs = runs_of(entries)
     seconds = [run.rows[-1]["seconds"] for run in runs if run.name in in_one_go]
     backwards = median(run.rows[-1]["backwards"] for run in runs)
     return number(median(seconds) if seconds else None), number(backwards), str(len(runs))
 
 
-def _token_loss(values: list[dict]) -> str:
+def _token_loss(values: list[dict[str, Any]]) -> str:
     better, worse = changed_tokens(values)
     states = ("clean", "spliced", "adapted")
     losses = [f"{state} {fmean(seed[f'ce_{state}'] for seed in values):.4f}" for state in states]
     return f"{better:.1%} of tokens improved, {worse:.1%} degraded; CE {', '.join(losses)}"
 
 
-def _distance(values: list[dict]) -> str:
+def _distance(values: list[dict[str, Any]]) -> str:
     last = values[0]["layers"][-1]
     changes = []
     for kind, name in (("l2", "L2"), ("cosine", "cosine")):
@@ -97,7 +98,7 @@ def _distance(values: list[dict]) -> str:
     return f"adapted minus spliced after block {last}: {', '.join(changes)}"
 
 
-def _no_sae(values: list[dict]) -> str:
+def _no_sae(values: list[dict[str, Any]]) -> str:
     names = {"clean": "clean", "spliced": "spliced", "adapted": "adapted"}
     names |= {"without_sae": "adapted with the SAE taken out"}
     losses = {name: fmean(fmean(seed[f"ce_{k}"]) for seed in values) for k, name in names.items()}

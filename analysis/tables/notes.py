@@ -1,13 +1,14 @@
 """The words around tables and figures: what was run, what to know of it, costs as printed."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from operator import itemgetter
 from pathlib import PurePath
 from statistics import fmean
+from typing import Any
 
 from analysis.records.comparison import Comparison, clock, grouped
-from analysis.records.manifest import Experiment
+from analysis.records.manifest import Experiment, runs_of
 from analysis.stats.gap import units
 from analysis.stats.speedup import AXES, ranked, resumed, sae_cost, targets
 from bench.io.record import Run
@@ -53,7 +54,7 @@ def title(experiment: Experiment) -> str:
     if any("site" in spec for spec in specs):
         first += f", SAE at {_few([str(s.get('site')) for s in specs], 'sites')}"
     parts = [seeds(len(experiment.seeds))]
-    tokens = [e.run.rows[-1]["tokens"] for e in experiment.entries if e.run]
+    tokens = [run.rows[-1]["tokens"] for run in runs_of(experiment.entries)]
     if tokens:
         parts.insert(0, f"{_range(tokens, '{:,}')} tokens")
     places = {(h.get("machine"), h.get("device"), h.get("threads")) for h in headers}
@@ -66,11 +67,11 @@ def title(experiment: Experiment) -> str:
 
 def _place(machine: str | None, device: str | None, threads: int | None) -> str:
     """Where runs were timed, in words; threads count on a CPU alone."""
-    threads = f"{threads} threads" if device == "cpu" else None
-    return ", ".join(str(part) for part in (machine, device, threads) if part)
+    parts = (machine, device, f"{threads} threads" if device == "cpu" else None)
+    return ", ".join(str(part) for part in parts if part)
 
 
-def _few(values: list, plural: str) -> str:
+def _few(values: list[str], plural: str) -> str:
     values = list(dict.fromkeys(values))
     return ", ".join(values) if len(values) < 3 else f"{len(values)} {plural}"
 
@@ -260,7 +261,7 @@ def _unfinished(comparison: Comparison) -> Iterator[str]:
             yield f"{who}: {run.status} {at}, {fate} ({run.name})."
 
 
-def _measured(comparison: Comparison, measure: Callable[[Run], object]) -> dict:
+def _measured(comparison: Comparison, measure: Callable[[Run], Any]) -> dict[tuple[str, int], Any]:
     """(label, seed) -> `measure(run)`, of the runs that have it."""
     runs = [(label, run) for label, of_label in comparison.runs.items() for run in of_label]
     values = {(label, run.header["seed"]): measure(run) for label, run in runs}
@@ -274,7 +275,7 @@ def _who(runs: Iterable[tuple[str, int]]) -> str:
     return "; ".join(f"{k} seed{'s' * (len(of) > 1)} {', '.join(of)}" for k, of in named.items())
 
 
-def _range(values: Iterable, form: str) -> str:
+def _range(values: Collection[float], form: str) -> str:
     """`2.3`, or `2.3 to 3.1` of several."""
     low, high = form.format(min(values)), form.format(max(values))
     return low if low == high else f"{low} to {high}"
