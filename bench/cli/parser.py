@@ -35,7 +35,8 @@ def parser() -> Parser:
     """The parser of `python -m bench`."""
     top = Parser(prog="python -m bench", description=__import__("bench").__doc__)
     top.add_argument("--version", action="version", version=__version__)
-    commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
+    shown = {"dest": "command", "metavar": "COMMAND"}
+    commands = top.add_subparsers(required=True, parser_class=Parser, **shown)
     compare = commands.add_parser("compare", help="run methods on one problem; table and figure")
     compare.add_argument("--seeds", default="0", help="comma-separated, one run each")
     compare.add_argument("--fresh", action="store_true", help="run again what is already done")
@@ -53,7 +54,9 @@ def parser() -> Parser:
     speed.add_argument("--best-batch", action="store_true", help="each side also at its best batch")
     add_problem(speed, methods="lora:rank=64,lora:rank=64:layers=all,e2e")
     experiment = commands.add_parser("experiment", help="the papers' experiments, what is missing")
-    experiment.add_argument("names", nargs="+", metavar="NAME", help="such as timing, rivals; all")
+    experiment.add_argument(
+        "names", nargs="+", metavar="NAME", help="such as timing, rivals; or all"
+    )
     experiment.add_argument("--scale", default="laptop", help="laptop (default), full, ...")
     experiment.add_argument("--out", help="folder of the records (default: results/SCALE)")
     experiment.add_argument("--dry-run", action="store_true", help="list the runs, run none")
@@ -62,10 +65,10 @@ def parser() -> Parser:
     check = commands.add_parser("check", help="does the SAE belong at its site, and if not, why")
     add_spec(check)
     export = commands.add_parser("export", help="what a run trained, for PEFT and SAELens")
-    export.add_argument("run", help="a run's record, such as runs/lora-e7c49a90.jsonl")
+    export.add_argument("run", help="a run's record, such as runs/lora-xxxxxxxx.jsonl")
     export.add_argument("--to", required=True, metavar="DIR", help="a new folder")
     downstream = commands.add_parser("downstream", help="benchmarks around a run's SAE, by lm-eval")
-    downstream.add_argument("run", help="a run's record, such as runs/lora-e7c49a90.jsonl")
+    downstream.add_argument("run", help="a run's record, such as runs/lora-xxxxxxxx.jsonl")
     downstream.add_argument("--tasks", help="default: hellaswag,mmlu,truthfulqa_mc1")
     downstream.add_argument("--limit", type=int, metavar="N", help="documents of each task")
     downstream.add_argument("--to", metavar="FILE", help="the record (default: beside the run)")
@@ -86,9 +89,18 @@ def add_every(command: Parser) -> None:
 
 def add_problem(command: Parser, methods: str) -> None:
     """What is run on what: `--methods`, `--set`, `--out`, `--spec` and the fields of the spec."""
-    command.add_argument("--methods", default=methods, help="comma-separated; lora:rank=64 sets")
     command.add_argument(
-        "--set", action="append", default=[], metavar="METHOD.FIELD=VALUE", dest="sets"
+        "--methods",
+        default=methods,
+        help=f"comma-separated; lora:rank=64 sets (default: {methods})",
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="METHOD.FIELD=VALUE",
+        dest="sets",
+        help="a field of a method, in all its runs",
     )
     command.add_argument("--out", default="runs", help="folder of the records (default: runs)")
     add_spec(command)

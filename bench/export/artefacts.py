@@ -16,7 +16,7 @@ def finished(run: str | Path) -> Run:
     if not path.is_file():
         path = path.with_name(f"{path.name}.jsonl")
     if not path.is_file():
-        raise Usage(f"no run at '{run}': expected a record such as runs/lora-e7c49a90.jsonl")
+        raise Usage(f"no run at '{run}': expected a record such as runs/lora-xxxxxxxx.jsonl")
     record = read(path)
     if record.status != "finished":
         raise Usage(f"{path}: the run ended as '{record.status}', expected a finished one")
