@@ -5,12 +5,13 @@ of each, NAME.json, names its records and the role of each. Several processes ma
 each takes the jobs that no other one is at.
 """
 
+import json
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from itertools import chain
 from pathlib import Path
 from threading import Event
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench.config.request import EVERY
 from bench.errors import Locked
@@ -29,6 +30,8 @@ Plans = dict[str, list[Job]]
 """Experiment -> its jobs."""
 TICK = 1.0
 """Seconds between two looks at jobs that other processes are at."""
+PATIENCE = 30.0
+"""Seconds until a job is tried again that a comparison was at."""
 
 
 class Ended(NamedTuple):
@@ -66,15 +69,22 @@ def experiment(
     if not fresh:
         check_sources(pool, wanted)
     if not todo:
+        if any(
+            manifest_of(name, plan, pool) != _written(name, pool) for name, plan in plans.items()
+        ):
+            write_manifests(plans, pool)  # another process made the last of the runs
         say(f"nothing to do: all {len(wanted)} runs of {', '.join(plans)} are in {pool.folder}")
         return Ended(pool.folder, {}, todo=0)
     check_writable(pool.folder)
     if len(todo) < len(wanted):
         say(f"{len(wanted) - len(todo)} of {len(wanted)} runs are in {pool.folder} already")
-    if fresh:
-        set_all_aside(pool, wanted)
-    work = Work(todo, plans, pool, every)
-    work.do_all()
+    # Two calls with `fresh` would set aside what the other one has just made.
+    alone = locks.held(pool.folder, "fresh", "--fresh") if fresh else nullcontext()
+    with alone:
+        if fresh:
+            set_all_aside(pool, wanted)
+        work = Work(todo, plans, pool, every)
+        work.do_all()
     return Ended(pool.folder, work.failed, len(todo))
 
 
@@ -139,24 +149,32 @@ class Work:
         self._left, self._all = list(todo), len(todo)
         steps = sorted({job.spec.steps for job in todo})
         self._times = Times(process.call(runner.estimated, todo[0], steps))
+        self._asked: dict[str, clock.Reading] = {}
+        """Job -> when a comparison was last found at it."""
         self.failed: dict[str, tuple[str, int]] = {}
         """Job -> (why, exit code)."""
         say(f"{len(todo)} runs to do: {self._times.of(todo)}")
 
     def do_all(self) -> None:
-        """Try every job once, in order; wait for those that other processes are at."""
+        """Try every job once, in order; wait for those that other processes are at.
+
+        A job whose record a comparison holds costs a process to ask for: rarely, then.
+        """
         write_manifests(self._plans, self._pool)
         waits = False
         while self._left:
             before = len(self._left)
             for job in [*self._left]:
-                if not job.after or job.after.key not in {other.key for other in self._left}:
+                waiting = job.after and job.after.key in {other.key for other in self._left}
+                asked = self._asked.get(job.key)
+                if not waiting and (not asked or clock.read().since(asked).seconds > PATIENCE):
                     self._try(job)
             if len(self._left) == before:
                 if not waits:
                     say(f"{before} runs left, which other processes are at or go on from: waiting")
                 waits = True
                 Event().wait(TICK)
+        write_manifests(self._plans, self._pool)  # with what other processes made last
 
     def _try(self, job: Job) -> None:
         """Do a job, unless another process is at it, or has done it meanwhile."""
@@ -171,6 +189,7 @@ class Work:
         except Locked:
             return
         if done.code == Locked.code:  # by a comparison in this folder
+            self._asked[job.key] = clock.read()
             return
         self._times.add(job, took)
         if done.ce is None:
@@ -190,10 +209,20 @@ def write_manifests(plans: Plans, pool: Pool) -> None:
     with locks.held(pool.folder, "manifests", "the manifests", wait=True):
         pool.read()
         for name, plan in plans.items():
-            runs = [
-                {"record": pool.find(job), "role": job.role, "seed": job.seed, "at": job.at}
-                for job in plan
-            ]
-            command = f"python -m bench experiment {name} --scale {pool.scale}"
-            manifest = {"experiment": name, "scale": pool.scale, "command": command, "runs": runs}
-            new_json(pool.folder / f"{name}.json", manifest)
+            new_json(pool.folder / f"{name}.json", manifest_of(name, plan, pool))
+
+
+def manifest_of(name: str, plan: Iterable[Job], pool: Pool) -> dict[str, Any]:
+    """The manifest of an experiment with the records that are in the pool."""
+    runs = [
+        {"record": pool.find(job), "role": job.role, "seed": job.seed, "at": job.at} for job in plan
+    ]
+    command = f"python -m bench experiment {name} --scale {pool.scale}"
+    return {"experiment": name, "scale": pool.scale, "command": command, "runs": runs}
+
+
+def _written(name: str, pool: Pool) -> Any:
+    try:
+        return json.loads((pool.folder / f"{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -60,7 +60,7 @@ class Sweep:
         return [*flags, "--methods", ",".join(labels), "--out", str(out)]
 
     def choose(self) -> None:
-        """Write down the best setting of each role that has none yet.
+        """Write down the best setting of each role that has none yet: one set by hand stays.
 
         Raises `RunFailed` where a run is missing that would have to be compared.
         """

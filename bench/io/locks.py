@@ -44,21 +44,24 @@ def _take(path: Path, what: str, wait: bool) -> int:
         with os_errors(path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            text = os.pread(descriptor, 4096, 0)
-            os.close(descriptor)
-            raise Locked(f"{what}: {_in_words(text)}") from None
+            holder = _in_words(os.pread(descriptor, 4096, 0))
+            if not wait:
+                os.close(descriptor)
+                raise Locked(f"{what}: {holder}") from None
+            say(f"waiting for {what}: {holder}")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:
             say(f"{path.parent}: cannot be locked here ({error.strerror}); start no run twice")
             return descriptor
         if _is_still(path, descriptor):
             break
         os.close(descriptor)  # its holder has just removed it
-    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": timestamp()}
+    me = {"pid": os.getpid(), "host": socket.gethostname(), "since": timestamp()}
     with suppress(OSError):  # a full disk: then nobody knows who holds it
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        os.pwrite(descriptor, json.dumps(me).encode(), 0)
     return descriptor
 
 

@@ -9,7 +9,7 @@ from bench.config.spec import own_training
 from bench.distributed import group
 from bench.errors import RunFailed, Usage
 from bench.harness.signals import Stopped
-from bench.io import locks
+from bench.io import locks, ranks
 from bench.io.console import say
 from bench.io.files import cache_root, new_folder, synchronize
 from bench.io.record import digest
@@ -36,7 +36,9 @@ def _folders(loaded: Loaded, mse: Entry, every: float) -> list[Path]:
         return [sae_sources.locate(sae) for sae in spec.saes]
     own = own_folder(loaded, mse)
     if not own.exists():
-        with locks.held(own.parent, own.name, "the training of the SAE", wait=True):
+        # Under torchrun nobody could break that wait off.
+        wait = ranks.world() == 1
+        with locks.held(own.parent, own.name, "the training of the SAE", wait):
             if not own.exists():  # another process may have trained it meanwhile
                 _train(loaded, mse, own, every)
     (record,) = own.glob("*.jsonl")

@@ -13,7 +13,9 @@ def preload() -> None:
     from bench.runs.preflight import quiet_libraries
 
     quiet_libraries()
-    from bench.runs import worker  # noqa: F401
+    from bench.runs import code_hash, worker  # noqa: F401
+
+    code_hash.code()  # of the files as they are now, which is what was imported
 
 
 preload()

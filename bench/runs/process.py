@@ -87,8 +87,9 @@ class Task:
             self._answers, answer = CONTEXT.Pipe(duplex=False)
             flush()
             settings = (answer, dict(os.environ), function, arguments)
-            self._process = CONTEXT.Process(target=_work, args=settings)
-            self._process.start()
+            process = CONTEXT.Process(target=_work, args=settings)
+            process.start()
+            self._process = process  # not before it runs: `end` would wait for an answer
             answer.close()
 
     def wait(self) -> None:

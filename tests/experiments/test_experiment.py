@@ -91,6 +91,19 @@ def test_a_second_call_finds_nothing_to_do(experiment, made):
     assert {path: path.stat().st_mtime_ns for path in made.glob("*.json*")} == before
 
 
+def test_a_manifest_that_lacks_a_record_is_put_right(experiment, made, tmp_path):
+    """As where another process made the last run after this one had written its manifest."""
+    shutil.copytree(made, tmp_path / "out")
+    path = tmp_path / "out" / "rivals.json"
+    whole = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({**whole, "runs": [{**run, "record": None} for run in whole["runs"]]})
+    )
+    code, out, err = experiment("rivals", "--out", tmp_path / "out")
+    assert code == 0 and "nothing to do" in out, err
+    assert json.loads(path.read_text()) == whole
+
+
 def test_records_alone_are_enough_to_know_what_is_done(experiment, made, tmp_path):
     """A clone has the records and not what the runs trained, nor any cache."""
     for path in made.glob("*.json*"):

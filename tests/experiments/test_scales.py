@@ -87,4 +87,4 @@ def test_no_file_of_results_is_read_on_import():
     python = [sys.executable, "-c", watch]
     found = subprocess.run(python, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     inside = {Path(name).suffix for name in found.split() if name.startswith(f"{ROOT}/results/")}
-    assert inside <= {".py", ".pyc"} and "bench/experiments/plans" in found
+    assert inside <= {".py", ".pyc"} and "plans" in found

@@ -16,7 +16,7 @@ from tests.conftest import SMALL
 from tests.helpers import forked, plants
 from tests.helpers.killed import arguments, deterministic
 
-SHORT, LONG = 3, 20
+SHORT, LONG = 1, 22
 faults = pytest.mark.faults
 
 

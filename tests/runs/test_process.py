@@ -1,6 +1,8 @@
 """Processes as users start them: never forked from one that computes, ended when they hang."""
 
+import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -114,3 +116,9 @@ def test_cpu_seconds_counts_all_of_a_process():
     sum(number * number for number in range(3_000_000))
     assert process.cpu_seconds(os.getpid()) > before
     assert process.cpu_seconds(2**22 + 1) == 0.0
+
+
+def test_one_that_cannot_be_started_says_so_at_once(monkeypatch):
+    monkeypatch.setattr(process, "CONTEXT", multiprocessing.get_context("spawn"))
+    with pytest.raises((AttributeError, pickle.PicklingError), match="lambda|local object"):
+        process.call(lambda: 1)
