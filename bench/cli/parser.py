@@ -35,8 +35,9 @@ def parser() -> Parser:
     """The parser of `python -m bench`."""
     top = Parser(prog="python -m bench", description=__import__("bench").__doc__)
     top.add_argument("--version", action="version", version=__version__)
-    shown = {"dest": "command", "metavar": "COMMAND"}
-    commands = top.add_subparsers(required=True, parser_class=Parser, **shown)
+    commands = top.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=Parser
+    )
     compare = commands.add_parser("compare", help="run methods on one problem; table and figure")
     compare.add_argument("--seeds", default="0", help="comma-separated, one run each")
     compare.add_argument("--fresh", action="store_true", help="run again what is already done")
@@ -92,7 +93,7 @@ def add_problem(command: Parser, methods: str) -> None:
     command.add_argument(
         "--methods",
         default=methods,
-        help=f"comma-separated; lora:rank=64 sets (default: {methods})",
+        help=f"comma-separated; lora:rank=64 sets a field (default: {methods})",
     )
     command.add_argument(
         "--set",

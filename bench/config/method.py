@@ -189,7 +189,8 @@ def summary(name: str) -> str:
 
 def source(name: str) -> str:
     """The text of a method's file, and of the methods that it imports, without importing any."""
-    return _text(name) + "".join(map(source, _methods_of(_text(name))))
+    content = _text(name)
+    return content + "".join(map(source, _methods_of(content)))
 
 
 def _text(name: str) -> str:
