@@ -21,9 +21,13 @@ from transformer_lens.model_bridge.generalized_components.joint_qkv_attention im
 from transformer_lens.model_bridge.generalized_components.position_embeddings_attention import (
     PositionEmbeddingsAttentionBridge,
 )
+from transformer_lens.model_bridge.generalized_components.rms_normalization import (
+    RMSNormalizationBridge,
+)
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from bench.io.console import say
+from bench.loading import norms
 
 KNOWN = "3.9."
 """The versions of TransformerLens that this file was written for."""
@@ -98,28 +102,30 @@ ODD += ("reorder_and_upcast_attn",)
 
 
 def fuse(bridge: TransformerBridge) -> None:
-    """Fuse the attention of every block that allows it, once it is seen to change nothing."""
-    swaps = [(block.attn, _fused_class(block.attn)) for block in bridge.blocks]
-    swaps = [(attention, fused) for attention, fused in swaps if fused]
+    """Fuse the attention of every block that allows it, and norms, if that changes nothing."""
+    swaps = [(part, _fused_class(part)) for part in bridge.modules()]
+    swaps = [(part, fused) for part, fused in swaps if fused]
     if not swaps:
         return
     if not version("transformer-lens").startswith(KNOWN):
         say(f"attention is not fused: written for TransformerLens {KNOWN}x, this is another")
         return
-    before, originals = _final(bridge), [type(attention) for attention, _ in swaps]
-    for attention, fused in swaps:
-        attention.__class__ = fused
+    before, originals = _final(bridge), [type(part) for part, _ in swaps]
+    for part, fused in swaps:
+        part.__class__ = fused
     moved = (_final(bridge) - before).norm() / before.norm()
     allowed = TOLERANCE[bridge.unembed.weight.dtype]
     if not moved < allowed:
-        for (attention, _), original in zip(swaps, originals, strict=True):
-            attention.__class__ = original
+        for (part, _), original in zip(swaps, originals, strict=True):
+            part.__class__ = original
         say(f"attention is not fused: the output moved by {moved:.0e}, {allowed:.0e} is allowed")
 
 
-def _fused_class(attention: torch.nn.Module) -> type | None:
-    """The fused class for this attention, or None where softcap or scale forbid it."""
-    inner = attention.original_component
+def _fused_class(part: torch.nn.Module) -> type | None:
+    """The fused class for this part of a bridge; None for others, or where a softcap forbids it."""
+    inner = getattr(part, "original_component", None)
+    if type(part) is RMSNormalizationBridge and type(inner).__name__ in norms.OFFSETS:
+        return norms.FusedNorm
     odd = any(getattr(inner, name, None) for name in ODD)
     return None if odd else FUSED.get(type(inner).__name__)
 

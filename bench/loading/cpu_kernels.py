@@ -96,6 +96,9 @@ def _onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
     if _fits(a, b):
+        if a.numel() > b.numel() and not a.is_contiguous() and a.t().is_contiguous():
+            # oneDNN would copy `a`, the gradient of a map's output: turned over it copies `b`.
+            return _onednn(b.t(), a.t(), None).t()
         return _onednn(a, b, None)
     # The form with `out` is another kernel, which stays PyTorch's own.
     return torch.mm(a, b, out=a.new_empty(a.shape[0], b.shape[1]))

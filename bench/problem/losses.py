@@ -17,13 +17,13 @@ from torch.profiler import record_function
 
 from bench.devices import wide
 
-CHUNK_NUMBERS = {"cpu": 7 * 2**20, "cuda": 2**27, "mps": 2**25}
-"""Logits per chunk: on a CPU 149 tokens at a vocabulary of 49,152, 28 MiB in float32; on CUDA 524
-at 256,000, half a GiB (chosen by reckoning, not measured)."""
+CHUNK_BYTES = {"cpu": 48 * 2**20, "cuda": 2**28, "mps": 2**27}
+"""Bytes of a chunk's logits in float32: on a CPU 256 tokens at a vocabulary of 49,152; on CUDA 256
+at 262,144. Two such tensors are alive at a time, three with a clean side."""
 CHUNK_TOKENS = 64
 """But no fewer tokens than these: each chunk reads the whole unembedding."""
-ChunkLoss = tuple[Tensor, Callable[[], Tensor]]
-"""Losses of a chunk's tokens, and what forms their gradient with respect to the logits."""
+SWEEP_BYTES = {"cpu": 3 * 2**20, "cuda": 2**26, "mps": 2**26}
+"""Bytes of logits that a softmax and its KL go over at a time: on a CPU they stay in its caches."""
 MIXED = "dtype" in torch.ops.aten.mm.overloads()
 """Whether this PyTorch multiplies bfloat16 matrices into a float32 one."""
 
@@ -73,21 +73,30 @@ class Head:
         """Logits as the model gives them, float32."""
         return self.cap(self.raw(hidden))
 
-    def pull_back(
+    def through_cap(
         self, gradient: Float[Tensor, "tokens vocab"], logits: Float[Tensor, "tokens vocab"]
-    ) -> Float[Tensor, "tokens d_model"]:
-        """Gradient at capped `logits` -> gradient at the hidden states; eats its inputs."""
-        if self.softcap is not None:
-            gradient.mul_(logits.div_(self.softcap).square_().neg_().add_(1))
-        return product(gradient, self.weight)
+    ) -> Float[Tensor, "tokens vocab"]:
+        """Gradient at capped `logits` -> gradient before the softcap; eats its inputs."""
+        if self.softcap is None:
+            return gradient
+        return gradient.mul_(logits.div_(self.softcap).square_().neg_().add_(1))
 
     def chunks(self, n_tokens: int) -> list[slice]:
         """Slices that cover `n_tokens`, as even as can be: a chunk of tokens each."""
-        numbers = CHUNK_NUMBERS[self.weight.device.type]
-        most = max(CHUNK_TOKENS, numbers // self.weight.shape[0])
-        n_chunks = -(-n_tokens // most)
-        size = max(1, -(-n_tokens // max(1, n_chunks)))
-        return [slice(at, at + size) for at in range(0, n_tokens, size)]
+        most = self._rows_in(CHUNK_BYTES[self.weight.device.type])
+        return _slices(n_tokens, max(CHUNK_TOKENS, most))
+
+    def sweeps(self, n_tokens: int) -> list[slice]:
+        """Slices of a chunk whose logits are small enough to be gone over several times."""
+        return _slices(n_tokens, max(1, self._rows_in(SWEEP_BYTES[self.weight.device.type])))
+
+    def _rows_in(self, n_bytes: int) -> int:
+        return n_bytes // (4 * self.weight.shape[0])
+
+
+def _slices(n: int, most: int) -> list[slice]:
+    size = max(1, -(-n // max(1, -(-n // most))))
+    return [slice(at, at + size) for at in range(0, n, size)]
 
 
 def kl(
@@ -98,13 +107,10 @@ def kl(
     `clean` and `adapted` are hidden states after the final norm; gradient reaches `adapted` alone.
     """
 
-    def of_chunk(logits: Tensor, rows: slice) -> ChunkLoss:
+    def of_chunk(logits: Tensor, rows: slice) -> Tensor:
         teacher = head.logits(clean[rows])
-        p, log_z_clean = _softmax(teacher)
-        losses = torch.linalg.vecdot(p, teacher.sub_(logits)) - log_z_clean
-        del teacher  # three tensors of this size are enough
-        q, log_z = _softmax(logits)
-        return losses.add_(log_z), lambda: q.sub_(p)
+        parts = head.sweeps(len(logits))
+        return torch.cat([_kl_rows(teacher[part], logits[part], head) for part in parts])
 
     with record_function("losses"):
         return _Chunked.apply(adapted, head, of_chunk)
@@ -117,9 +123,13 @@ def kl_to(
     if not len(teacher.constant):
         return kl(teacher.states, adapted, head)
 
-    def of_chunk(logits: Tensor, rows: slice) -> ChunkLoss:
-        q, log_z = _softmax(logits)
-        return log_z, lambda: q
+    def of_chunk(logits: Tensor, rows: slice) -> Tensor:
+        sums = []
+        for part in head.sweeps(len(logits)):
+            q, log_z = _softmax(logits[part])
+            logits[part] = q  # no softcap here
+            sums.append(log_z)
+        return torch.cat(sums)
 
     with record_function("losses"):
         log_z = _Chunked.apply(adapted, head, of_chunk)
@@ -202,11 +212,22 @@ def _softmax(
     return p, logits.amax(-1) - p.amax(-1).log_()
 
 
+def _kl_rows(
+    teacher: Float[Tensor, "tokens vocab"], logits: Float[Tensor, "tokens vocab"], head: Head
+) -> Float[Tensor, " tokens"]:
+    """KL of each row. Overwrites `teacher`, and `logits` with the gradient before the softcap."""
+    p, log_z_clean = _softmax(teacher)
+    losses = torch.linalg.vecdot(p, teacher.sub_(logits)) - log_z_clean
+    q, log_z = _softmax(logits)
+    logits.copy_(head.through_cap(q.sub_(p), logits))
+    return losses.add_(log_z)
+
+
 class _Chunked(torch.autograd.Function):
     """Loss per token whose gradient with respect to `hidden` is formed chunk by chunk.
 
-    `of_chunk(logits, rows)` gives the losses of these rows and a function that forms their
-    gradient with respect to the logits, called only when it is needed.
+    `of_chunk(logits, rows)` gives the losses of these rows, and leaves in `logits` their gradient
+    with respect to the logits before the softcap.
     """
 
     @staticmethod
@@ -218,9 +239,9 @@ class _Chunked(torch.autograd.Function):
         gradient = torch.empty_like(hidden, dtype=torch.float32) if wanted else None
         for rows in head.chunks(len(hidden)):
             logits = head.logits(hidden[rows])
-            losses[rows], gradient_of_logits = of_chunk(logits, rows)
+            losses[rows] = of_chunk(logits, rows)
             if gradient is not None:
-                gradient[rows] = head.pull_back(gradient_of_logits(), logits)
+                gradient[rows] = product(logits, head.weight)
         ctx.save_for_backward(gradient)
         ctx.dtype = hidden.dtype
         return losses

@@ -1,9 +1,9 @@
-"""Fused attention gives what the bridge's own gives, and steps aside where it must."""
+"""Fused attention and norms give what the bridge's own give, and step aside where they must."""
 
 import pytest
 import torch
 
-from bench.loading import attention
+from bench.loading import attention, norms
 from bench.problem.problem import Adapted, copy_of
 from tests.helpers import tiny
 
@@ -11,9 +11,12 @@ TOKENS = tiny.windows(3, seed=5)
 
 
 def unfused(bridge):
-    """The same bridge with TransformerLens' own attention."""
-    for block in bridge.blocks:
-        block.attn.__class__ = type(block.attn).__mro__[1]
+    """The same bridge with TransformerLens' own attention and norms."""
+    ours = (*attention.FUSED.values(), norms.FusedNorm)
+    fused = [part for part in bridge.modules() if isinstance(part, ours)]
+    assert fused
+    for part in fused:
+        part.__class__ = type(part).__mro__[1]
     return bridge
 
 
@@ -26,7 +29,7 @@ def test_which_attention_is_fused(family, fused):
     assert kinds == {fused} if fused else not kinds & set(attention.FUSED.values())
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "gpt2"])
 @pytest.mark.parametrize("padded", [False, True])
 def test_output_with_and_without_a_mask(family, padded):
     mask = torch.ones_like(TOKENS)
@@ -39,7 +42,7 @@ def test_output_with_and_without_a_mask(family, padded):
     torch.testing.assert_close(ours[rows], expected[rows], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "gpt2"])
 def test_gradients(family):
     gradients = []
     for change in (lambda bridge: bridge, unfused):
@@ -62,6 +65,17 @@ def test_a_hook_on_the_pattern_sees_it_and_can_change_it(family):
     assert seen[0].shape == (len(TOKENS), 4, tiny.SEQ, tiny.SEQ)
     torch.testing.assert_close(looked, before, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(zeroed, before, atol=1e-2)
+
+
+@pytest.mark.parametrize("point", ["hook_scale", "hook_normalized"])
+def test_a_hook_inside_a_norm_sees_and_changes_it(point):
+    bridge = tiny.bridge("llama")
+    name = f"blocks.2.ln1.{point}"
+    with torch.no_grad():
+        before = bridge(TOKENS)
+        _, cache = bridge.run_with_cache(TOKENS)
+        halved = bridge.run_with_hooks(TOKENS, fwd_hooks=[(name, lambda v, hook: v / 2)])
+    assert name in cache and not torch.allclose(halved, before, atol=1e-2)
 
 
 def test_an_output_that_moves_is_refused(monkeypatch, capsys):

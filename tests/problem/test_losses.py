@@ -14,9 +14,10 @@ TOKENS, WIDTH, VOCABULARY = 23, 16, 101
     params=[(None, False), (30.0, False), (2.0, True)], ids=["plain", "cap", "cap+bias"]
 )
 def case(request, monkeypatch):
-    """(head, clean, adapted, targets) with chunks of a few tokens."""
+    """(head, clean, adapted, targets) with chunks of five tokens, gone over by two."""
     softcap, with_bias = request.param
-    monkeypatch.setattr(losses, "CHUNK_NUMBERS", {"cpu": 5 * VOCABULARY})
+    monkeypatch.setattr(losses, "CHUNK_BYTES", {"cpu": 4 * 5 * VOCABULARY})
+    monkeypatch.setattr(losses, "SWEEP_BYTES", {"cpu": 4 * 2 * VOCABULARY})
     monkeypatch.setattr(losses, "CHUNK_TOKENS", 1)
     torch.manual_seed(0)
     bias = torch.randn(VOCABULARY) if with_bias else None
@@ -107,7 +108,7 @@ def test_no_chunk_is_larger_than_allowed(case, monkeypatch):
     )
     kl(clean, adapted.requires_grad_(True), head).sum().backward()
     evaluate(adapted.detach(), targets, head, teacher_of(clean, head))
-    assert max(seen) * VOCABULARY <= losses.CHUNK_NUMBERS["cpu"]
+    assert max(seen) * VOCABULARY * 4 <= losses.CHUNK_BYTES["cpu"]
     assert sum(seen) >= 4 * TOKENS
 
 
