@@ -20,6 +20,7 @@ from bench.problem.batches import Batches
 from bench.problem.oom import MicroBatching
 from bench.runs import own_sae
 from bench.runs.loaded import load
+from bench.runs.preflight import quiet_libraries
 from bench.speed.floor import harness_seconds, nominal_peak, operations, product_rate
 from bench.speed.sides import Contestant, measured, rate
 
@@ -27,6 +28,12 @@ RANGES = ("clean", "student", "losses", "backward", "Optimizer.step")
 """The parts of a step: the profiler ranges that the code itself opens."""
 AFTER = 3
 """Steps of `Ours.fields`: two under the profiler, one to count its operations."""
+
+
+def prepare(spec: Spec, folder: str, asked: MethodRequest, steps: int) -> float | None:
+    """`Ours.prepare`, for a process that ends with it."""
+    quiet_libraries()
+    return Ours(spec, folder, asked, steps).prepare()
 
 
 class Ours(Contestant):
@@ -83,16 +90,18 @@ class Ours(Contestant):
         """As that of every side, and the windows that go through the model at a time."""
         return {**super().setting(), "micro_batch": self.problem.micro.size}
 
+    def provenance(self) -> dict[str, Any]:
+        """The record's fields on code, machine and moment."""
+        return provenance(self.spec)
+
     def fields(self) -> dict[str, Any]:
         """The record's fields that our side alone can give, after `AFTER` more steps.
 
-        Code, machine and moment; shares of a step; its operations, those a second of this
-        machine's product, and the card's peak; the harness's seconds a step.
+        Shares of a step; its operations, those a second of this machine's product, and the card's
+        peak; the harness's seconds a step.
         """
-        fields = provenance(self.spec)
         shares = self.profile()
-        if shares:
-            fields["share_of_step"] = shares
+        fields: dict[str, Any] = {"share_of_step": shares} if shares else {}
         fields["floor"] = {
             "operations": operations(lambda: next(self.run)),
             "rate": product_rate(self.device, self.dtype),
