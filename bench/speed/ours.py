@@ -20,7 +20,6 @@ from bench.problem.batches import Batches
 from bench.problem.oom import MicroBatching
 from bench.runs import own_sae
 from bench.runs.loaded import load
-from bench.runs.preflight import quiet_libraries
 from bench.speed.floor import harness_seconds, nominal_peak, operations, product_rate
 from bench.speed.sides import Contestant, measured, rate
 
@@ -28,12 +27,6 @@ RANGES = ("clean", "student", "losses", "backward", "Optimizer.step")
 """The parts of a step: the profiler ranges that the code itself opens."""
 AFTER = 3
 """Steps of `Ours.fields`: two under the profiler, one to count its operations."""
-
-
-def prepare(spec: Spec, folder: str, asked: MethodRequest, steps: int) -> float | None:
-    """`Ours.prepare`, for a process that ends with it."""
-    quiet_libraries()
-    return Ours(spec, folder, asked, steps).prepare()
 
 
 class Ours(Contestant):

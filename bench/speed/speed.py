@@ -22,7 +22,13 @@ from bench.io.console import in_words, say
 from bench.io.files import new_json
 from bench.io.record import digest
 from bench.runs import process
-from bench.runs.preflight import asks_the_hub, check_inputs, check_model, set_environment
+from bench.runs.preflight import (
+    asks_the_hub,
+    check_inputs,
+    check_model,
+    quiet_libraries,
+    set_environment,
+)
 from bench.speed import busy, report
 from bench.speed.remote import Side
 
@@ -67,9 +73,9 @@ def speed(
     entries = [load(asked) for asked in methods]
     races = [Race(spec, str(folder), entry, pairs, plain_dtype, out) for entry in entries]
     filling, apart = races[0].prepare(), []
-    for left, race in zip(range(len(races), 0, -1), races, strict=True):
+    for number, race in enumerate(races):
         try:
-            start = race.run(filling, left)
+            start = race.run(filling, len(races) - number)
         except Interrupted as stop:
             race.broken_off(stop)
             raise
@@ -178,10 +184,8 @@ class Race:
         """
         spec, entry, began = self.spec, self.entry, clock.read()
         cached = ", clean side from the cache" if spec.cache_clean else ""
-        sae = f", SAE {spec.sae}"
-        say(
-            f"\n{entry.label}, {spec.batch_size} x {spec.seq_len} tokens, {spec.model}{sae}{cached}"
-        )
+        tokens = f"{spec.batch_size} x {spec.seq_len} tokens"
+        say(f"\n{entry.label}, {tokens}, {spec.model}, SAE {spec.sae}{cached}")
         with self.ours() as ours:
             start = ours.call("start")
             with self.plain(start) as plain:
@@ -209,11 +213,12 @@ class Race:
         rows = step_in_turn(ours, plain, WARM_UP + self.pairs)
         warm_up = list(islice(rows, WARM_UP))
         self._tell_duration(warm_up[0], clock.read().since(began).seconds, left)
-        watch, pairs = busy.Watch([ours.pid, plain.pid]), []
+        watch = busy.Watch([ours.pid, plain.pid])
+        pairs: list[report.Fields] = []
         for row in rows:
-            pairs.append(row)
+            pairs = [*pairs, row]
             sides, seconds = settings(ours, plain), [pair["ours"]["seconds"] for pair in pairs]
-            self.result |= {
+            so_far = {
                 "n_pairs": {"done": len(pairs), "asked": self.pairs},
                 "sides": sides,
                 "pairs": pairs,
@@ -223,8 +228,9 @@ class Race:
                 "peak_bytes": {"ours": ours.call("peak"), "plain": plain.call("peak")},
                 "disturbance": busy.verdict(seconds, watch.shares(), self.spec.device == "cpu"),
             }
-            self.result |= report.summary(self.result)
-            with blocked():
+            with blocked():  # a signal finds a pair told and written, or neither
+                self.result |= so_far
+                self.result |= report.summary(self.result)
                 new_json(self.partial, self.result)
 
     def _tell_duration(self, warm_up: report.Fields, loading: float, left: int) -> None:
@@ -264,10 +270,11 @@ class Race:
 
 
 def prepare(*arguments: Any) -> float | None:
-    """`bench.speed.ours.prepare`: only the process that runs it imports what our side needs."""
-    from bench.speed import ours
+    """`Ours(*arguments).prepare()`, for a process that ends with it."""
+    quiet_libraries()
+    from bench.speed.ours import Ours
 
-    return ours.prepare(*arguments)
+    return Ours(*arguments).prepare()
 
 
 def settings(ours: Side, plain: Side) -> report.Fields:

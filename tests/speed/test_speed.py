@@ -179,32 +179,31 @@ def test_a_race_of_two_processes(small, tmp_path):
     assert result["sides"] == {"ours": {**told, "micro_batch": 2}, "plain": told}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_race_that_is_broken_off_keeps_its_pairs(
-    number, code, small, here, tmp_path, monkeypatch
-):
+def test_a_race_that_is_broken_off_keeps_its_pairs(small, here, tmp_path, monkeypatch):
     arguments = ("--methods", "lora:rank=4", "--pairs", "3", "--out", tmp_path)
-    step, seen = Plain.step, []
+    step, fresh = Plain.step, "was broken off: this is a fresh one"
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        seen = []
 
-    def signal_in_the_third_pair(self, tokens):
-        seen.append([json.loads(path.read_text()) for path in tmp_path.glob("*.partial.json")])
-        if len(seen) == 4:
-            os.kill(os.getpid(), number)
-        return step(self, tokens)
+        def signal_in_the_third_pair(self, tokens, number=number, seen=seen):
+            seen.append([json.loads(path.read_text()) for path in tmp_path.glob("*.partial.json")])
+            if len(seen) == 4:
+                os.kill(os.getpid(), number)
+            return step(self, tokens)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Plain, "step", signal_in_the_third_pair)
-        found, out, err = small("speed", *arguments)
-    assert found == code and "to race anew: " in err and "after 2 of 3 pairs" in out
-    (path,) = tmp_path.glob("speed-*.json")
-    kept = json.loads(path.read_text())
-    # What was written before the signal came is what a kill would have left.
-    assert [len(files) for files in seen] == [0, 0, 1, 1] and seen[3] == [kept]
-    assert len(kept["pairs"]) == 2 and kept["n_pairs"] == {"done": 2, "asked": 3}
-    assert kept["ratio"] > 0 and kept["matmul"] and "floor" not in kept
+        with monkeypatch.context() as patch:
+            patch.setattr(Plain, "step", signal_in_the_third_pair)
+            found, out, err = small("speed", *arguments)
+        assert found == code and "to race anew: " in err and "after 2 of 3 pairs" in out
+        assert (fresh in out) == (code == 143)
+        (path,) = tmp_path.glob("speed-*.json")
+        kept = json.loads(path.read_text())
+        assert len(seen) == 4 and seen[3] == [kept], "what a kill would have left"
+        assert len(kept["pairs"]) == 2 and kept["n_pairs"] == {"done": 2, "asked": 3}
+        assert kept["ratio"] > 0 and kept["matmul"] and "floor" not in kept
 
     found, out, err = small("speed", *arguments)
-    assert (found, err) == (0, "") and "was broken off: this is a fresh one" in out
+    assert (found, err) == (0, "") and fresh in out
     (path,) = tmp_path.glob("speed-*.json")
     whole = json.loads(path.read_text())
     assert "partial" not in path.name and whole["n_pairs"] == {"done": 3, "asked": 3}
@@ -255,8 +254,9 @@ def test_random_weights_and_the_best_batch(command, here, monkeypatch, tmp_path)
 
 def test_losses_that_differ_end_with_5(small, here, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "TOLERANCE", {"float32": -1.0, "coarse": -1.0})
-    arguments = ("--methods", "lora:rank=4", "--pairs", "1", "--out", str(tmp_path))
-    code, _, err = small("speed", *arguments, sae="fresh")
+    arguments = ("--methods", "lora:rank=4", "--pairs", "1", "--cache-clean", "--out", tmp_path)
+    code, out, err = small("speed", *arguments, seq_len=10)
+    assert "filling the cache of the clean side took" in out
     assert code == 5 and err.startswith("bench: the losses differ by up to")
     assert err.count("\n") == 1 and list(tmp_path.glob("speed-*.json"))
 
