@@ -74,7 +74,7 @@ def verdict(seconds: list[float], shares: dict[str, Any], on_cpu: bool) -> dict[
 def in_words(found: dict[str, Any], seconds: list[float]) -> str:
     """The line about a `verdict`."""
     words = [f"our step took {min(seconds):.2f} to {max(seconds):.2f} s"]
-    if found["stolen"]:
+    if (found["stolen"] or 0) >= 0.005:
         words.insert(0, f"other virtual machines {100 * found['stolen']:.0f}%")
     if found["others"] is not None:
         share = f"{100 * found['others']:.0f}%"

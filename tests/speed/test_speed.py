@@ -310,6 +310,9 @@ def test_a_signal_ends_the_sides_at_once(number, forked, monkeypatch):
     """Ctrl-C reaches a side as well, which leaves it to the command."""
 
     class Slow:
+        def start(self):
+            pass
+
         def step(self):
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getppid(), number)
@@ -318,6 +321,7 @@ def test_a_signal_ends_the_sides_at_once(number, forked, monkeypatch):
     monkeypatch.setattr("bench.speed.plain.Plain", Slow)
     began = time.perf_counter()
     with handling(leave), pytest.raises(Interrupted), remote.Side("Plain") as side:
+        side.call("start")
         side.call("step")
     assert time.perf_counter() - began < 5
     with pytest.raises(ProcessLookupError):
