@@ -24,7 +24,7 @@ class Side:
         context = multiprocessing.get_context("spawn")
         self._connection, self._theirs = context.Pipe()
         arguments = (self._theirs, name, arguments)
-        self._process = context.Process(target=serve, args=arguments, daemon=True)
+        self._process = context.Process(target=begin, args=arguments, daemon=True)
 
     @property
     def pid(self) -> int:
@@ -64,16 +64,19 @@ class Side:
             self._process.join()
 
 
+def begin(*arguments: Any) -> None:
+    """`serve` in a new process. Ctrl-C, which a terminal sends to it too, is the command's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    unblock()
+    die_with_parent()
+    serve(*arguments)
+
+
 def serve(connection: Connection, name: str, arguments: tuple) -> None:
     """Make the side of this name, then answer calls with results until the other end hangs up.
 
-    A fault is the last answer. Signals are the command's to judge: a terminal sends Ctrl-C to both.
+    A fault is the last answer.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    unblock()
-    die_with_parent()
     quiet_libraries()
     try:
         make = getattr(import_module(f"bench.speed.{name.lower()}"), name)
