@@ -17,8 +17,9 @@ from bench.errors import Usage
 from bench.io.console import check_output, say
 
 SPEED = (
-    "The spec's own SAE would be trained first, so a fresh one is in its place (unless --sae own): "
-    "a step takes as long. Broken off, it keeps its pairs in *.partial.json; the next race is fresh"
+    "Times our step and that of plain Hugging Face and PEFT in turn. In place of an own SAE, which "
+    "is trained first (--sae own), it has a fresh one: a step takes as long. A race that is broken "
+    "off keeps its pairs in *.partial.json; the next one begins anew."
 )
 PLAIN_DTYPE = "number format of the plain side's LM (default: that of --dtype)"
 
@@ -54,7 +55,7 @@ def parser() -> Parser:
     add_every(compare)
     add_problem(compare, methods="lora,e2e")
     text = "our step against plain Hugging Face and PEFT"
-    speed = commands.add_parser("speed", help=text, description=f"{text}. {SPEED}")
+    speed = commands.add_parser("speed", help=text, description=SPEED)
     speed.add_argument("--pairs", type=int, default=5, help="timed pairs of steps (default: 5)")
     speed.add_argument("--plain-dtype", choices=CHOICES["dtype"], help=PLAIN_DTYPE)
     speed.add_argument("--best-batch", action="store_true", help="each side also at its best batch")

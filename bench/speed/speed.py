@@ -21,14 +21,7 @@ from bench.io import clock
 from bench.io.console import in_words, say
 from bench.io.files import new_json
 from bench.io.record import digest
-from bench.runs import process
-from bench.runs.preflight import (
-    asks_the_hub,
-    check_inputs,
-    check_model,
-    quiet_libraries,
-    set_environment,
-)
+from bench.runs import preflight, process
 from bench.speed import busy, report
 from bench.speed.remote import Side
 
@@ -57,7 +50,7 @@ def speed(
     if pairs < 1:
         raise Usage(f"--pairs must be at least 1, got {pairs}")
     out = Path(out)
-    check_inputs(spec, out)
+    preflight.check_inputs(spec, out)
     # The paper's step size: no step is slower for it, and rounding does not run away with the
     # losses, as it does where large steps meet a TopK.
     methods = [replace(asked, sets=(f"{asked.name}.lr=5e-5", *asked.sets)) for asked in methods]
@@ -65,8 +58,8 @@ def speed(
         check_reference(spec, asked)
     if best_batch and spec.cache_clean:
         raise Usage("--best-batch: not with --cache-clean, filling the cache would be timed")
-    set_environment(online=asks_the_hub(spec))
-    folder, config = process.call(check_model, spec, methods)
+    preflight.set_environment(online=preflight.asks_the_hub(spec))
+    folder, config = process.call(preflight.check_model, spec, methods)
     if not config["model_type"].startswith(("llama", "gemma")):
         raise Rejected(f"speed: the plain step is for Llama and Gemma, not {config['model_type']}")
     plain_dtype = plain_dtype or spec.dtype
@@ -128,7 +121,7 @@ def check_reference(spec: Spec, asked: MethodRequest) -> None:
 
 @dataclass
 class Race:
-    """One method of ours against the plain one."""
+    """One method of ours against the plain step."""
 
     spec: Spec
     folder: str
@@ -271,7 +264,7 @@ class Race:
 
 def prepare(*arguments: Any) -> float | None:
     """`Ours(*arguments).prepare()`, for a process that ends with it."""
-    quiet_libraries()
+    preflight.quiet_libraries()
     from bench.speed.ours import Ours
 
     return Ours(*arguments).prepare()
