@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.cli.parser import parsed, problem, seeds, setting
 from bench.config.request import Request
-from bench.config.specs import SPECS
+from bench.config.specs import SPECS, named
 from bench.errors import Fault, Unavailable, Usage, out_of_memory
 from bench.harness.signals import Interrupted, handling, leave
 from bench.io import ranks
@@ -52,7 +52,8 @@ def speed(arguments: Namespace) -> None:
 
     # One window of 1,024 tokens, as the paper's code steps.
     defaults: dict[str, object] = {"batch_size": 1, "seq_len": 1024}
-    if arguments.weights == "random":  # on which no SAE was ever trained
+    # A step takes as long whatever its SAE has learnt; on random weights none was ever trained.
+    if arguments.weights == "random" or named(arguments.spec).sae == "own":
         defaults["sae"] = "fresh"
     spec, methods = problem(arguments, **defaults)
     a = arguments
@@ -143,7 +144,8 @@ def main() -> int:
         tell("out of memory; lower --batch-size or --seq-len")
         return Unavailable.code
     except Interrupted as stop:
-        tell(f"{stop}: stopped; to go on: {same_command()}")
+        again = "to race anew" if sys.argv[1:2] == ["speed"] else "to go on"
+        tell(f"{stop}: stopped; {again}: {same_command()}")
         return stop.code
     return 0
 

@@ -83,16 +83,18 @@ class Ours(Contestant):
         """As that of every side, and the windows that go through the model at a time."""
         return {**super().setting(), "micro_batch": self.problem.micro.size}
 
+    def provenance(self) -> dict[str, Any]:
+        """The record's fields on code, machine and moment."""
+        return provenance(self.spec)
+
     def fields(self) -> dict[str, Any]:
         """The record's fields that our side alone can give, after `AFTER` more steps.
 
-        Code, machine and moment; shares of a step; its operations, those a second of this
-        machine's product, and the card's peak; the harness's seconds a step.
+        Shares of a step; its operations, those a second of this machine's product, and the card's
+        peak; the harness's seconds a step.
         """
-        fields = provenance(self.spec)
         shares = self.profile()
-        if shares:
-            fields["share_of_step"] = shares
+        fields: dict[str, Any] = {"share_of_step": shares} if shares else {}
         fields["floor"] = {
             "operations": operations(lambda: next(self.run)),
             "rate": product_rate(self.device, self.dtype),

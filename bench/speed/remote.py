@@ -1,44 +1,48 @@
 """A process of its own for each side of a race, so that neither sees the other's memory or code."""
 
 import multiprocessing
+import signal
 import traceback
 from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
 from bench.errors import Fault, RunFailed, Unavailable, out_of_memory
+from bench.harness.signals import blocked, unblock
 from bench.runs.preflight import quiet_libraries
+from bench.runs.process import die_with_parent
 
 
 class Side:
-    """`Ours` or `Plain`, made in a fresh process; `call` runs its methods there.
+    """`Ours` or `Plain` in a process of its own; `call` runs its methods there.
 
-    Both raise the `Fault` of the side; `Unavailable` if it runs out of memory; `RunFailed` if it
-    fails otherwise, or if its process ends.
+    The process starts with the first call inside the `with` block and ends with the block, where
+    something was raised without waiting for its step.
     """
 
     def __init__(self, name: str, *arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, name, arguments), daemon=True)
-        self._process.start()
-        theirs.close()
-        self._receive()
+        self._connection, self._theirs = context.Pipe()
+        arguments = (self._theirs, name, arguments)
+        self._process = context.Process(target=begin, args=arguments, daemon=True)
+
+    @property
+    def pid(self) -> int:
+        """Of the process, once it has started."""
+        return self._process.pid or 0
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """The result of a method of the side."""
-        self._connection.send((method, arguments))
-        return self._receive()
+        """The result of a method of the side.
 
-    def close(self) -> None:
-        """End the process, and wait until its memory is free."""
-        self._connection.close()
-        self._process.join(timeout=10)
-        self._process.kill()
-        self._process.join()
-
-    def _receive(self) -> Any:
+        Raises the `Fault` of the side; `Unavailable` if it runs out of memory; `RunFailed` if it
+        fails otherwise, or if its process ends.
+        """
+        if not self.pid:
+            with blocked():  # a signal finds it started or not, never between
+                self._process.start()
+            self._theirs.close()
         try:
+            self._connection.send((method, arguments))
             answer = self._connection.recv()
         except (EOFError, ConnectionError):
             self._process.join(timeout=10)
@@ -47,6 +51,25 @@ class Side:
         if isinstance(answer, Fault):
             raise answer
         return answer
+
+    def __enter__(self) -> "Side":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """End the process, and wait until its memory is free."""
+        self._connection.close()
+        if self.pid:
+            self._process.join(timeout=0 if kind else 10)
+            self._process.kill()
+            self._process.join()
+
+
+def begin(*arguments: Any) -> None:
+    """`serve` in a new process. Ctrl-C, which a terminal sends to it too, is the command's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    unblock()
+    die_with_parent()
+    serve(*arguments)
 
 
 def serve(connection: Connection, name: str, arguments: tuple) -> None:
@@ -58,11 +81,10 @@ def serve(connection: Connection, name: str, arguments: tuple) -> None:
     try:
         make = getattr(import_module(f"bench.speed.{name.lower()}"), name)
         side = make(*arguments)
-        connection.send(None)
         while True:
             method, arguments = connection.recv()
             connection.send(getattr(side, method)(*arguments))
-    except (EOFError, KeyboardInterrupt):
+    except EOFError:
         return
     except Fault as fault:
         connection.send(fault)

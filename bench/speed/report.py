@@ -5,6 +5,7 @@ from statistics import median
 from typing import Any
 
 from bench.io.console import say
+from bench.speed import busy
 
 SIDES = ("ours", "plain")
 TOLERANCE = {"float32": 1e-4, "coarse": 5e-2}
@@ -29,18 +30,19 @@ def tolerance(sides: Fields) -> float:
 
 def summary(race: Fields) -> Fields:
     """The fields that follow from the others: medians over the pairs, peaks of their memory, the
-    fraction of the card's peak, and a note for random weights."""
-    pairs, floor = race["pairs"], race["floor"]
+    fraction of the card's peak once there is a floor, and a note for random weights."""
+    pairs, floor = race["pairs"], dict(race.get("floor", {}))
     ratios = [pair["plain"]["seconds"] / pair["ours"]["seconds"] for pair in pairs]
     seconds = over_pairs(pairs, "seconds", median)
-    operations_per_second = floor["operations"] / seconds["ours"]
-    fraction = operations_per_second / floor["peak"] if floor["peak"] else None
+    if floor:
+        rate, peak = floor["operations"] / seconds["ours"], floor["peak"]
+        floor = {"floor": {**floor, "fraction_of_peak": rate / peak if peak else None}}
     return {
         "median_seconds": seconds,
         "ratio": median(ratios),
         "ratio_range": [min(ratios), max(ratios)],
         "device_peak_bytes": over_pairs(pairs, "device_peak_bytes", max),
-        "floor": {**floor, "fraction_of_peak": fraction},
+        **floor,
         **({"note": RANDOM} if race["weights"] == "random" else {}),
     }
 
@@ -53,11 +55,7 @@ def over_pairs(pairs: list[Fields], field: str, function: Callable) -> Fields:
 def describe(race: Fields) -> None:
     """The lines below the pairs."""
     seconds, sides = race["median_seconds"], race["sides"]
-    low, high = race["ratio_range"]
-    say(
-        f" median {'':11} {'':11} {race['largest_difference']:8.0e} {seconds['ours']:8.3f} "
-        f"{seconds['plain']:8.3f}  {race['ratio']:.2f}x ({low:.2f} to {high:.2f})"
-    )
+    describe_median(race)
     formats = " or ".join(coarser(sides)) or "float32"
     say(f"the losses may differ by {race['tolerance']:.0e} of the plain one ({formats})")
     if sides["ours"]["dtype"] != sides["plain"]["dtype"]:
@@ -74,6 +72,21 @@ def describe(race: Fields) -> None:
     say(f"peak memory {where}, model included: {side_by_side(race['device_peak_bytes'])}")
     harness = race["harness_seconds"]
     say(f"harness: {1000 * harness:.1f} ms a step, {100 * harness / seconds['ours']:.2f}%")
+    describe_machine(race)
+
+
+def describe_median(race: Fields) -> None:
+    """The last line of the table."""
+    seconds, (low, high) = race["median_seconds"], race["ratio_range"]
+    say(
+        f" median {'':11} {'':11} {race['largest_difference']:8.0e} {seconds['ours']:8.3f} "
+        f"{seconds['plain']:8.3f}  {race['ratio']:.2f}x ({low:.2f} to {high:.2f})"
+    )
+
+
+def describe_machine(race: Fields) -> None:
+    """Whether the machine was quiet enough."""
+    say(busy.in_words(race["disturbance"], [pair["ours"]["seconds"] for pair in race["pairs"]]))
 
 
 def describe_floor(floor: Fields, seconds: float) -> None:

@@ -7,21 +7,22 @@ loss at every step.
 
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from itertools import count
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from bench.config.method import Entry, MethodRequest, load
 from bench.config.spec import Spec, block_of
 from bench.errors import Rejected, RunFailed, Unavailable, Usage
-from bench.io.console import say
+from bench.harness.signals import Interrupted, blocked
+from bench.io import clock
+from bench.io.console import in_words, say
 from bench.io.files import new_json
 from bench.io.record import digest
-from bench.runs import process
-from bench.runs.preflight import asks_the_hub, check_inputs, check_model, set_environment
-from bench.speed import report
+from bench.runs import preflight, process
+from bench.speed import busy, report
 from bench.speed.remote import Side
 
 WARM_UP = 1
@@ -40,6 +41,8 @@ def speed(
 ) -> None:
     """Race each method; a table of each and a JSON file of all that was measured.
 
+    A race that is broken off leaves what it measured; the next one is a fresh one.
+
     `plain_dtype` is the number format of the plain side's LM, that of the spec if None; with
     `best_batch` each side is then also timed at the batch that is best for it. Raises `RunFailed`
     where the losses are not the same.
@@ -47,7 +50,7 @@ def speed(
     if pairs < 1:
         raise Usage(f"--pairs must be at least 1, got {pairs}")
     out = Path(out)
-    check_inputs(spec, out)
+    preflight.check_inputs(spec, out)
     # The paper's step size: no step is slower for it, and rounding does not run away with the
     # losses, as it does where large steps meet a TopK.
     methods = [replace(asked, sets=(f"{asked.name}.lr=5e-5", *asked.sets)) for asked in methods]
@@ -55,19 +58,21 @@ def speed(
         check_reference(spec, asked)
     if best_batch and spec.cache_clean:
         raise Usage("--best-batch: not with --cache-clean, filling the cache would be timed")
-    set_environment(online=asks_the_hub(spec))
-    folder, config = process.call(check_model, spec, methods)
+    preflight.set_environment(online=preflight.asks_the_hub(spec))
+    folder, config = process.call(preflight.check_model, spec, methods)
     if not config["model_type"].startswith(("llama", "gemma")):
         raise Rejected(f"speed: the plain step is for Llama and Gemma, not {config['model_type']}")
     plain_dtype = plain_dtype or spec.dtype
     entries = [load(asked) for asked in methods]
-    races = [Race(spec, str(folder), entry, pairs, plain_dtype) for entry in entries]
+    races = [Race(spec, str(folder), entry, pairs, plain_dtype, out) for entry in entries]
     filling, apart = races[0].prepare(), []
-    for race in races:
-        start, result = race.run()
-        result["fill_seconds_per_token"] = filling
-        path = out / f"speed-{digest(identity(result))[:8]}.json"
-        new_json(path, result)
+    for number, race in enumerate(races):
+        try:
+            start = race.run(filling, len(races) - number)
+        except Interrupted as stop:
+            race.broken_off(stop)
+            raise
+        result, path = race.result, race.path
         if best_batch:
             result["best_batch"] = race.best_batches(start)
             new_json(path, result)
@@ -114,7 +119,7 @@ def check_reference(spec: Spec, asked: MethodRequest) -> None:
         raise Unavailable("speed compares with PEFT: pip install 'splicebench[speed]'")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Race:
     """One method of ours against the plain step."""
 
@@ -124,19 +129,32 @@ class Race:
     entry: Entry
     pairs: int
     plain_dtype: str
+    out: Path
+    result: report.Fields = field(default_factory=dict)
+    """What has been measured so far."""
+
+    @property
+    def path(self) -> Path:
+        """The race's file, once the sides have told what they are."""
+        return self.out / f"speed-{digest(identity(self.result))[:8]}.json"
+
+    @property
+    def partial(self) -> Path:
+        """The file while the race goes on: an earlier race's whole one stays until its end."""
+        return self.path.with_suffix(".partial.json")
 
     def ours(self) -> Side:
         """Our side, not yet started."""
-        n_pairs = WARM_UP + self.pairs
-        return Side("Ours", self.spec, self.folder, self.entry.asked, n_pairs)
+        return Side("Ours", *self._ours())
+
+    def _ours(self) -> tuple[Any, ...]:
+        return self.spec, self.folder, self.entry.asked, WARM_UP + self.pairs
 
     def plain(self, start: report.Fields) -> Side:
-        """The plain side, at the SAE and the adapters that our side began with."""
+        """The plain side at the SAE that our side began with, not yet started."""
         settings = plain_settings(self.spec, self.entry, start, self.plain_dtype)
         layer = block_of(self.spec.site)
-        side = Side("Plain", self.folder, start["sae"], layer, settings, self.spec.dtype)
-        side.call("start", start["weights"])
-        return side
+        return Side("Plain", self.folder, start["sae"], layer, settings, self.spec.dtype)
 
     def prepare(self) -> float | None:
         """Train the SAE and fill the cache -> seconds a token of filling, if there was any.
@@ -146,42 +164,85 @@ class Race:
         spec = self.spec
         if spec.sae != "own" and not spec.cache_clean:
             return None
-        side = self.ours()
-        filling = side.call("prepare")
-        side.close()
+        filling = process.call(prepare, *self._ours())
         if filling:
             seconds = filling * spec.batch_size * spec.seq_len
             say(f"filling the cache of the clean side took {seconds:.2f} s a batch, once")
         return filling
 
-    def run(self) -> tuple[report.Fields, report.Fields]:
-        """Both sides, step by step in turn -> what ours began with, and what was measured."""
-        spec, entry = self.spec, self.entry
+    def run(self, filling: float | None, left: int) -> report.Fields:
+        """Both sides, step by step in turn; its file -> what ours began with.
+
+        `filling` is what `prepare` gave, `left` how many races are left, this one included.
+        """
+        spec, entry, began = self.spec, self.entry, clock.read()
         cached = ", clean side from the cache" if spec.cache_clean else ""
-        say(f"\n{entry.label}, {spec.batch_size} x {spec.seq_len} tokens, {spec.model}{cached}")
-        ours = self.ours()
-        start = ours.call("start")
-        plain = self.plain(start)
+        tokens = f"{spec.batch_size} x {spec.seq_len} tokens"
+        say(f"\n{entry.label}, {tokens}, {spec.model}, SAE {spec.sae}{cached}")
+        with self.ours() as ours:
+            start = ours.call("start")
+            with self.plain(start) as plain:
+                plain.call("start", start["weights"])
+                self.result = {
+                    "label": entry.label,
+                    "config": entry.settings,
+                    "spec": vars(spec),
+                    **ours.call("provenance"),
+                    "sides": settings(ours, plain),
+                    "fill_seconds_per_token": filling,
+                }
+                self._race(ours, plain, began, left)
+            self.result |= ours.call("fields")
+        self.result |= report.summary(self.result)
+        report.describe(self.result)
+        new_json(self.path, self.result)
+        self.partial.unlink()
+        return start
+
+    def _race(self, ours: Side, plain: Side, began: clock.Reading, left: int) -> None:
+        """The pairs; they and what follows from them are written after each one."""
+        if self.partial.exists():
+            say(f"the race of {self.partial} was broken off: this is a fresh one")
         rows = step_in_turn(ours, plain, WARM_UP + self.pairs)
-        settings = {"ours": ours.call("setting"), "plain": plain.call("setting")}
-        peaks = {"ours": ours.call("peak"), "plain": plain.call("peak")}
-        plain.close()
-        result = {
-            "label": entry.label,
-            "config": entry.settings,
-            "spec": vars(spec),
-            "sides": settings,
-            "pairs": rows[WARM_UP:],
-            "warm_up": rows[:WARM_UP],
-            "largest_difference": max(row["difference"] for row in rows),
-            "tolerance": report.tolerance(settings),
-            "peak_bytes": peaks,
-            **ours.call("fields"),
-        }
-        ours.close()
-        result |= report.summary(result)
-        report.describe(result)
-        return start, result
+        warm_up = list(islice(rows, WARM_UP))
+        self._tell_duration(warm_up[0], clock.read().since(began).seconds, left)
+        watch = busy.Watch([ours.pid, plain.pid])
+        pairs: list[report.Fields] = []
+        for row in rows:
+            pairs = [*pairs, row]
+            sides, seconds = settings(ours, plain), [pair["ours"]["seconds"] for pair in pairs]
+            so_far = {
+                "n_pairs": {"done": len(pairs), "asked": self.pairs},
+                "sides": sides,
+                "pairs": pairs,
+                "warm_up": warm_up,
+                "largest_difference": max(row["difference"] for row in warm_up + pairs),
+                "tolerance": report.tolerance(sides),
+                "peak_bytes": {"ours": ours.call("peak"), "plain": plain.call("peak")},
+                "disturbance": busy.verdict(seconds, watch.shares(), self.spec.device == "cpu"),
+            }
+            with blocked():  # a signal finds a pair told and written, or neither
+                self.result |= so_far
+                self.result |= report.summary(self.result)
+                new_json(self.partial, self.result)
+
+    def _tell_duration(self, warm_up: report.Fields, loading: float, left: int) -> None:
+        """About how long the pairs will take, and all races: each has to load, too.
+
+        What comes after the pairs (the profile, the floor) takes about one pair.
+        """
+        pair = sum(warm_up[side]["seconds"] for side in report.SIDES)
+        whole = left * (self.pairs + 1) * pair + (left - 1) * loading
+        races = "this race" if left == 1 else f"the {left} races"
+        say(f"{self.pairs} pairs: {in_words(self.pairs * pair)}; {races}: {in_words(whole)}")
+
+    def broken_off(self, stop: Interrupted) -> None:
+        """Say what is kept of a race that a signal ended."""
+        if "pairs" in self.result:
+            report.describe_median(self.result)
+            report.describe_machine(self.result)
+            done, asked = self.result["n_pairs"].values()
+            say(f"{stop} after {done} of {asked} pairs, which are in {self.partial}")
 
     def best_batches(self, start: report.Fields) -> report.Fields:
         """The best batch of each side (`climb`), and the ratio of their rates.
@@ -189,12 +250,11 @@ class Race:
         One side at a time: neither holds memory of the device while the other is timed.
         """
         say("best batch: ours, then plain")
-        side = self.ours()
-        ours = climb(lambda batch: side.call("probe", batch))
-        side.close()
-        side = self.plain(start)
-        plain = climb(lambda batch: side.call("probe", batch, self.spec.seq_len))
-        side.close()
+        with self.ours() as side:
+            ours = climb(lambda batch: side.call("probe", batch))
+        with self.plain(start) as side:
+            side.call("start", start["weights"])
+            plain = climb(lambda batch: side.call("probe", batch, self.spec.seq_len))
         rates = [best["tokens_per_second"] for best in (ours, plain)]
         ratio = None if None in rates else rates[0] / rates[1]
         best = {"ours": ours, "plain": plain, "ratio": ratio}
@@ -202,24 +262,35 @@ class Race:
         return best
 
 
-def step_in_turn(ours: Side, plain: Side, n_pairs: int) -> list[report.Fields]:
-    """Pairs of steps on the same tokens -> what each side measured, and how the losses differ."""
+def prepare(*arguments: Any) -> float | None:
+    """`Ours(*arguments).prepare()`, for a process that ends with it."""
+    preflight.quiet_libraries()
+    from bench.speed.ours import Ours
+
+    return Ours(*arguments).prepare()
+
+
+def settings(ours: Side, plain: Side) -> report.Fields:
+    """The `setting` of each side."""
+    return {"ours": ours.call("setting"), "plain": plain.call("setting")}
+
+
+def step_in_turn(ours: Side, plain: Side, n_pairs: int) -> Iterator[report.Fields]:
+    """Pairs of steps on the same tokens: what each side measured, and how the losses differ."""
     say(f"{'pair':>7} {'loss ours':>11} {'plain':>11}   differ   s ours    plain  ratio")
-    rows = []
     for number in range(n_pairs):
         mine = ours.call("step")
         theirs = plain.call("step", mine.pop("tokens"))
         if not math.isfinite(mine["loss"] + theirs["loss"]):
             raise RunFailed(f"a loss is not finite: ours {mine['loss']}, plain {theirs['loss']}")
         difference = abs(mine["loss"] - theirs["loss"]) / abs(theirs["loss"])
-        rows.append({"ours": mine, "plain": theirs, "difference": difference})
         name = "warm-up" if number < WARM_UP else str(number - WARM_UP + 1)
         say(
             f"{name:>7} {mine['loss']:11.6f} {theirs['loss']:11.6f} {difference:8.0e} "
             f"{mine['seconds']:8.3f} {theirs['seconds']:8.3f}  "
             f"{theirs['seconds'] / mine['seconds']:.2f}x"
         )
-    return rows
+        yield {"ours": mine, "plain": theirs, "difference": difference}
 
 
 def plain_settings(spec: Spec, entry: Entry, start: report.Fields, dtype: str) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def test_what_is_printed_of_a_race_on_a_card(capsys):
         "peak_bytes": {"ours": None, "plain": None},
         "floor": {"operations": 1e14, "rate": 5e14, "peak": 4e14},
         "harness_seconds": 1e-3,
+        "disturbance": {"others": 0.3, "stolen": 0.0, "spread": None, "too_busy": False},
     }
     result |= report.summary(result)
     assert result["floor"]["fraction_of_peak"] == 0.25 and result["ratio"] == 3
@@ -108,6 +109,7 @@ def test_what_is_printed_of_a_race_on_a_card(capsys):
         "25% of the card's bfloat16 peak",
         "on the device, model included: 1,024 MiB, plain 3,072 MiB (3.0 times ours)",
         report.RANDOM,
+        "quiet enough to be believed: other processes took 30% of the cores",
     ):
         assert words in out
     assert "our time" not in out and "above the loaded model" not in out

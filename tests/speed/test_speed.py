@@ -3,8 +3,10 @@
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy
 import pytest
@@ -15,8 +17,9 @@ pytest.importorskip("peft", reason="pip install 'splicebench[speed]'")
 from bench import devices
 from bench.config.method import MethodRequest, load
 from bench.config.spec import block_of
-from bench.config.specs import named
+from bench.config.specs import SPECS, named
 from bench.errors import Rejected, RunFailed, Unavailable
+from bench.harness.signals import Interrupted, handling, leave
 from bench.speed import floor, remote, report, speed
 from bench.speed.ours import RANGES, Ours
 from bench.speed.plain import Plain
@@ -42,10 +45,15 @@ class Here:
     def __init__(self, name, *arguments):
         self.subject = {"Ours": Ours, "Plain": Plain}[name](*arguments)
 
+    pid = os.getpid()
+
     def call(self, name, *arguments):
         return getattr(self.subject, name)(*arguments)
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
         pass
 
 
@@ -160,6 +168,8 @@ def test_a_race_of_two_processes(small, tmp_path):
     assert (code, err) == (0, "")
     for words in ("warm-up", "our time: clean", "floor:", "harness:", "may differ by 1e-04"):
         assert words in out
+    for words in ("2 pairs: about 10 s", "to be believed: other processes took"):
+        assert words in out or sys.platform != "linux"
     (path,) = tmp_path.glob("speed-*.json")
     result = json.loads(path.read_text())
     assert len(result["pairs"]) == 2 and result["largest_difference"] < 1e-4
@@ -167,6 +177,55 @@ def test_a_race_of_two_processes(small, tmp_path):
     assert min(result["device_peak_bytes"].values()) > 0 and min(result["peak_bytes"].values()) > 0
     told = {"device": "cpu", "dtype": "float32", "tf32": False}
     assert result["sides"] == {"ours": {**told, "micro_batch": 2}, "plain": told}
+
+
+def test_a_race_that_is_broken_off_keeps_its_pairs(small, here, tmp_path, monkeypatch):
+    arguments = ("--methods", "lora:rank=4", "--pairs", "3", "--out", tmp_path)
+    step, fresh = Plain.step, "was broken off: this is a fresh one"
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        seen = []
+
+        def signal_in_the_third_pair(self, tokens, number=number, seen=seen):
+            seen.append([json.loads(path.read_text()) for path in tmp_path.glob("*.partial.json")])
+            if len(seen) == 4:
+                os.kill(os.getpid(), number)
+            return step(self, tokens)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Plain, "step", signal_in_the_third_pair)
+            found, out, err = small("speed", *arguments)
+        assert found == code and "to race anew: " in err and "after 2 of 3 pairs" in out
+        assert (fresh in out) == (code == 143)
+        (path,) = tmp_path.glob("speed-*.json")
+        kept = json.loads(path.read_text())
+        assert len(seen) == 4 and seen[3] == [kept], "what a kill would have left"
+        assert len(kept["pairs"]) == 2 and kept["n_pairs"] == {"done": 2, "asked": 3}
+        assert kept["ratio"] > 0 and kept["matmul"] and "floor" not in kept
+
+    found, out, err = small("speed", *arguments)
+    assert (found, err) == (0, "") and fresh in out
+    (path,) = tmp_path.glob("speed-*.json")
+    whole = json.loads(path.read_text())
+    assert "partial" not in path.name and whole["n_pairs"] == {"done": 3, "asked": 3}
+    assert {*kept} < {*whole} and whole["pairs"][0]["ours"] != kept["pairs"][0]["ours"]
+
+
+@pytest.mark.parametrize(
+    ("given", "sae"),
+    [
+        ((), "fresh"),
+        (("--sae", "own"), "own"),
+        (("--spec", "gemma-2-2b-topk"), "fresh"),
+        (("--spec", "gpt2-small"), SPECS["gpt2-small"].sae),
+        (("--spec", "gpt2-small", "--weights", "random"), "fresh"),
+    ],
+)
+def test_no_sae_is_trained_unless_it_is_asked_for(given, sae, command, monkeypatch):
+    raced = []
+    monkeypatch.setattr(speed, "speed", lambda spec, *rest: raced.append((spec, rest[0])))
+    assert command("speed", *given)[0] == 0
+    ((spec, methods),) = raced
+    assert spec.sae == sae and [asked.label for asked in methods] == ["lora:rank=64", "e2e"]
 
 
 def test_random_weights_and_the_best_batch(command, here, monkeypatch, tmp_path):
@@ -195,8 +254,9 @@ def test_random_weights_and_the_best_batch(command, here, monkeypatch, tmp_path)
 
 def test_losses_that_differ_end_with_5(small, here, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "TOLERANCE", {"float32": -1.0, "coarse": -1.0})
-    arguments = ("--methods", "lora:rank=4", "--pairs", "1", "--out", str(tmp_path))
-    code, _, err = small("speed", *arguments, sae="fresh")
+    arguments = ("--methods", "lora:rank=4", "--pairs", "1", "--cache-clean", "--out", tmp_path)
+    code, out, err = small("speed", *arguments, seq_len=10)
+    assert "filling the cache of the clean side took" in out
     assert code == 5 and err.startswith("bench: the losses differ by up to")
     assert err.count("\n") == 1 and list(tmp_path.glob("speed-*.json"))
 
@@ -231,18 +291,41 @@ def test_a_side_that_fails_says_so(error, kind, words, monkeypatch):
     assert type(fault) is kind and words in str(fault)
 
 
-def test_a_side_that_dies_says_so(monkeypatch):
-    def die(connection, name, arguments):
-        connection.send(None)  # it was made
-        os._exit(3)
-
+@pytest.fixture
+def forked(monkeypatch):
+    """A side is forked from this process, with what is planted in it."""
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda kind: fork)
-    monkeypatch.setattr(remote, "serve", die)
-    side = remote.Side("Plain")
-    with pytest.raises(RunFailed, match=r"ended by itself \(exit code 3\)"):
+
+
+def test_a_side_that_dies_says_so(forked, monkeypatch):
+    monkeypatch.setattr(remote, "serve", lambda *given: os._exit(3))
+    died = pytest.raises(RunFailed, match=r"ended by itself \(exit code 3\)")
+    with died, remote.Side("Plain") as side:
         side.call("step")
-    side.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_sides_at_once(number, forked, monkeypatch):
+    """Ctrl-C reaches a side as well, which leaves it to the command."""
+
+    class Slow:
+        def start(self):
+            pass
+
+        def step(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getppid(), number)
+            time.sleep(60)
+
+    monkeypatch.setattr("bench.speed.plain.Plain", Slow)
+    began = time.perf_counter()
+    with handling(leave), pytest.raises(Interrupted), remote.Side("Plain") as side:
+        side.call("start")
+        side.call("step")
+    assert time.perf_counter() - began < 5
+    with pytest.raises(ProcessLookupError):
+        os.kill(side.pid, 0)
 
 
 def test_a_side_imports_nothing_of_the_other_and_the_command_neither():
