@@ -40,7 +40,7 @@ class Config:
 def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapted]:
     """Yield the adapted model before training and after every step."""
     saes = torch.nn.ModuleList(map(to_training, problem.saes))
-    adam = torch.optim.Adam(saes.parameters(), lr=config.lr)
+    adam = torch.optim.Adam(saes.parameters(), lr=config.lr, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, falling(len(batches), config.decay))
     idle = Idle(saes)
     state = {"saes": saes, "adam": adam, "schedule": schedule, "idle": idle}

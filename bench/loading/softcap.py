@@ -5,7 +5,7 @@ that it may see, and the backward pass forms the scores of a piece anew. On CUDA
 long enough goes to FlexAttention, once that has been seen to give the same.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -21,12 +21,8 @@ FLEX_FROM = 512
 """Tokens of a window from which FlexAttention is used (below, it is said to be no faster)."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """How far FlexAttention's output and gradients may be off, relative to their norm."""
-LEAST = {"cpu": 512}
-"""Tokens of a window from which this is no slower than the bridge's own way; elsewhere always."""
-ROWS = 128
-"""Queries of a piece on a CPU, where a piece is of one window and of the heads with one key."""
-NUMBERS = 2**26
-"""Scores of a piece elsewhere, where a piece is of all windows and heads: 256 MiB in float32."""
+NUMBERS = {"cpu": 2**20, "cuda": 2**26, "mps": 2**24}
+"""Scores of a piece, which is of all windows and heads: 4 MiB in float32, 256, 64."""
 
 
 class How(NamedTuple):
@@ -41,19 +37,18 @@ class How(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Queries `rows` of the windows and heads `group`, which see no key but `keys`."""
+    """The queries `rows`, which see no key but `keys`."""
 
-    group: int | slice
     rows: slice
     keys: slice
 
-    def of(self, queries: Tensor) -> Float[Tensor, "*group rows d"]:
+    def of(self, queries: Tensor) -> Float[Tensor, "groups rows d"]:
         """The part of [groups, heads, seq, d], the heads one after the other."""
-        return queries[self.group][..., self.rows, :].flatten(-3, -2)
+        return queries[:, :, self.rows].flatten(1, 2)
 
-    def seen(self, keys: Tensor) -> Float[Tensor, "*group keys d"]:
+    def seen(self, keys: Tensor) -> Float[Tensor, "groups keys d"]:
         """The part of [groups, seq, d]."""
-        return keys[self.group][..., self.keys, :]
+        return keys[:, self.keys]
 
 
 def attend(
@@ -87,8 +82,8 @@ def in_pieces(
 ) -> Float[Tensor, "batch heads seq d"]:
     """As `attend`, on any device; `rows` queries at a time."""
     batch, heads, seq, d = q.shape
-    on_cpu, groups = q.device.type == "cpu", k.shape[:2].numel()
-    rows = rows or (ROWS if on_cpu else max(16, NUMBERS // (batch * heads * seq)))
+    groups = k.shape[:2].numel()
+    rows = rows or max(16, NUMBERS.get(q.device.type, 2**20) // (batch * heads * seq))
     if mask is not None:  # one for each group
         mask = mask.expand(batch, k.shape[1], seq, seq).reshape(groups, seq, seq)
     q = q.reshape(groups, -1, seq, d)
@@ -159,7 +154,8 @@ def _flex_agrees(shape: tuple[int, int, int], dtype: torch.dtype, scale: float, 
                 for n in (heads, kv_heads, kv_heads)
             ]
             with torch.enable_grad():
-                z = one(*(x.requires_grad_(True) for x in qkv), None, scale, cap)
+                q, k, v = (x.requires_grad_(True) for x in qkv)
+                z = one(q, k, v, None, scale, cap)
                 results.append([z.detach(), *torch.autograd.grad(z.square().sum(), qkv)])
         errors = [((b - a).norm() / a.norm()).item() for a, b in zip(*results, strict=True)]
         if max(errors) < TOLERANCE[dtype]:
@@ -201,7 +197,7 @@ class _Attend(torch.autograd.Function):
 
 
 def _put(whole: Tensor, piece: Piece, part: Tensor) -> None:
-    place = whole[piece.group][..., piece.rows, :]
+    place = whole[:, :, piece.rows]
     place.copy_(part.view(place.shape))
 
 
@@ -209,24 +205,19 @@ def _pieces(q: Float[Tensor, "groups heads seq d"], how: How) -> Iterator[Piece]
     for at in range(0, q.shape[2], how.rows):
         end = min(at + how.rows, q.shape[2])
         first = max(0, at - how.window + 1) if how.window else 0
-        yield from (Piece(group, slice(at, end), slice(first, end)) for group in _groups(q))
-
-
-def _groups(q: Float[Tensor, "groups heads seq d"]) -> Sequence[int | slice]:
-    """What goes through together: on a CPU, whose cache holds no more, one group."""
-    return range(len(q)) if q.device.type == "cpu" else [slice(None)]
+        yield Piece(slice(at, end), slice(first, end))
 
 
 def _pattern(
     q: Tensor, k: Tensor, mask: Tensor | None, piece: Piece, how: How
-) -> tuple[Float[Tensor, "*group rows keys"], Float[Tensor, "*group rows keys"]]:
+) -> tuple[Float[Tensor, "groups rows keys"], Float[Tensor, "groups rows keys"]]:
     """(what each query takes of each key, tanh of its scores) in a piece."""
     scores = piece.of(q).mul(how.scale / how.cap) @ piece.seen(k).mT
     tanh = _tanh_(scores)
     (at, end), keys = (piece.rows.start, piece.rows.stop), tanh.shape[-1]
-    logits = (tanh * how.cap).view(*tanh.shape[:-2], -1, end - at, keys)
+    logits = (tanh * how.cap).view(len(q), -1, end - at, keys)
     if mask is not None:
-        logits.add_(mask[piece.group][..., None, piece.rows, piece.keys])
+        logits.add_(mask[:, None, piece.rows, piece.keys])
     logits[..., at - end :].add_(_later(end - at, logits.dtype, logits.device))
     if how.window and end > how.window:
         query = torch.arange(at, end, device=q.device)[:, None]

@@ -8,6 +8,7 @@ PyTorch has a device without a backend, `meta`, and that is what these tensors s
 from contextlib import contextmanager
 
 import torch
+from torch.optim import optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -63,6 +64,7 @@ class Accelerator(TorchDispatchMode):
 def pretended(monkeypatch):
     """Pretend that there is an accelerator -> the `Accelerator`."""
     monkeypatch.setitem(losses.CHUNK_NUMBERS, DEVICE, 2**20)
+    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: [DEVICE])
     with Accelerator() as mode:
         yield mode
 

@@ -58,13 +58,6 @@ def test_gradients_are_those_of_finite_differences():
     )
 
 
-def test_all_heads_at_once_as_on_a_gpu(monkeypatch):
-    expected = there_and_back(softcap.in_pieces, padding(), SCALE, CAP, 9, 16)
-    monkeypatch.setattr(softcap, "_groups", lambda q: [slice(None)])
-    ours = there_and_back(softcap.in_pieces, padding(), SCALE, CAP, 9, 16)
-    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
-
-
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("window", [None, 9])
 @pytest.mark.parametrize("mask", [None, padding()])
@@ -99,9 +92,8 @@ def test_no_score_is_kept():
     assert largest(plainly) == 2 * 4 * 256 * 256
 
 
-def test_gemma2_in_whole(monkeypatch):
+def test_gemma2_in_whole():
     """Blocks with a window and without, against the bridge's own way, gradients too."""
-    monkeypatch.setattr(softcap, "LEAST", {})
     gradients = []
     for change in (lambda bridge: bridge, own_way):
         problem = tiny.problem("gemma2")
@@ -116,15 +108,3 @@ def test_gemma2_in_whole(monkeypatch):
 def own_way(bridge):
     for block in bridge.blocks:
         block.attn.__class__ = attention.PositionEmbeddingsAttentionBridge
-
-
-def test_short_windows_are_left_to_the_bridge_on_a_cpu(monkeypatch):
-    bridge, calls = tiny.bridge("gemma2"), []
-    attend = softcap.attend
-    monkeypatch.setattr(softcap, "attend", lambda *given: calls.append(1) or attend(*given))
-    with torch.no_grad():
-        short = bridge(TOKENS, use_cache=False)
-        assert not calls
-        monkeypatch.setitem(softcap.LEAST, "cpu", tiny.SEQ)
-        torch.testing.assert_close(bridge(TOKENS, use_cache=False), short, rtol=1e-5, atol=1e-5)
-    assert len(calls) == tiny.BLOCKS
