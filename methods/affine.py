@@ -42,6 +42,6 @@ class Affine(torch.nn.Module):
 def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapted]:
     """Yield the adapted model before training and after every step."""
     maps, saes = correct(problem.saes, Affine)
-    adam = torch.optim.Adam(maps.parameters(), lr=config.lr)
+    adam = torch.optim.Adam(maps.parameters(), lr=config.lr, fused=True)
     adapted = Adapted(saes=saes, state={"maps": maps, "adam": adam})
     yield from descend(problem, batches, adapted, adam, config.clip)

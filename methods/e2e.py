@@ -54,7 +54,7 @@ class Config:
 def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapted]:
     """Yield the adapted model before training and after every step."""
     saes = copy_of(problem.saes)
-    adam = torch.optim.Adam(saes.parameters(), lr=config.lr)
+    adam = torch.optim.Adam(saes.parameters(), lr=config.lr, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, falling(len(batches), config.decay))
     hooks = lora.frozen(problem, config.adapter) if config.adapter else []
     state = {"saes": saes, "adam": adam, "schedule": schedule}

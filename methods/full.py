@@ -28,7 +28,7 @@ class Config:
 def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapted]:
     """Yield the adapted model before training and after every step."""
     blocks, weights = problem.copy_of_blocks()
-    adam = torch.optim.Adam(weights.parameters(), lr=config.lr)
+    adam = torch.optim.Adam(weights.parameters(), lr=config.lr, fused=True)
     state = {"weights": weights, "adam": adam}
     adapted = Adapted(saes=problem.saes, blocks=blocks, state=state)
     yield from descend(problem, batches, adapted, adam, config.clip)

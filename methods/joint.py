@@ -45,7 +45,7 @@ def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapte
         {"params": list(adapters.parameters()), "lr": config.lr},
         {"params": list(saes.parameters()), "lr": config.sae_lr},
     ]
-    adam = torch.optim.Adam(groups)
+    adam = torch.optim.Adam(groups, fused=True)
     state = {"adapters": adapters, "saes": saes, "adam": adam}
     adapted = Adapted(saes=saes, hooks=hooks, state=state)
     put_right = partial(clamp_thresholds, saes)

@@ -114,7 +114,7 @@ class LowRank(torch.nn.Module):
 def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapted]:
     """Yield the adapted model before training and after every step."""
     adapters, hooks = build(problem, config)
-    adam = torch.optim.Adam(adapters.parameters(), lr=config.lr)
+    adam = torch.optim.Adam(adapters.parameters(), lr=config.lr, fused=True)
     state = {"adapters": adapters, "adam": adam}
     adapted = Adapted(saes=problem.saes, hooks=hooks, state=state)
     yield from descend(problem, batches, adapted, adam, config.clip)

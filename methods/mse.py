@@ -40,15 +40,16 @@ class Config:
 def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapted]:
     """Yield the adapted model before training and after every step."""
     saes = torch.nn.ModuleList(map(to_training, problem.saes))
-    adam = torch.optim.Adam(saes.parameters(), lr=config.lr)
+    adam = torch.optim.Adam(saes.parameters(), lr=config.lr, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, falling(len(batches), config.decay))
     idle = Idle(saes)
     state = {"saes": saes, "adam": adam, "schedule": schedule, "idle": idle}
     adapted = Adapted(saes=saes, state=state)
 
     def loss(seen: Seen) -> Float[Tensor, ""]:
+        idle.passes += 1
         trained = zip(saes, seen.sites, idle.steps(), strict=True)
-        return sum(sae_loss(sae, site, steps, config) for sae, site, steps in trained)
+        return sum(sae_loss(*each, int(idle.passes), config) for each in trained)
 
     yield from descend(problem, batches, adapted, adam, config.clip, loss, schedule.step)
 
@@ -58,29 +59,37 @@ class Idle(torch.nn.Module):
 
     def __init__(self, saes: Iterable[torch.nn.Module]) -> None:
         super().__init__()
+        self.register_buffer("passes", torch.tensor(0))
         for index, sae in enumerate(saes):
-            self.register_buffer(str(index), torch.zeros(sae.cfg.d_sae, dtype=torch.long))
+            self.register_buffer(str(index), torch.zeros_like(sae.b_enc, dtype=torch.long))
 
     def steps(self) -> list[Int[Tensor, " d_sae"]]:
         """One tensor for each SAE."""
-        return list(self.buffers())
+        return list(self.buffers())[1:]
 
 
 def sae_loss(
     sae: torch.nn.Module,
     activations: Float[Tensor, "tokens d_in"],
     idle_steps: Int[Tensor, " d_sae"],
+    passes: int,
     config: Config,
 ) -> Float[Tensor, ""]:
     """SAELens' loss (squared error summed over dimensions, mean over tokens, auxiliary TopK).
 
     An SAE that was never trained has a decoder bias of 0. It first gets the mean of the first
-    batch as that bias, much as the paper's own SAEs start from their first batch.
+    batch as that bias, much as the paper's own SAEs start from their first batch. `passes` is the
+    number of this pass: nothing is asked of an accelerator before an answer is possible.
     """
     from sae_lens.saes.sae import TrainStepInput
 
-    if not sae.b_dec.any():
+    if passes == 1 and not sae.b_dec.any():
         sae.b_dec.data.copy_(activations.mean(0))
+    if passes <= config.dead_after:  # nothing can be dead, and SAELens would wait to count it
+        latents = sae.encode_with_hidden_pre(activations)[0]
+        loss = sae.mse_loss_fn(sae.decode(latents), activations).sum(-1).mean()
+        idle_steps.add_(1).masked_fill_((latents > 0).any(0), 0)
+        return loss
     step = TrainStepInput(
         sae_in=activations,
         coefficients={},

@@ -3,9 +3,9 @@
 TransformerLens' bridge forms scores and pattern of every head, [batch, heads, seq, seq] each, so
 that they can be hooked. Nothing here hooks them; `scaled_dot_product_attention` forms neither.
 The bridge's own way stays wherever something sits on those hook points, in training mode, and with
-a key-value cache. It stays for every attention that is not listed here, such as Gemma-2's with its
-softcap. This file leans on private parts of TransformerLens, so it checks the version and its own
-output before it is used.
+a key-value cache. It stays for every attention that is not listed here. The kernel knows no
+softcap: for Gemma-2's there is `bench/loading/softcap.py`. This file leans on private parts of
+TransformerLens, so it checks the version and its own output before it is used.
 """
 
 from importlib.metadata import version
@@ -27,7 +27,7 @@ from transformer_lens.model_bridge.generalized_components.rms_normalization impo
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from bench.io.console import say
-from bench.loading import norms
+from bench.loading import causal, norms, softcap
 
 KNOWN = "3.9."
 """The versions of TransformerLens that this file was written for."""
@@ -53,6 +53,8 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None = None
 ) -> Tensor:
     """Heads [batch, heads, seq, d_head], fewer of k and v allowed -> [batch, seq, d]."""
+    if mask is None and causal.pays(q, k):
+        return causal.attend(q, k, v, scale).transpose(1, 2).flatten(2)
     settings = {"is_causal": mask is None, "scale": scale, "enable_gqa": k.shape[1] != q.shape[1]}
     return scaled_dot_product_attention(q, k, v, mask, **settings).transpose(1, 2).flatten(2)
 
@@ -73,8 +75,21 @@ class FusedRotary(PositionEmbeddingsAttentionBridge):
         positions = self._apply_position_embedding_hooks(kwargs["position_embeddings"])
         q, k = apply_rotary_pos_emb(q, k, *positions)
         q, k = self.hook_rot_q(q), self.hook_rot_k(k)
-        z = _attend(q, k, v, kwargs.get("attention_mask"), inner.scaling)
-        return self.hook_out(self.o(z)), None
+        return self.hook_out(self.o(self._mix(q, k, v, kwargs.get("attention_mask")))), None
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return _attend(q, k, v, mask, self.original_component.scaling)
+
+
+class FusedCapped(FusedRotary):
+    """Gemma-2's: the same with a softcap of the scores."""
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        inner = self.original_component
+        if not (cap := inner.attn_logit_softcapping):
+            return super()._mix(q, k, v, mask)
+        z = softcap.attend(q, k, v, mask, inner.scaling, cap, inner.sliding_window)
+        return z.transpose(1, 2).flatten(2)
 
 
 class FusedJoint(JointQKVAttentionBridge):
@@ -92,11 +107,13 @@ class FusedJoint(JointQKVAttentionBridge):
 
 FUSED = {
     "LlamaAttention": FusedRotary,
+    "Gemma2Attention": FusedCapped,
     "Gemma3Attention": FusedRotary,
     "GPT2Attention": FusedJoint,
 }
 """The model's own class of attention -> ours."""
-ODD: tuple[str, ...] = ("attn_logit_softcapping", "sinks", "scale_attn_by_inverse_layer_idx")
+CAP = "attn_logit_softcapping"
+ODD: tuple[str, ...] = (CAP, "sinks", "scale_attn_by_inverse_layer_idx")
 ODD += ("reorder_and_upcast_attn",)
 """Settings that the fused kernel does not know."""
 
@@ -122,12 +139,13 @@ def fuse(bridge: TransformerBridge) -> None:
 
 
 def _fused_class(part: torch.nn.Module) -> type | None:
-    """The fused class for this part of a bridge; None for others, or where a softcap forbids it."""
+    """The fused class for this part of a bridge; None for others, or for an odd setting."""
     inner = getattr(part, "original_component", None)
     if type(part) is RMSNormalizationBridge and type(inner).__name__ in norms.OFFSETS:
         return norms.FusedNorm
-    odd = any(getattr(inner, name, None) for name in ODD)
-    return None if odd else FUSED.get(type(inner).__name__)
+    fused = FUSED.get(type(inner).__name__)
+    odd = [name for name in ODD if getattr(inner, name, None)]
+    return None if [name for name in odd if fused is not FusedCapped or name != CAP] else fused
 
 
 @torch.no_grad()

@@ -58,6 +58,8 @@ class Packed:
         windows = self.content[rows].long()
         if self.bos is not None:
             windows = torch.nn.functional.pad(windows, (1, 0), value=self.bos)
+        if self.device.type == "cuda":  # which then copies while Python goes on
+            return windows.pin_memory().to(self.device, non_blocking=True)
         return windows.to(self.device)
 
     def numel(self) -> int:

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import Module, ModuleList, ParameterDict
 from torch.profiler import record_function
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from bench.distributed import group, shares
 from bench.errors import out_of_memory
@@ -105,7 +106,8 @@ class Problem:
         self.site_names = tuple(site_names)
         self.train = train
         self.spliced, self.scored = spliced, scored
-        self.special = torch.tensor(sorted(special), device=train.device, dtype=train.dtype)
+        self.special = torch.tensor(sorted(special), dtype=train.dtype).to(train.device)
+        self._rows = WeakTensorKeyDictionary()
         self.batch_size = batch_size
         self.clean_cache = clean_cache
         self.points = HookPoints(bridge)
@@ -183,8 +185,11 @@ class Problem:
 
     def _pass(self, tokens: Tokens, adapted: Adapted, loss: Callable) -> Tensor:
         total, n_scored = 0.0, len(self.rows(tokens, self.scored))
-        for part in shares.share(tokens).split(self.micro.size):
-            share = len(self.rows(part, self.scored)) / n_scored
+        parts = shares.share(tokens).split(self.micro.size)
+        # How many rows there are must be waited for: here, while the accelerator has nothing to do.
+        known = [(len(self.rows(p, self.scored)), len(self.rows(p, self.spliced))) for p in parts]
+        for part, (scored, _) in zip(parts, known, strict=True):
+            share = scored / n_scored
             if not share:  # nothing but special tokens
                 continue
             value = loss(Seen(self, part, adapted)) * share
@@ -286,7 +291,16 @@ class Problem:
         self._blocks.prepare(tokens)
 
     def rows(self, tokens: Tokens, positions: str) -> Int[Tensor, " rows"]:
-        """Indices into the flattened [batch * seq] of the positions that a rule takes."""
+        """Indices into the flattened [batch * seq] of the positions that a rule takes.
+
+        Found once for each tensor of tokens, as it is asked for several times in a step.
+        """
+        known = self._rows.setdefault(tokens, {})
+        if positions not in known:
+            known[positions] = self._find_rows(tokens, positions)
+        return known[positions]
+
+    def _find_rows(self, tokens: Tokens, positions: str) -> Int[Tensor, " rows"]:
         if positions == "not-special":
             return (~torch.isin(tokens.flatten(), self.special)).nonzero().squeeze(1)
         # Known from the shape alone: an accelerator need not be waited for.
