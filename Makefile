@@ -64,7 +64,7 @@ endif
 	cd $(ONCE) && sha256sum piece-* > SHA256SUMS && ls -l
 ifneq ($(REHEARSE),)
 	REHEARSE=1 WORK=$(CURDIR)/$(ONCE)/there PYTHON=$(CURDIR)/$(BIN)/python \
-		sh $(ONCE)/once.sh $(ONCE)/out 900
+		sh $(ONCE)/once.sh $(ONCE)/out 3000
 	$(MAKE) --no-print-directory gpu-once-in FROM=$(ONCE)/out INTO=$(ONCE)/in
 endif
 
