@@ -254,8 +254,9 @@ def _once(name: str, changes: Changes) -> Scale:
     """SmolLM2 in a quarter of an hour of a GPU: the budget that was measured there, if it was."""
     path = sizes_file(name).with_name("once.json")
     budget = json.loads(path.read_text(encoding="utf-8"))["scale"] if path.exists() else {}
-    plan = {key: tuple(budget.pop(key, usual)) for key, usual in (("seeds", [0]), ("shares", [1.0]))}
-    scale = _scaled(name, replace(MODELS["smollm2"], **{**changes, **budget}), **plan)
+    seeds, shares = budget.pop("seeds", [0]), budget.pop("shares", [1.0])
+    spec = replace(MODELS["smollm2"], **{**changes, **budget})
+    scale = _scaled(name, spec, seeds=tuple(seeds), shares=tuple(shares))
     return replace(scale, has=("timing",))
 
 

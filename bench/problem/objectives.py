@@ -60,7 +60,7 @@ class Seen:
 
     @cached_property
     def sites(self) -> list[Float[Tensor, "tokens d_site"]]:
-        """The clean activations at the spliced positions of each site, in float32 as the SAEs are."""
+        """The clean activations at the spliced positions of each site; float32, as SAEs are."""
         rows = self.problem.rows(self.tokens, self.problem.spliced)
         return [flat(site)[rows].float() for site in self._clean.sites]
 
