@@ -1,6 +1,7 @@
 """What one GPU is asked in a quarter of an hour. `make gpu-once` packs this: see docs/gpu.md.
 
 python -m results.gpu.once run OUT SECONDS    # what is left of the plan, into OUT/results.tar.gz
+python -m results.gpu.once inputs             # model and text into the cache, on the CPU alone
 python -m results.gpu.once rates              # tokens a second, and from them the budget
 python -m results.gpu.once words              # the forks of an SAE, for `bench compare`
 python -m results.gpu.once choose             # the better step size of lora and e2e, for `timing`
@@ -84,10 +85,11 @@ def plan() -> list[Piece]:
     once, timing = f"{python} -m results.gpu.once", f"{python} -m bench experiment timing"
     timing = f"{timing} --scale {SCALE} --out {RECORDS}"
     tests = "-n 2 -k 'not smollm2 or float32'" if REHEARSE else "-n 6"
+    tests = f"{python} -m pytest tests/test_device.py --dist worksteal -ra {tests}"
     forks = f"words=$({once} words) && exec {python} -m bench compare $words"
     slower = 6 if REHEARSE else 1
     pieces = [
-        Piece("truth", 60, f"exec {python} -m pytest tests/test_device.py {tests} -ra"),
+        Piece("truth", 60, f"{once} inputs & {tests}; code=$?; wait; exit $code"),
         Piece("rates", 40, f"exec {once} rates"),
         Piece("seed-0", 150, f"exec {timing}"),
         Piece("forks", 130, forks, (0, 5)),
@@ -194,6 +196,17 @@ def pack(out: Path) -> None:
     temporary.rename(out / "results.tar.gz")
 
 
+def inputs() -> None:
+    """Convert the model and tokenize the text, which the GPU would wait for."""
+    from bench.runs.preflight import check_model
+
+    spec = replace(SCALES[SCALE]().spec, device="cpu", dtype="float32")
+    folder, _ = check_model(spec)
+    from bench.runs.loaded import load
+
+    load(spec, folder)
+
+
 def rates() -> None:
     """Time steps of `mse`, `lora` and `e2e` by micro-batch, and write down the budget."""
     from bench.runs.preflight import check_model
@@ -298,6 +311,8 @@ def main(arguments: list[str]) -> int:
                 if REHEARSE:
                     write_tiny(TINY)
                 return run(Path(out), float(seconds), plan())
+            case ["inputs"]:
+                inputs()
             case ["rates"]:
                 rates()
             case ["words"]:
