@@ -115,6 +115,7 @@ if REHEARSE:
     MODEL = f"--model {TINY} --site blocks.1.hook_resid_post"
     FLAGS = {"smollm2": f"{LITTLE} --sae fresh", "tiny-shape": f"{LITTLE} {MODEL} {SHAPE}"}
     RACES = [("smollm2", "lora:rank=64", 40), ("tiny-shape", "e2e", 40)]
+    OPTIONS = OPTIONS[1:]
     FORKS = {"lora": FORKS["lora"], "e2e": FORKS["e2e"][:1], "mse": FORKS["mse"][:1]}
 
 
