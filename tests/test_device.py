@@ -33,8 +33,9 @@ pytestmark = [
 ]
 ROOT = Path(__file__).parents[1]
 LABELS = ["lora:layers=all", "e2e", "e2e:loss=kl+mse", "mse", "joint"]
-CLOSE = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.02, 0.2)}
-"""Number format -> how far losses and gradients may be apart, of their size."""
+CLOSE = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (0.05, 0.5)}
+"""Number format -> how far losses and gradients may be apart, of their size: a rounding may decide
+which latents a TopK takes. Bounds by judgement; no GPU has run this."""
 
 
 @cache
