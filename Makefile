@@ -71,7 +71,7 @@ endif
 # Takes in what came back: FROM is the folder with results.tar.gz.
 gpu-once-in: $(READY)
 	mkdir -p $(INTO) && tar -xzf $(FROM)/results.tar.gz -C $(INTO)
-	cd $(INTO) && REHEARSE=$(REHEARSE) $(CURDIR)/$(BIN)/python -m results.gpu.once settle
+	cd $(INTO) && PYTHONPATH=$(CURDIR) REHEARSE=$(REHEARSE) $(CURDIR)/$(BIN)/python -m results.gpu.once settle
 	for folder in $(INTO)/results/gpu-once $(INTO)/runs/rehearsal/once; do \
 		! [ -d $$folder ] || $(BIN)/python -m analysis $$folder || exit; done
 

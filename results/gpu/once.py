@@ -37,7 +37,7 @@ from bench.io.record import read_folder
 REHEARSE = bool(os.environ.get("REHEARSE"))
 SCALE = "rehearsal-once" if REHEARSE else "gpu-once"
 RECORDS = Path("runs/rehearsal/once" if REHEARSE else "results/gpu-once")
-SIZES = sizes_file(SCALE).relative_to(Path.cwd())
+SIZES = Path("runs/rehearsal" if REHEARSE else "results/gpu") / sizes_file(SCALE).name
 BUDGET = SIZES.with_name("once.json")
 SPEED = SIZES.with_name("speed")
 LOGS = Path("runs/once")
