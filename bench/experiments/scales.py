@@ -250,8 +250,22 @@ def _rehearsal(model: str) -> Scale:
     return _scaled(f"rehearsal-{model}", spec, seeds=(0,), shares=(0.5, 1.0))
 
 
+def _once(name: str, changes: Changes) -> Scale:
+    """SmolLM2 in a quarter of an hour of a GPU: the budget that was measured there, if it was."""
+    path = sizes_file(name).with_name("once.json")
+    budget = json.loads(path.read_text(encoding="utf-8"))["scale"] if path.exists() else {}
+    seeds, shares = budget.pop("seeds", [0]), budget.pop("shares", [1.0])
+    spec = replace(MODELS["smollm2"], **{**changes, **budget})
+    scale = _scaled(name, spec, seeds=tuple(seeds), shares=tuple(shares))
+    return replace(scale, has=("timing",))
+
+
+# 10M tokens from scratch, below which no claim is made of an SAE, and 2M from there.
+ONCE = {**ON_GPU, "steps": 128, "sae_tokens": 10_485_760}
 SCALES: dict[str, Callable[[], Scale]] = {"laptop": lambda: LAPTOP, "full": lambda: FULL}
 """Value of `--scale` -> function that makes the `Scale` and reads the files of its step sizes."""
 for _model in MODELS:
     SCALES[f"gpu-{_model}"] = partial(_on_gpu, _model)
     SCALES[f"rehearsal-{_model}"] = partial(_rehearsal, _model)
+for _name, _changes in (("gpu-once", ONCE), ("rehearsal-once", REHEARSED)):
+    SCALES[_name] = partial(_once, _name, _changes)

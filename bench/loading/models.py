@@ -153,8 +153,10 @@ def load(
     devices.set_precision(spec.device, spec.dtype)
     settings = {"dtype": getattr(torch, spec.dtype), "attn_implementation": "eager"}
     with as_rejected(folder, "model"):
-        build = _random if spec.weights == "random" else load_whole
-        hf_model = build(folder, settings)
+        if spec.weights == "random":
+            hf_model = _random(folder, settings, "cpu" if shard else spec.device)
+        else:
+            hf_model = load_whole(folder, settings)
         if shard and hf_model.config.model_type == "gpt2":
             raise Usage("--shard-model: not for GPT-2, whose q, k and v are parts of one matrix")
         if shard:
@@ -163,12 +165,12 @@ def load(
         return bridge(hf_model, tokenizer, spec.device, spec.center_writing_weights)
 
 
-def _random(folder: Path, settings: dict[str, Any]) -> "PreTrainedModel":
+def _random(folder: Path, settings: dict[str, Any], device: str) -> "PreTrainedModel":
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.device(device):  # a GPU draws billions in a second
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config, **settings).eval()
 

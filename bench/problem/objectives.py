@@ -60,9 +60,9 @@ class Seen:
 
     @cached_property
     def sites(self) -> list[Float[Tensor, "tokens d_site"]]:
-        """The clean activations at the spliced positions of each site."""
+        """The clean activations at the spliced positions of each site; float32, as SAEs are."""
         rows = self.problem.rows(self.tokens, self.problem.spliced)
-        return [flat(site)[rows] for site in self._clean.sites]
+        return [flat(site)[rows].float() for site in self._clean.sites]
 
     @cached_property
     def reconstructions(self) -> list[Float[Tensor, "tokens d_site"]]:

@@ -41,7 +41,11 @@ class Reference:
         """
         from sae_lens import SAE
 
-        model = _random(model_folder, drawn, dtype) if drawn else _pretrained(model_folder, dtype)
+        if drawn:
+            with torch.device(device):
+                model = _random(model_folder, drawn, dtype)
+        else:
+            model = _pretrained(model_folder, dtype)
         self.model = model.requires_grad_(False).eval().to(device)
         self.sae = SAE.load_from_disk(sae_folder, device=device, dtype="float32")
         self.layer, self.lr, self.clip, self.skipped = layer, lr, clip, skipped
