@@ -27,7 +27,7 @@ from transformer_lens.model_bridge.generalized_components.rms_normalization impo
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from bench.io.console import say
-from bench.loading import causal, norms, softcap
+from bench.loading import norms, softcap
 
 KNOWN = "3.9."
 """The versions of TransformerLens that this file was written for."""
@@ -53,8 +53,6 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None = None
 ) -> Tensor:
     """Heads [batch, heads, seq, d_head], fewer of k and v allowed -> [batch, seq, d]."""
-    if mask is None and causal.pays(q, k):
-        return causal.attend(q, k, v, scale).transpose(1, 2).flatten(2)
     settings = {"is_causal": mask is None, "scale": scale, "enable_gqa": k.shape[1] != q.shape[1]}
     return scaled_dot_product_attention(q, k, v, mask, **settings).transpose(1, 2).flatten(2)
 
