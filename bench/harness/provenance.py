@@ -23,6 +23,7 @@ PACKAGES = ("torch", "transformers", "transformer-lens", "sae-lens")
 def provenance(spec: Spec) -> dict[str, Any]:
     """The header's fields on weights, code, machine and moment."""
     from bench.distributed import group  # torch
+    from bench.loading import compiled
 
     changes, timed_on = _git("status", "--porcelain", "--", *CODE), clock(spec.device)
     return {
@@ -31,6 +32,7 @@ def provenance(spec: Spec) -> dict[str, Any]:
         "dirty": None if changes is None else bool(changes),
         **timed_on,
         "tf32": timed_on["matmul"] == "TF32",
+        **({"compiled": True} if compiled.wanted() else {}),
         **group.together(),
         "load": os.getloadavg()[0],
         "versions": {"splicebench": __version__, **versions()},

@@ -69,6 +69,8 @@ class Made:
     """What multiplied float32 matrices."""
     tf32: bool = None
     """Whether float32 products were rounded to TF32."""
+    compiled: bool = None
+    """Whether blocks ran compiled in the clean pass (`SPLICEBENCH_COMPILE=blocks`)."""
     world_size: int = None
     """Processes that worked together."""
     sharded: bool = None

@@ -3,5 +3,5 @@
 Knows nothing of passes, losses or runs.
 """
 
-__all__ = ["cpu_kernels", "documents", "hub", "models", "packages", "peft_format", "sae_metadata"]
-__all__ += ["sae_sources", "saes", "text"]
+__all__ = ["compiled", "cpu_kernels", "documents", "hub", "models", "packages", "peft_format"]
+__all__ += ["sae_metadata", "sae_sources", "saes", "text"]

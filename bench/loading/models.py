@@ -187,7 +187,7 @@ def bridge(
     """
     from transformer_lens.model_bridge import TransformerBridge
 
-    from bench.loading import attention
+    from bench.loading import attention, compiled
 
     name = hf_model.config.name_or_path or hf_model.config.model_type
     # A copy, because the bridge changes it: one without a BOS gets the EOS as its BOS. The bridge
@@ -209,6 +209,8 @@ def bridge(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     attention.fuse(model.eval())
+    if compiled.wanted():
+        compiled.compile_blocks(model)
     return model
 
 
