@@ -25,6 +25,13 @@ from bench.speed.sides import Contestant, measured, rate
 
 RANGES = ("clean", "student", "losses", "backward", "Optimizer.step")
 """The parts of a step: the profiler ranges that the code itself opens."""
+KINDS = {
+    "products": ("linear_pointwise", "aten::mm", "aten::addmm", "aten::bmm"),
+    "attention": ("aten::_scaled_dot_product",),
+    "softmax": ("aten::_softmax",),
+}
+"""Kinds of work -> words in the names of PyTorch's operations; those of a product in pieces, as
+Gemma-2's attention is, are products."""
 AFTER = 3
 """Steps of `Ours.fields`: two under the profiler, one to count its operations."""
 
@@ -73,10 +80,14 @@ class Ours(Contestant):
         return {"sae": str(self.sae_folder), "weights": weights}
 
     def step(self) -> dict[str, Any]:
-        """One step -> its tokens, loss, seconds (the harness's share included) and peak bytes."""
+        """One step -> its tokens, loss, seconds (the harness's share included) and peak bytes.
+
+        `rate` is that of a matrix product just after it: a busy machine is slower at both.
+        """
         _, measures = measured(self.device, next, self.run)
         loss = self.problem.last_loss
         assert loss is not None  # there was a step
+        measures["rate"] = product_rate(self.device, self.dtype)
         return {"tokens": self.tokens.cpu().numpy(), "loss": float(loss), **measures}
 
     def setting(self) -> dict[str, Any]:
@@ -90,16 +101,11 @@ class Ours(Contestant):
     def fields(self) -> dict[str, Any]:
         """The record's fields that our side alone can give, after `AFTER` more steps.
 
-        Shares of a step; its operations, those a second of this machine's product, and the card's
-        peak; the harness's seconds a step.
+        Shares of a step; its operations and the card's peak; the harness's seconds a step.
         """
-        shares = self.profile()
-        fields: dict[str, Any] = {"share_of_step": shares} if shares else {}
-        fields["floor"] = {
-            "operations": operations(lambda: next(self.run)),
-            "rate": product_rate(self.device, self.dtype),
-            "peak": nominal_peak(self.device),
-        }
+        fields: dict[str, Any] = self.profile() if self.device.type == "cpu" else {}
+        n_operations = operations(lambda: next(self.run))
+        fields["floor"] = {"operations": n_operations, "peak": nominal_peak(self.device)}
         fields["harness_seconds"] = harness_seconds(self.problem, self.adapted)
         return fields
 
@@ -121,21 +127,23 @@ class Ours(Contestant):
             rates = rate(steps, self.device, batch * problem.train.shape[1])
         return rates and {"batch": batch, "micro_batch": problem.micro.size, **rates}
 
-    def profile(self) -> dict[str, float] | None:
-        """Two more steps under the profiler -> share of each range; `rest` is everything else.
+    def profile(self) -> dict[str, dict[str, float]]:
+        """Two more steps under the profiler -> the shares of each range, and of each kind of work.
 
-        None on an accelerator: there the CPU's time is that of launching, not of the work.
+        On a CPU only: elsewhere its time is that of launching, not of the work.
         """
-        if self.device.type != "cpu":
-            return None
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             whole = sum(timed(next, self.run)[1] for _ in range(2))
-        shares = dict.fromkeys(RANGES, 0.0)
+        ranges, kinds = dict.fromkeys(RANGES, 0.0), dict.fromkeys(KINDS, 0.0)
         for event in profiler.key_averages():
             name = event.key.partition("#")[0]
-            if name in shares:
-                shares[name] += event.cpu_time_total / 1e6 / whole
-        return {**shares, "rest": 1 - sum(shares.values())}
+            if name in ranges:
+                ranges[name] += event.cpu_time_total / 1e6 / whole
+            for kind, words in KINDS.items():
+                if any(word in name for word in words):
+                    kinds[kind] += event.self_cpu_time_total / 1e6 / whole
+        each = {"share_of_step": ranges, "share_by_kind": kinds}
+        return {name: {**of, "rest": 1 - sum(of.values())} for name, of in each.items()}
 
     def _drive(
         self, problem: Problem, batches: Batches, meter: Meter

@@ -35,8 +35,11 @@ def summary(race: Fields) -> Fields:
     ratios = [pair["plain"]["seconds"] / pair["ours"]["seconds"] for pair in pairs]
     seconds = over_pairs(pairs, "seconds", median)
     if floor:
-        rate, peak = floor["operations"] / seconds["ours"], floor["peak"]
-        floor = {"floor": {**floor, "fraction_of_peak": rate / peak if peak else None}}
+        ours, n, peak = [pair["ours"] for pair in pairs], floor["operations"], floor["peak"]
+        floor["rate"] = median(one["rate"] for one in ours)
+        floor["times"] = median(one["seconds"] * one["rate"] for one in ours) / n
+        floor["fraction_of_peak"] = n / seconds["ours"] / peak if peak else None
+        floor = {"floor": floor}
     return {
         "median_seconds": seconds,
         "ratio": median(ratios),
@@ -62,10 +65,11 @@ def describe(race: Fields) -> None:
         say(f"the LM: ours {sides['ours']['dtype']}, plain {sides['plain']['dtype']}")
     if "note" in race:
         say(race["note"])
-    if "share_of_step" in race:
-        shares = ", ".join(f"{k} {100 * v:.0f}%" for k, v in race["share_of_step"].items())
-        say(f"our time: {shares}")
-    describe_floor(race["floor"], seconds["ours"])
+    for field in ("share_of_step", "share_by_kind"):
+        if field in race:
+            shares = ", ".join(f"{k} {100 * v:.0f}%" for k, v in race[field].items())
+            say(f"our time: {shares}")
+    describe_floor(race["floor"])
     if None not in race["peak_bytes"].values():
         say(f"peak memory above the loaded model: {side_by_side(race['peak_bytes'])}")
     where = "of the process" if sides["ours"]["device"] == "cpu" else "on the device"
@@ -89,12 +93,12 @@ def describe_machine(race: Fields) -> None:
     say(busy.in_words(race["disturbance"], [pair["ours"]["seconds"] for pair in race["pairs"]]))
 
 
-def describe_floor(floor: Fields, seconds: float) -> None:
-    """The products of a step that takes so many seconds, and its share of the card's peak."""
-    least = floor["operations"] / floor["rate"]
+def describe_floor(floor: Fields) -> None:
+    """The products of our step, how many times as long it takes, its share of the card's peak."""
+    n, rate = floor["operations"], floor["rate"]
     say(
-        f"floor: {floor['operations'] / 1e9:.0f} GFLOP at {floor['rate'] / 1e9:.0f} GFLOP/s = "
-        f"{least:.3f} s; our step takes {seconds / least:.2f} times that"
+        f"floor: {n / 1e9:.0f} GFLOP at {rate / 1e9:.0f} GFLOP/s = {n / rate:.3f} s; "
+        f"our step takes {floor['times']:.2f} times that"
     )
     if floor["fraction_of_peak"] is not None:
         say(f"our step: {100 * floor['fraction_of_peak']:.0f}% of the card's bfloat16 peak")

@@ -109,7 +109,7 @@ FLAGS = {
 }
 RACES = [("smollm2", "lora:rank=64", 40), ("smollm2", "e2e", 40)]
 RACES += [("gemma-2-2b", "lora:rank=64", 50), ("gemma-2-2b", "e2e", 50)]
-RACES += [("llama-3.2-1b", "lora:rank=64", 40)]
+RACES += [("llama-3.2-1b", "lora:rank=64", 40), ("smollm2", "lora:rank=64", 60, "blocks")]
 if REHEARSE:
     LITTLE = "--pairs 1 --seq-len 64 --batch-size 1"
     MODEL = f"--model {TINY} --site blocks.1.hook_resid_post"
@@ -119,15 +119,17 @@ if REHEARSE:
     FORKS = {"lora": FORKS["lora"], "e2e": FORKS["e2e"][:1], "mse": FORKS["mse"][:1]}
 
 
-def race(python: str, model: str, label: str, seconds: int) -> Piece:
+def race(python: str, model: str, label: str, seconds: int, compiled: str = "") -> Piece:
     """`bench speed` at one batch and at the best ones; its file is named as `make gpu` names it.
 
-    It ends with 5 where the losses differ, which its file says.
+    It ends with 5 where the losses differ, which its file says. `compiled` is the value of
+    SPLICEBENCH_COMPILE, and part of the name.
     """
-    name = f"{model}-best-batch-{label.partition(':')[0]}"
+    name = f"{model}-best-batch-{label.partition(':')[0]}" + (compiled and f"-compiled-{compiled}")
     words = f"speed {FLAGS[model]} --best-batch --methods {label} --out runs/speed/{name}"
     move = f"mkdir -p {SPEED} && mv runs/speed/{name}/speed-*.json {SPEED}/{name}.json"
-    command = f"{python} -m bench {words}; code=$?; {move}; exit $code"
+    setting = f"SPLICEBENCH_COMPILE={compiled} " if compiled else ""
+    command = f"{setting}{python} -m bench {words}; code=$?; {move}; exit $code"
     return Piece(name, seconds, command, (0, 5))
 
 

@@ -90,16 +90,17 @@ def test_what_is_printed_of_a_race_on_a_card(capsys):
     result = {
         "weights": "random",
         "sides": {"ours": told, "plain": {**told, "dtype": "float32"}},
-        "pairs": [{"ours": one, "plain": other}],
+        "pairs": [{"ours": {**one, "rate": 5e14}, "plain": other}],
         "largest_difference": 1e-3,
         "tolerance": 5e-2,
         "peak_bytes": {"ours": None, "plain": None},
-        "floor": {"operations": 1e14, "rate": 5e14, "peak": 4e14},
+        "floor": {"operations": 1e14, "peak": 4e14},
         "harness_seconds": 1e-3,
         "disturbance": {"others": 0.3, "stolen": 0.0, "spread": None, "too_busy": False},
     }
     result |= report.summary(result)
     assert result["floor"]["fraction_of_peak"] == 0.25 and result["ratio"] == 3
+    assert result["floor"]["times"] == 5  # one second, where 1e14 at 5e14 a second are a fifth
     assert result["device_peak_bytes"] == {"ours": 2**30, "plain": 3 * 2**30}
     report.describe(result)
     out = capsys.readouterr().out
