@@ -63,7 +63,8 @@ class Accelerator(TorchDispatchMode):
 @contextmanager
 def pretended(monkeypatch):
     """Pretend that there is an accelerator -> the `Accelerator`."""
-    monkeypatch.setitem(losses.CHUNK_NUMBERS, DEVICE, 2**20)
+    monkeypatch.setitem(losses.CHUNK_BYTES, DEVICE, 2**20)
+    monkeypatch.setitem(losses.SWEEP_BYTES, DEVICE, 2**18)
     monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: [DEVICE])
     with Accelerator() as mode:
         yield mode

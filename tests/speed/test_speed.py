@@ -21,7 +21,7 @@ from bench.config.specs import SPECS, named
 from bench.errors import Rejected, RunFailed, Unavailable
 from bench.harness.signals import Interrupted, handling, leave
 from bench.speed import floor, remote, report, speed
-from bench.speed.ours import RANGES, Ours
+from bench.speed.ours import KINDS, RANGES, Ours
 from bench.speed.plain import Plain
 from bench.speed.sides import release
 from bench.speed.speed import identity, plain_settings
@@ -62,7 +62,7 @@ def here(monkeypatch):
     """Both sides run in this process; no time goes into a large product or the profiler."""
     monkeypatch.setattr(speed, "Side", Here)
     monkeypatch.setattr(floor, "SIZES", {"cpu": 64})
-    monkeypatch.setattr(Ours, "profile", lambda self: {"rest": 1.0})
+    monkeypatch.setattr(Ours, "profile", lambda self: {"share_of_step": {"clean": 1.0}})
 
 
 def spec_on(folder, model="model", **changes):
@@ -102,9 +102,9 @@ def test_both_sides_take_the_same_steps(label, cached, folder, monkeypatch):
     mine = ours.step()
     assert isinstance(mine["tokens"], numpy.ndarray) and mine["seconds"] > 0
     assert mine["device_peak_bytes"] > 0
-    shares = ours.profile()
-    assert set(shares) == {*RANGES, "rest"}
-    assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) >= 0
+    for shares, parts in zip(ours.profile().values(), (RANGES, KINDS), strict=True):
+        assert set(shares) == {*parts, "rest"}
+        assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) >= 0
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_an_accelerator_is_asked_no_more_than_it_can_tell(folder, monkeypatch):
     ours, plain = both(spec_on(folder, dtype="bfloat16"), "lora:rank=4", "float32")
     assert formats == [("cpu", "bfloat16")] * 2  # TF32 or not: the same for both
     ours.device = plain.device = torch.device("cuda")
-    assert ours.profile() is ours.peak() is plain.peak() is None
+    assert ours.peak() is plain.peak() is None and not ours.profile()
     monkeypatch.setattr(devices, "float32_products", lambda device: "TF32")
     assert ours.setting()["tf32"] and plain.setting()["tf32"]
     assert report.coarser({"ours": ours.setting(), "plain": plain.setting()}) == [
