@@ -37,7 +37,7 @@ HEART += ["bench/io/record.py", "bench/config/spec.py", "methods"]
 HEART += ["analysis/stats/gap.py", "analysis/stats/speedup.py"]
 """What decides a number: to be read in an afternoon."""
 HEART_LINES = 2_840
-ALL_LINES = 15_145
+ALL_LINES = 15_150
 """Lines that are not blank, about what is there today. The aims are 3,000 and 12,500; a change
 that raises one says what for."""
 

@@ -22,7 +22,7 @@ CHUNK_BYTES = {"cpu": 48 * 2**20, "cuda": 2**28, "mps": 2**27}
 at 262,144. Two such tensors are alive at a time, three with a clean side."""
 CHUNK_TOKENS = 64
 """But no fewer tokens than these: each chunk reads the whole unembedding."""
-SWEEP_BYTES = {"cpu": 3 * 2**20, "cuda": 2**26, "mps": 2**26}
+SWEEP_BYTES = {"cpu": 2**22, "cuda": 2**26, "mps": 2**26}
 """Bytes of logits that a softmax and its KL go over at a time: on a CPU they stay in its caches."""
 MIXED = "dtype" in torch.ops.aten.mm.overloads()
 """Whether this PyTorch multiplies bfloat16 matrices into a float32 one."""
