@@ -53,7 +53,7 @@ def speed(
     preflight.check_inputs(spec, out)
     # The paper's step size: no step is slower for it, and rounding does not run away with the
     # losses, as it does where large steps meet a TopK. A random SAE wants smaller ones still.
-    lr = "5e-7" if spec.sae == "fresh" else "5e-5"
+    lr = "5e-9" if spec.sae == "fresh" else "5e-5"
     methods = [replace(asked, sets=(f"{asked.name}.lr={lr}", *asked.sets)) for asked in methods]
     for asked in methods:
         check_reference(spec, asked)
