@@ -1,9 +1,9 @@
 """RMSNorm inside the bridge in few sweeps.
 
 TransformerLens' bridge computes every norm twice: by transformers' own code, and once more for
-its hook points, on which nothing here sits. The bridge's own way stays wherever something does,
-for weights that are trained, and for number formats other than float32, whose rounding differs
-between families.
+its hook points, on which nothing here sits. The bridge's own way stays wherever something does.
+Weights that are trained, and number formats other than float32, whose rounding differs between
+families, are left to transformers.
 """
 
 from typing import Any
@@ -24,15 +24,16 @@ class FusedNorm(RMSNormalizationBridge):
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """As the bridge's own, except that scale and normalized value are not shown."""
-        norm = self.original_component
-        watched = self.hook_scale._forward_hooks or self.hook_normalized._forward_hooks
-        watched = watched or self.hook_scale._backward_hooks or self.hook_normalized._backward_hooks
-        if watched or hidden_states.dtype != torch.float32 or norm.weight.requires_grad:
+        norm, points = self.original_component, (self.hook_scale, self.hook_normalized)
+        if any(point._forward_hooks or point._backward_hooks for point in points):
             return super().forward(hidden_states, **kwargs)
+        x = self.hook_in(hidden_states)
+        if x.dtype != torch.float32 or norm.weight.requires_grad:
+            return self.hook_out(norm(x))
         eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
         offset = OFFSETS[type(norm).__name__]
         weight = norm.weight + offset if offset else norm.weight
-        return self.hook_out(_RMSNorm.apply(self.hook_in(hidden_states), weight, eps))
+        return self.hook_out(_RMSNorm.apply(x, weight, eps))
 
 
 class _RMSNorm(torch.autograd.Function):

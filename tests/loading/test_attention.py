@@ -85,6 +85,22 @@ def test_a_hook_inside_a_norm_sees_and_changes_it(point):
     assert name in cache and not torch.allclose(halved, before, atol=1e-2)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_are_those_of_transformers(family, dtype):
+    """Exact where they are left to transformers; weights that are trained get their gradient."""
+    torch.manual_seed(0)
+    norm = tiny.bridge(family).blocks[0].ln1.to(dtype)
+    x = torch.randn(2, 5, norm.weight.numel(), dtype=dtype)
+    expected = norm.original_component(x)
+    assert isinstance(norm, norms.FusedNorm)
+    close = {"rtol": 1e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(norm(x), expected, **close)
+    norm.original_component.weight.requires_grad_(True)
+    norm(x).sum().backward()
+    assert norm.original_component.weight.grad is not None
+
+
 def test_an_output_that_moves_is_refused(monkeypatch, capsys):
     def wrong(q, k, v, mask, scale=None):
         return torch.zeros_like(q).transpose(1, 2).flatten(2)

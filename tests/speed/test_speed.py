@@ -168,11 +168,13 @@ def test_a_race_of_two_processes(small, tmp_path):
     assert (code, err) == (0, "")
     for words in ("warm-up", "our time: clean", "floor:", "harness:", "may differ by 1e-04"):
         assert words in out
-    for words in ("2 pairs: about 10 s", "to be believed: other processes took"):
+    for words in ("2 pairs: about ", "to be believed: other processes took"):
         assert words in out or sys.platform != "linux"
     (path,) = tmp_path.glob("speed-*.json")
     result = json.loads(path.read_text())
     assert len(result["pairs"]) == 2 and result["largest_difference"] < 1e-4
+    # Where a random SAE is trained end to end, larger steps take the losses apart in a few pairs.
+    assert result["config"]["lr"] == 5e-9 and result["floor"]["times"] > 0
     assert result["spec"]["seq_len"] == SMALL["seq-len"] and "note" not in result
     assert min(result["device_peak_bytes"].values()) > 0 and min(result["peak_bytes"].values()) > 0
     told = {"device": "cpu", "dtype": "float32", "tf32": False}
