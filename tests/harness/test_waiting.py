@@ -1,9 +1,11 @@
 """A step never waits for the accelerator; it is a pretended one, so that a CPU can tell."""
 
 from contextlib import contextmanager
+from importlib.metadata import version
 
 import pytest
 import torch
+from packaging.version import Version
 
 from bench.config import method
 from bench.harness.drive import drive
@@ -24,6 +26,8 @@ def accelerator():
 
 @pytest.fixture(scope="module")
 def bridge(accelerator):
+    if Version(version("transformers")) < Version("5.23"):
+        pytest.skip("its masks are made of tensors that the pretended device cannot hold")
     return tiny.bridge("llama").to(DEVICE)
 
 
