@@ -57,6 +57,14 @@ class Here:
         pass
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """As in a terminal: what a shell starts in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def here(monkeypatch):
     """Both sides run in this process; no time goes into a large product or the profiler."""
