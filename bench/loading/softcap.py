@@ -129,15 +129,16 @@ _masks = WeakTensorKeyDictionary()
 def _under(mask: Float[Tensor, "batch 1 seq seq"], window: int | None) -> BlockMask:
     """What a mask leaves to see, found once: the same mask comes for every block and step."""
     known, seq = _masks.setdefault(mask, {}), mask.shape[-1]
+    if window in known:
+        return known[window]
     several, allowed = len(mask) > 1, mask[:, 0] == 0
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         near = (key <= query) & (query - key < (window or seq))
         return near & allowed[batch if several else 0, query, key]
 
-    if window not in known:
-        batch = len(mask) if several else None
-        known[window] = create_block_mask(sees, batch, None, seq, seq, device=mask.device)
+    batch = len(mask) if several else None
+    known[window] = create_block_mask(sees, batch, None, seq, seq, device=mask.device)
     return known[window]
 
 

@@ -19,7 +19,7 @@ from bench.devices import wide
 
 CHUNK_BYTES = {"cpu": 48 * 2**20, "cuda": 2**28, "mps": 2**27}
 """Bytes of a chunk's logits in float32: on a CPU 256 tokens at a vocabulary of 49,152; on CUDA 256
-at 262,144. Two such tensors are alive at a time, three with a clean side."""
+at 262,144. One such tensor is alive at a time, two with a clean side."""
 CHUNK_TOKENS = 64
 """But no fewer tokens than these: each chunk reads the whole unembedding."""
 SWEEP_BYTES = {"cpu": 2**22, "cuda": 2**26, "mps": 2**26}

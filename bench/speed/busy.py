@@ -12,8 +12,8 @@ OTHERS = 0.10
 """Share of the cores that others may take on a CPU. A step waits for its slowest thread: a tenth of
 two cores may be a fifth of one, and the step then takes a fifth longer."""
 SPREAD = 0.10
-"""Distance between the quartiles of our step's seconds, over their median. On a quiet machine it
-was 0.01 to 0.05."""
+"""Distance between the quartiles of our step's seconds, over their median. In the
+races of results/speed, on a quiet machine, it was 0.02 to 0.10."""
 
 
 class Watch:
