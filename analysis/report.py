@@ -11,6 +11,7 @@ from analysis.figures.comparison import draw, save
 from analysis.records import manifest
 from analysis.records.comparison import load
 from analysis.records.manifest import Experiment
+from analysis.tables import frontier
 from analysis.tables.comparison import table
 from analysis.tables.experiments import tables
 from bench.errors import Rejected, Usage
@@ -43,8 +44,8 @@ def report_experiments(folder: Path, out: Path | None = None) -> tuple[str, list
     """The experiments whose manifests lie in `folder` -> (text, paths written).
 
     Writes `experiments.txt` and, for each experiment that has something to draw, NAME.png and
-    NAME.pdf. Raises `Usage` when the folder is missing, `Rejected` when it holds no manifest or
-    one of its files does not read.
+    NAME.pdf; for a frontier also NAME.md, its table for a page. Raises `Usage` when the folder is
+    missing, `Rejected` when it holds no manifest or one of its files does not read.
     """
     if not Path(folder).is_dir():
         raise Usage(f"no folder '{folder}': expected one that holds experiments (NAME.json)")
@@ -52,7 +53,11 @@ def report_experiments(folder: Path, out: Path | None = None) -> tuple[str, list
     if not named:
         raise Rejected(f"{folder}: no experiments (NAME.json) here")
     drawn = {name: figures.draw(experiment) for name, experiment in named.items()}
-    return _written(Path(out or folder), drawn, "experiments.txt", tables(named))
+    text, paths = _written(Path(out or folder), drawn, "experiments.txt", tables(named))
+    for name in filter(named.get, frontier.FRONTIERS):
+        paths.append(Path(out or folder) / f"{name}.md")
+        new_text(paths[-1], frontier.markdown(named, name))
+    return text, paths
 
 
 def _written(

@@ -8,14 +8,16 @@ from collections.abc import Callable
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from analysis.figures import bars, comparison, stages, sweeps, timing, tokens
+from analysis.figures import bars, comparison, frontier, stages, sweeps, timing, tokens
 from analysis.figures.style import LOOK
 from analysis.records.manifest import Experiment
 from analysis.stats.usable import finished
+from analysis.tables.frontier import FRONTIERS
 
 __all__ = ["DRAW", "comparison", "draw"]
 
 DRAW: dict[str, Callable[[Experiment], Figure]] = {
+    **dict.fromkeys(FRONTIERS, frontier.draw),
     "timing": timing.draw,
     "timing-llama": timing.draw,
     "rivals": bars.rivals,

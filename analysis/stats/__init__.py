@@ -3,4 +3,4 @@
 Pure functions on records. Prints and draws nothing.
 """
 
-__all__ = ["crossed", "gap", "speedup", "usable"]
+__all__ = ["crossed", "frontier", "gap", "speedup", "usable"]

@@ -8,6 +8,7 @@ from analysis.records.comparison import grouped
 from analysis.records.manifest import Entry, Experiment, runs_of
 from analysis.stats.gap import closed_at_end, units
 from analysis.stats.usable import after_both, by_seed, changed_tokens, ends, finished, timed
+from analysis.tables import frontier
 from analysis.tables.comparison import WIDTH, aligned
 from analysis.tables.notes import BLANK, number, percent, seeds, title
 
@@ -21,8 +22,13 @@ NOTE = (
 
 def tables(experiments: dict[str, Experiment]) -> str:
     """Name -> `Experiment` as one text, a paragraph each."""
-    parts = [table(experiment) for experiment in experiments.values()]
-    headers = [run.header for each in experiments.values() for run in runs_of(each.entries)]
+    parts, headers = [], []
+    for name, each in experiments.items():
+        if name in frontier.FRONTIERS and finished(each).entries:
+            parts.append(frontier.table(experiments, name))
+        elif not frontier.is_part(name):
+            parts.append(table(each))
+            headers += [run.header for run in runs_of(each.entries)]
     note = [textwrap.fill(NOTE.format(units=units(headers)), WIDTH)] if headers else []
     return "\n\n".join(parts + note) + "\n"
 

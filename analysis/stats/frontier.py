@@ -1,0 +1,284 @@
+"""The frontier's records -> what each arm closes of the gap, what it took, how mature its SAE is.
+
+The gap is that of the SAE at the fork, whose step size has not fallen, to the clean model.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean, median
+from typing import Any
+
+from analysis.records.manifest import Entry, Experiment
+from analysis.stats.crossed import Estimate, equivalence, holm, ratio
+from analysis.stats.speedup import resumed, sae_cost
+from bench.errors import Rejected
+from bench.io.record import Run
+
+OUTCOMES = {"KL": "kl", "CE": "ce"}
+"""Outcome -> the stem of its fields, which are per validation document."""
+PRIMARY = 0.25
+"""The fork that the comparisons are of."""
+BASE = "mse"
+"""The arm that does nothing else: the SAE's own training goes on."""
+MARGIN = 0.025
+"""Two arms that differ by less of the gap are the same for every purpose here."""
+LEVEL = 0.05
+"""A p below it is evidence."""
+MATURE = 0.15
+"""An SAE is mature where the last doubling of its tokens moved the gap by less."""
+
+Losses = dict[int, list[float]]
+"""Seed -> the loss of each validation document, nats per scored token."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A place in the experiment: what the last part of the seconds goes into."""
+
+    role: str
+    fork: float = PRIMARY
+    """The share of all seconds that it gets."""
+    sae: str = "own"
+    """What it works around: the trained SAE (`own`), or a control."""
+
+    def of(self, experiment: Experiment) -> list[Entry]:
+        """Its entries, in order of seeds."""
+        return experiment.of(self.role, fork=self.fork, sae=self.sae)
+
+    @property
+    def judged(self) -> bool:
+        """Whether it is in the family of comparisons: of the primary fork, or of all seconds."""
+        return self.fork in (PRIMARY, 1.0)
+
+    @property
+    def base(self) -> "Arm":
+        """`mse` at the same fork; at the primary one for an arm that gets all of the seconds."""
+        return Arm(BASE, self.fork if self.fork < 1 else PRIMARY, self.sae)
+
+
+@dataclass(frozen=True)
+class Maturity:
+    """What reconstruction still does to the gap in KL where the arms fork; means over seeds."""
+
+    change: float
+    """Share of the gap that the last doubling of tokens took away."""
+    slope: float | None
+    """Nats per second by which the gap falls there; None where no seconds are sound."""
+    gap: float
+    """Nats, on the curve set."""
+
+    @property
+    def mature(self) -> bool:
+        """Whether the last doubling moved the gap by less than `MATURE`."""
+        return self.change < MATURE
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one arm closes more than another, judged."""
+
+    more: Estimate
+    """Share of the gap, above 0 where the first closes more."""
+    p: float | None
+    """Adjusted by Holm over the family; None with one seed or one document."""
+    word: str
+    """One of `WORDS`; "" where there is no p."""
+
+
+BETTER, WORSE, SAME, OPEN = WORDS = ("better", "worse", "the same", "not told apart")
+"""`the same` goes first: shown to differ by less than `MARGIN`, whatever p says of 0."""
+
+
+Family = dict[tuple[str, Arm, Arm], Verdict]
+"""(outcome, arm, the arm it is held against) -> `Verdict`."""
+
+
+def arms(experiment: Experiment, sae: str = "own") -> list[Arm]:
+    """The arms around one kind of SAE, as they were planned."""
+    of_kind = [entry for entry in experiment.entries if entry.at.get("sae", "own") == sae]
+    forked = [Arm(e.role, e.at["fork"], sae) for e in of_kind if "fork" in e.at]
+    return list(dict.fromkeys(forked))
+
+
+def ends(experiment: Experiment, arm: Arm, outcome: str) -> Losses:
+    """An arm's losses at the end; without the seeds whose record has none."""
+    lines = {entry.seed: entry.run.end or {} for entry in arm.of(experiment) if entry.run}
+    losses = {seed: line.get(f"{OUTCOMES[outcome]}_full") for seed, line in lines.items()}
+    return {seed: known for seed, known in losses.items() if known and None not in known}
+
+
+def starts(experiment: Experiment, arm: Arm, outcome: str) -> tuple[Losses, Losses]:
+    """(losses of the SAE at an arm's fork, of the clean model), from the headers of the runs that
+    start there, `mse` before others: `mse-lora` begins with an SAE that was trained on."""
+    before, clean = {}, {}
+    fork, field = arm.base.fork, OUTCOMES[outcome]
+    there = experiment.of(None, fork=fork, sae=arm.sae)
+    for entry in sorted(there, key=lambda entry: entry.role != BASE):
+        losses = entry.header.get(f"{field}_full_spliced")
+        of_clean = [0.0] * len(losses or ()) if field == "kl" else entry.header["ce_full_clean"]
+        if losses and None not in losses and entry.seed not in before:
+            before[entry.seed], clean[entry.seed] = losses, of_clean
+    return before, clean
+
+
+def closed(
+    experiment: Experiment, arm: Arm, outcome: str, than: Arm | None = None, text: str = ""
+) -> Estimate | None:
+    """Share of the gap that an arm closes, or what it closes more `than` another.
+
+    On the documents whose names begin with `text`, and the seeds that have all of it. None
+    without such, and where the gap is not above 0 in each seed.
+    """
+    before, clean = starts(experiment, arm, outcome)
+    ours = ends(experiment, arm, outcome)
+    theirs = ends(experiment, than, outcome) if than else before
+    seeds = sorted(before.keys() & ours.keys() & theirs.keys())
+    kept = _kept(arm.of(experiment), text)
+    gaps, gains = [], []
+    for seed in seeds:
+        tables = [each[seed] for each in (before, clean, theirs, ours)]
+        if len({len(losses) for losses in tables}) > 1:
+            raise Rejected(f"{arm.role} seed {seed}: losses of unequal numbers of documents")
+        b, c, t, o = ([losses[n] for n in kept or range(len(losses))] for losses in tables)
+        gaps.append([x - y for x, y in zip(b, c, strict=True)])
+        gains.append([x - y for x, y in zip(t, o, strict=True)])
+    if not gaps or (text and not kept) or min(map(fmean, gaps)) <= 0:
+        return None
+    return ratio(gains, gaps)
+
+
+def _kept(entries: list[Entry], text: str) -> list[int]:
+    """Places of the validation documents whose names begin with `text`; [] for all of them."""
+    names = entries[0].header.get("documents") or [] if entries else []
+    return [n for n, name in enumerate(names) if str(name).startswith(text)] if text else []
+
+
+def gap(experiment: Experiment, arm: Arm, outcome: str) -> float | None:
+    """Nats between the SAE at an arm's fork and the clean model; mean over seeds and documents."""
+    before, clean = starts(experiment, arm, outcome)
+    return fmean(fmean(before[s]) - fmean(clean[s]) for s in before) if before else None
+
+
+def left(experiment: Experiment, arm: Arm, outcome: str) -> float | None:
+    """Nats that an arm leaves between the model and the clean one; mean over seeds, documents."""
+    losses, (_, clean) = ends(experiment, arm, outcome), starts(experiment, arm, outcome)
+    both = losses.keys() & clean.keys()
+    return fmean(fmean(losses[s]) - fmean(clean[s]) for s in both) if both else None
+
+
+def verdicts(experiment: Experiment) -> Family:
+    """The family of comparisons: each arm that is judged against `mse`, and `lora` against `e2e`,
+    around the trained SAE, in both outcomes."""
+    pairs = [(a, a.base) for a in arms(experiment) if a.judged and a.role != BASE]
+    pairs.append((Arm("lora"), Arm("e2e")))
+    keys = [(outcome, *pair) for outcome in OUTCOMES for pair in pairs]
+    found = {key: closed(experiment, key[1], key[0], than=key[2]) for key in keys}
+    more = {key: estimate for key, estimate in found.items() if estimate}
+    ps = {key: p for key, estimate in more.items() if (p := estimate.p()) is not None}
+    adjusted = dict(zip(ps, holm({str(key): p for key, p in ps.items()}).values(), strict=True))
+    return {k: Verdict(m, adjusted.get(k), _word(m, adjusted.get(k))) for k, m in more.items()}
+
+
+def _word(more: Estimate, p: float | None) -> str:
+    same = equivalence(more, MARGIN)
+    if p is None or same is None:
+        return ""
+    if same < LEVEL:
+        return SAME
+    return OPEN if p >= LEVEL else BETTER if more.value > 0 else WORSE
+
+
+def total_seconds(run: Run) -> float:
+    """Seconds of a run and of its SAE's training before."""
+    return (sae_cost(run, "seconds") or 0.0) + run.rows[-1]["seconds"]
+
+
+def seconds(timed: Experiment, arm: Arm) -> float | None:
+    """Median over seeds of `total_seconds`; None where no run of an arm was timed in one go.
+    `timed` is the experiment's part that may be placed on seconds (`usable.placed`)."""
+    spent = [total_seconds(entry.run) for entry in arm.of(timed) if entry.run]
+    return median(spent) if spent else None
+
+
+def tuning_seconds(run: Run) -> float | None:
+    """Seconds that the search for a run's step size took, from tuning/tuned.json beside the record.
+
+    None where that has no entry of its method with the settings that the run has; of several the
+    one that names most of them, then the nearest in steps. Raises `Rejected` for another file.
+    """
+    path = run.path.parent / "tuning" / "tuned.json"
+    if not path.is_file():
+        return None
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["methods"].values()
+        fitting = [entry for entry in entries if _tuned_for(entry, run)]
+        steps = run.header["spec"].get("steps") or 1
+        near = {entry["label"]: abs(math.log(entry["steps"] / steps)) for entry in fitting}
+        fitting.sort(key=lambda entry: (-len(_settings(entry)), near[entry["label"]]))
+        return float(fitting[0]["seconds"]) if fitting else None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Rejected(f"{path}: not a file of `bench tune` ({error!r})") from None
+
+
+def _tuned_for(entry: dict[str, Any], run: Run) -> bool:
+    """Whether the settings that an entry names, and the ones it chose, are the run's."""
+    wanted = {**_settings(entry), **entry["choice"]}
+    config = run.header["config"]
+    alike = all(_written(config.get(name)) == _written(value) for name, value in wanted.items())
+    return entry["method"] == run.header["method"] and alike
+
+
+def _settings(entry: dict[str, Any]) -> dict[str, str]:
+    """`lora:rank=4,steps=64` -> {"rank": "4"}: an entry is for other numbers of steps, too."""
+    items = entry["label"].partition(":")[2].split(",")
+    pairs = [item.split("=", 1) for item in items if "=" in item]
+    return {name: value for name, value in pairs if name != "steps" and name not in entry["choice"]}
+
+
+def _written(value: object) -> str:
+    """A setting as labels have it, numbers to three digits."""
+    try:
+        return format(float(str(value)), ".3g")
+    except ValueError:
+        return str(value)
+
+
+def maturity(experiment: Experiment, sae: str = "own") -> Maturity | None:
+    """`Maturity` where the arms of the primary fork begin; None without a trunk that got there."""
+    found = []
+    for trunk in experiment.of("trunk", sae=sae):
+        forked = experiment.of(None, fork=PRIMARY, sae=sae)
+        costs = [e.header.get("sae_cost") or {} for e in forked if e.seed == trunk.seed]
+        tokens = next((cost["tokens"] for cost in costs if cost.get("tokens")), None)
+        if trunk.run and tokens and (of_seed := _maturity(trunk.run, tokens)):
+            found.append(of_seed)
+    if not found:
+        return None
+    slopes = [each.slope for each in found if each.slope is not None]
+    slope = fmean(slopes) if slopes else None
+    return Maturity(fmean(m.change for m in found), slope, fmean(m.gap for m in found))
+
+
+def _maturity(trunk: Run, tokens: int) -> Maturity | None:
+    """That of one seed whose arms fork after so many tokens."""
+    rows = [row for row in trunk.rows if row.get("kl") and row["tokens"]]
+    for before, after in pairwise(rows):
+        if before["tokens"] <= tokens <= after["tokens"] and rows[0]["tokens"] <= tokens / 2:
+            now, half = _kl_at(rows, tokens), _kl_at(rows, tokens / 2)
+            spent = after["seconds"] - before["seconds"]
+            sound = spent > 0 and not resumed(trunk)
+            slope = (before["kl"] - after["kl"]) / spent if sound else None
+            return Maturity(1 - now / half, slope, now)
+    return None
+
+
+def _kl_at(rows: list[dict[str, Any]], tokens: float) -> float:
+    """KL after so many tokens, straight between evaluations where both axes are logarithmic."""
+    for before, after in pairwise(rows):
+        if tokens <= after["tokens"]:
+            wide = math.log(after["tokens"] / before["tokens"])
+            part = math.log(tokens / before["tokens"]) / wide
+            return before["kl"] * (after["kl"] / before["kl"]) ** part
+    return rows[-1]["kl"]
