@@ -57,6 +57,7 @@ HELD = "the SAE's training on reconstruction,\nits step size not yet lowered"
 CLOSED = "share of the gap closed"
 TRUNK: Style = {"color": BLACK, "linewidth": 0.8}
 ZONE: Style = {"color": REFERENCE, "alpha": 0.18, "linewidth": 0}
+BEHIND: Style = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
 POINTS: Style = {"textcoords": "offset points"}
 NO_BASE = f"{NAMES[BASE]}:\nno run with a KL on the validation set, timed in one go"
 CAPTION = (
@@ -98,8 +99,7 @@ def draw(experiment: Experiment) -> Figure:
     _whole(left, timed, reached, factors)
     _last_part(right, timed, reached, factors, gap(experiment, Arm(BASE), "KL") or 0.0)
     _stamp(left, experiment)
-    count = len(arms(experiment)[0].of(experiment)[0].header["ce_full_clean"])
-    figure.supxlabel(CAPTION.format(documents=count, margin=MARGIN), fontsize=9, color=REFERENCE)
+    figure.supxlabel(_caption(experiment, found), fontsize=9, color=REFERENCE)
     return figure
 
 
@@ -113,6 +113,14 @@ def _title(experiment: Experiment) -> str:
     parts += filter(None, [header.get("machine")])
     asked = "Which training makes good what splicing in an SAE breaks, at equal seconds?"
     return f"{asked}\n{' · '.join(parts)}"
+
+
+def _caption(experiment: Experiment, found: dict[Arm, End | None]) -> str:
+    """How to read it, and which arms are missing."""
+    documents = len(experiment.runs(fork=PRIMARY)[0].header["ce_full_clean"])
+    text = CAPTION.format(documents=documents, margin=MARGIN)
+    lost = [f"{NAMES.get(a.role, a.role)} ({a.fork:.0%})" for a, end in found.items() if not end]
+    return text + (f"\nNot drawn, as not timed in one go: {', '.join(lost)}." if lost else "")
 
 
 def _end(experiment: Experiment, timed: Experiment, arm: Arm) -> End | None:
@@ -195,11 +203,10 @@ def _whole(
             axes.annotate(f"last {arm.fork:.0%}", curve[0], (0, 8), **POINTS, **place)
         if arm.fork == 1:
             place = {"ha": "right", "va": "center", "color": _look(arm)[0], "fontsize": 9}
-            place["bbox"] = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
-            axes.annotate("end to end\nfrom scratch", (end.at, end.kl), (-8, 0), **POINTS, **place)
-    if trunk:
-        place = {"ha": "right", "va": "top", "fontsize": 9}
-        axes.annotate(HELD, trunk[-len(trunk) // 8], (-8, -6), **POINTS, **place)
+            place |= POINTS | {"bbox": BEHIND}
+            axes.annotate("end to end\nfrom scratch", (end.at, end.kl), (-8, 0), **place)
+    for point in [point for point in trunk if point[0] > 1.3 * first][:1]:
+        axes.annotate(HELD, point, (6, 4), fontsize=9, va="bottom", bbox=BEHIND, **POINTS)
     _scales(axes, (first, 11 * first), (0.94 * min(inside), 1.06 * max(inside)))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.set_xlabel("seconds of training in all: the SAE's, then the arm's")

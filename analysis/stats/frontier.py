@@ -97,7 +97,7 @@ Family = dict[tuple[str, Arm, Arm], Verdict]
 
 def arms(experiment: Experiment, sae: str = "own") -> list[Arm]:
     """The arms around one kind of SAE, as they were planned."""
-    of_kind = [entry for entry in experiment.entries if entry.at.get("sae", "own") == sae]
+    of_kind = [entry for entry in experiment.entries if entry.at.get("sae") == sae]
     forked = [Arm(e.role, e.at["fork"], sae) for e in of_kind if "fork" in e.at]
     return list(dict.fromkeys(forked))
 
@@ -263,15 +263,21 @@ def maturity(experiment: Experiment, sae: str = "own") -> Maturity | None:
 
 def _maturity(trunk: Run, tokens: int) -> Maturity | None:
     """That of one seed whose arms fork after so many tokens."""
-    rows = [row for row in trunk.rows if row.get("kl") and row["tokens"]]
+    rows = [row for row in trunk.rows if (row.get("kl") or 0) > 0 and row["tokens"]]
     for before, after in pairwise(rows):
         if before["tokens"] <= tokens <= after["tokens"] and rows[0]["tokens"] <= tokens / 2:
             now, half = _kl_at(rows, tokens), _kl_at(rows, tokens / 2)
-            spent = after["seconds"] - before["seconds"]
-            sound = spent > 0 and not resumed(trunk)
-            slope = (before["kl"] - after["kl"]) / spent if sound else None
+            sound = after["seconds"] > before["seconds"] > 0 and not resumed(trunk)
+            slope = _slope(before, after, tokens) * now if sound else None
             return Maturity(1 - now / half, slope, now)
     return None
+
+
+def _slope(before: dict[str, Any], after: dict[str, Any], tokens: float) -> float:
+    """Share of the KL that goes in a second after so many tokens, on the line of `_kl_at`."""
+    power = math.log(before["kl"] / after["kl"]) / math.log(after["seconds"] / before["seconds"])
+    part = (tokens - before["tokens"]) / (after["tokens"] - before["tokens"])
+    return power / (before["seconds"] + part * (after["seconds"] - before["seconds"]))
 
 
 def _kl_at(rows: list[dict[str, Any]], tokens: float) -> float:

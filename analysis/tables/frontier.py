@@ -231,9 +231,8 @@ def _conclusions(experiment: Experiment, judged: Family) -> Iterator[str]:
         of = {key[1]: v for key, v in judged.items() if key[0] == outcome and key[2].role == BASE}
         yield f"{outcome}, against {NAMES[BASE]} ({BASE}): {_by_word(of)}."
     both = [arm for arm in arms(experiment) if _better_in_all(judged, arm)]
-    names = ", ".join(map(_short, both))
     yield (
-        f"Better in both: {names}. Around this SAE the last {PRIMARY:.0%} are better spent there."
+        f"Better in both: {', '.join(map(_short, both))}. These seconds are better spent there."
         if both
         else f"No arm is shown to be better than {BASE} in both KL and CE."
     )

