@@ -40,6 +40,7 @@ LOOKS = {
     "lora-keep": ("#56B4E9", "p"),
     "mse-lora": ("#332288", "P"),
     "sae-lora": ("#882255", "h"),
+    "sae-lora-2": ("#AA4499", "H"),
     "affine": ("#117733", "v"),
     "ridge": ("#999933", "<"),
     "mse-weighted": ("#777777", ">"),
@@ -202,9 +203,8 @@ def _whole(
             place: Style = {"rotation": 90, "ha": "center", "va": "bottom", "color": REFERENCE}
             axes.annotate(f"last {arm.fork:.0%}", curve[0], (0, 8), **POINTS, **place)
         if arm.fork == 1:
-            place = {"ha": "right", "va": "center", "color": _look(arm)[0], "fontsize": 9}
-            place |= POINTS | {"bbox": BEHIND}
-            axes.annotate("end to end\nfrom scratch", (end.at, end.kl), (-8, 0), **place)
+            place = {"ha": "right", "va": "bottom", "color": _look(arm)[0], "fontsize": 9}
+            axes.annotate("end to end\nfrom scratch", (end.at, end.kl), (-8, 4), **POINTS, **place)
     for point in [point for point in trunk if point[0] > 1.3 * first][:1]:
         axes.annotate(HELD, point, (6, 4), fontsize=9, va="bottom", bbox=BEHIND, **POINTS)
     _scales(axes, (first, 11 * first), (0.94 * min(inside), 1.06 * max(inside)))

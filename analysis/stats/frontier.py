@@ -5,6 +5,7 @@ The gap is that of the SAE at the fork, whose step size has not fallen, to the c
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, median
@@ -26,6 +27,8 @@ MARGIN = 0.025
 """Two arms that differ by less of the gap are the same for every purpose here."""
 LEVEL = 0.05
 """A p below it is evidence."""
+TUNED = "{}*-tuning*/tuned.json"
+"""Beside a folder of this name: the files of `bench tune`."""
 MATURE = 0.15
 """An SAE is mature where the last doubling of its tokens moved the gap by less."""
 
@@ -203,23 +206,23 @@ def seconds(timed: Experiment, arm: Arm) -> float | None:
 
 
 def tuning_seconds(run: Run) -> float | None:
-    """Seconds that the search for a run's step size took, from tuning/tuned.json beside the record.
+    """Seconds that the search for a run's step size took, from the tuned.json of `bench tune`.
 
-    None where that has no entry of its method with the settings that the run has; of several the
-    one that names most of them, then the nearest in steps. Raises `Rejected` for another file.
+    That lies in tuning/ beside the record, or in NAME-tuning/ beside its folder NAME. None where no
+    search was of the run's model, method and settings; of several the one that names most of them,
+    then the nearest in steps. Raises `Rejected` for another file.
     """
-    path = run.path.parent / "tuning" / "tuned.json"
-    if not path.is_file():
-        return None
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["methods"].values()
-        fitting = [entry for entry in entries if _tuned_for(entry, run)]
-        steps = run.header["spec"].get("steps") or 1
-        near = {entry["label"]: abs(math.log(entry["steps"] / steps)) for entry in fitting}
-        fitting.sort(key=lambda entry: (-len(_settings(entry)), near[entry["label"]]))
-        return float(fitting[0]["seconds"]) if fitting else None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Rejected(f"{path}: not a file of `bench tune` ({error!r})") from None
+    folder, steps = run.path.parent.resolve(), run.header["spec"].get("steps") or 1
+    fitting = []
+    for path in [*folder.glob("tuning/tuned.json"), *folder.parent.glob(TUNED.format(folder.name))]:
+        try:
+            file = json.loads(path.read_text(encoding="utf-8"))
+            if file["spec"]["model"] == run.header["spec"]["model"]:
+                fitting += [e for e in file["methods"].values() if _tuned_for(e, run)]
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+            raise Rejected(f"{path}: not a file of `bench tune` ({error!r})") from None
+    found = [(-len(_settings(e)), abs(math.log(e["steps"] / steps)), e["seconds"]) for e in fitting]
+    return float(min(found)[2]) if found else None
 
 
 def _tuned_for(entry: dict[str, Any], run: Run) -> bool:
@@ -231,10 +234,9 @@ def _tuned_for(entry: dict[str, Any], run: Run) -> bool:
 
 
 def _settings(entry: dict[str, Any]) -> dict[str, str]:
-    """`lora:rank=4,steps=64` -> {"rank": "4"}: an entry is for other numbers of steps, too."""
-    items = entry["label"].partition(":")[2].split(",")
-    pairs = [item.split("=", 1) for item in items if "=" in item]
-    return {name: value for name, value in pairs if name != "steps" and name not in entry["choice"]}
+    """`lora:rank=4:steps=64` -> {"rank": "4"}: an entry is for other numbers of steps, too."""
+    items = [item.partition("=") for item in re.split("[:,]", entry["label"])[1:]]
+    return {k: v for k, _, v in items if k != "steps" and k not in entry["choice"]}
 
 
 def _written(value: object) -> str:
@@ -242,7 +244,7 @@ def _written(value: object) -> str:
     try:
         return format(float(str(value)), ".3g")
     except ValueError:
-        return str(value)
+        return str(value).lower()
 
 
 def maturity(experiment: Experiment, sae: str = "own") -> Maturity | None:

@@ -44,6 +44,7 @@ NAMES = {
     "joint": "LoRA and SAE together",
     "affine": "scale and shift behind the SAE",
     "sae-lora": "low-rank update of the SAE",
+    "sae-lora-2": "rank-2 update of the SAE",
     "lora-keep": "LoRA that keeps the model",
     "ridge": "ridge regression behind the SAE",
     "mse-weighted": "reconstruction, tokens weighted",

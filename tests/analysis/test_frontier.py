@@ -342,46 +342,59 @@ def test_measurements_are_columns_and_no_tables_of_their_own(tmp_path):
     assert "frontier-" not in text and "0.80 (0.95)" in text
 
 
-def tuned(folder, **seconds):
-    """tuning/tuned.json with an entry for each label, `e2e_mse_weight_1` for `e2e:mse_weight=1`."""
-    entries = {}
-    for label, (choice, spent, steps) in seconds.items():
-        entries[label] = {
+def tuned(folder, searches, model=SPEC["model"]):
+    """FOLDER/tuned.json; a search is label -> (the step size chosen, seconds, steps)."""
+    methods = {
+        label: {
             "method": label.partition(":")[0],
             "label": label,
             "choice": {"lr": choice},
             "seconds": spent,
             "steps": steps,
         }
-    (folder / "tuning").mkdir()
-    (folder / "tuning" / "tuned.json").write_text(json.dumps({"methods": entries}))
-
-
-def test_seconds_with_tuning_are_of_the_search_that_the_run_rests_on(tmp_path):
-    entries = planned(roles=("mse", "lora", "e2e", "e2e-mse"), controls=())
-    configs = {"lora": {"lr": 0.0025}, "e2e": {"lr": 0.001, "mse_weight": 0.0}}
-    configs |= {"e2e-mse": {"lr": 0.001, "mse_weight": 1.0}, "mse": {"lr": 0.5}}
-
-    def with_config(entry):
-        role, seed, at, run = entry
-        config = configs.get(role, {})
-        return role, seed, at, replace(run, header={**run.header, "config": config})
-
-    seconds = {
-        "lora:steps=64": (0.0025, 50.0, 64),
-        "lora": (0.0025001, 400.0, 256),
-        "e2e": (0.001, 600.0, 256),
-        "e2e:mse_weight=1": (0.001, 800.0, 256),
-        "mse": (0.002, 100.0, 256),
+        for label, (choice, spent, steps) in searches.items()
     }
-    tuned(tmp_path, **seconds)
-    page = page_of(tmp_path, list(map(with_config, entries)))
-    roles = ("lora", "e2e", "e2e-mse", "mse")
-    costs = {role: row_of(page, role)["+ tuning"] for role in roles}
-    expected = {"lora": "2,200", "e2e": "2,400", "e2e-mse": "2,600"}
+    folder.mkdir()
+    told = json.dumps({"spec": {"model": model}, "methods": methods})
+    (folder / "tuned.json").write_text(told)
+
+
+CONFIGS = {
+    "mse": {"lr": 0.5},
+    "lora": {"lr": 0.0025, "keep": 0.0},
+    "lora-keep": {"lr": 0.0025, "keep": 1.0},
+    "e2e": {"lr": 0.001, "loss": "kl", "weighted": False},
+    "e2e-mse": {"lr": 0.001, "loss": "kl+mse", "weighted": True},
+}
+SEARCHES = {
+    "lora:steps=64": (0.0025, 50.0, 64),
+    "lora:steps=200": (0.0025001, 400.0, 256),
+    "e2e": (0.001, 600.0, 256),
+    "e2e:loss=kl+mse:weighted=true": (0.001, 800.0, 256),
+    "mse": (0.002, 100.0, 256),
+}
+
+
+def configured(entries):
+    return [
+        (role, *at, replace(run, header={**run.header, "config": CONFIGS.get(role, {})}))
+        for role, *at, run in entries
+    ]
+
+
+@pytest.mark.parametrize("place", ["frontier/tuning", "frontier-tuning"])
+def test_seconds_with_tuning_are_of_the_search_that_the_run_rests_on(tmp_path, place):
+    folder = tmp_path / "frontier"
+    folder.mkdir()
+    tuned(tmp_path / place, SEARCHES)
+    others = {"mse": (0.5, 9.0, 256), "lora": (0.0025, 9.0, 256)}
+    tuned(tmp_path / "frontier-gemma-tuning", others, "package:gemma3-270m")
+    page = page_of(folder, configured(planned(roles=tuple(CONFIGS), forks=(), controls=())))
+    costs = {role: row_of(page, role)["+ tuning"] for role in CONFIGS}
+    expected = {"lora": "2,200", "lora-keep": "2,200", "e2e": "2,400", "e2e-mse": "2,600"}
     assert costs == {**expected, "mse": "-"}, "mse did not run with what was chosen"
-    (tmp_path / "tuning" / "tuned.json").write_text("[1]")
-    run = manifest.load(tmp_path)["frontier"].runs("lora")[0]
+    (tmp_path / place / "tuned.json").write_text("[1]")
+    run = manifest.load(folder)["frontier"].runs("lora")[0]
     with pytest.raises(Rejected, match="tuned.json: not a file of"):
         tuning_seconds(run)
 
