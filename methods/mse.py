@@ -53,10 +53,11 @@ def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapte
     idle = Idle(saes)
     adapted = Adapted(saes=saes, state={"saes": saes, "idle": idle})
     kept = problem.kept_state() if config.adam == "kept" else {}
-    if kept:
+    if kept:  # with the weights as they were trained: a saved SAE has unit rows in its decoder
+        saes.load_state_dict(kept["saes"])
         idle.load_state_dict(kept["idle"])
     if not config.decay:
-        adapted.keep = ("adam", "idle")
+        adapted.keep = ("saes", "adam", "idle")
 
     def loss(seen: Seen) -> Float[Tensor, ""]:
         idle.passes += 1

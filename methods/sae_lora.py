@@ -55,6 +55,7 @@ class LowRankSAE(torch.nn.Module):
     def __init__(self, sae: torch.nn.Module, config: Config) -> None:
         super().__init__()
         self.sae, self.cfg = deepcopy(sae), sae.cfg
+        self._plain = (sae,)  # in a tuple: it is no part of this module
         for name in WEIGHTS:
             pair = Pair(getattr(self.sae, name), config)
             parametrize.register_parametrization(self.sae, name, pair)
@@ -67,11 +68,12 @@ class LowRankSAE(torch.nn.Module):
         """The reconstruction."""
         return self.sae.decode(latents)
 
+    @torch.no_grad()
     def folded(self) -> torch.nn.Module:
         """A plain SAE with the same latents and outputs."""
-        sae = deepcopy(self.sae)
+        sae = deepcopy(self._plain[0])
         for name in WEIGHTS:
-            parametrize.remove_parametrizations(sae, name)
+            getattr(sae, name).copy_(getattr(self.sae, name))
         return sae
 
 

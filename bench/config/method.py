@@ -146,10 +146,15 @@ def _missing(name: str, error: ModuleNotFoundError) -> Fault:
     )
 
 
-def of_own_saes(spec: Spec) -> Entry:
-    """The entry of the method that trains the own SAEs of a spec."""
+def own_label(spec: Spec) -> str:
+    """The label of the method that trains the own SAEs of a spec."""
     frozen = "freeze=W_dec" if spec.sae_decoder == "frozen" else ""
-    return entry(":".join(filter(None, [f"mse:lr={spec.sae_lr}", spec.sae_set, frozen])))
+    return ":".join(filter(None, [f"mse:lr={spec.sae_lr}", spec.sae_set, frozen]))
+
+
+def of_own_saes(spec: Spec) -> Entry:
+    """The entry of that method."""
+    return entry(own_label(spec))
 
 
 def parse(text: str, kind: Any, what: str) -> Any:

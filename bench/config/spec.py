@@ -90,9 +90,9 @@ class Spec:
             raise Usage(f"--sae-lr must be above 0, got {self.sae_lr}")
         if self.sae_share not in SHARES:
             raise Usage(f"--sae-share {self.sae_share}: expected 0.1, 0.2, ... 1, 0.75 or 0.95")
-        for name in ("sae_share", "sae_set", "sae_decoder"):
+        for name, without in OF_OWN.items():
             value = getattr(self, name)
-            if self.sae != "own" and value != getattr(Spec, name):
+            if self.sae != "own" and value != without:
                 raise Usage(f"{flag(name)} {value}: only with --sae own")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
@@ -129,9 +129,7 @@ def own_training(spec: Spec) -> Spec:
     """The spec under which the spec's own SAE is trained: each window is read once, and only as
     far as the site, so nothing of it is cached."""
     steps = max(1, spec.sae_tokens // (spec.seq_len * spec.batch_size))
-    # What made the SAE is in the method's own settings from here on.
-    made = {"sae_share": 1.0, "sae_set": "", "sae_decoder": "trained"}
-    return dataclasses.replace(spec, sae="fresh", cache_clean=False, steps=steps, **made)
+    return dataclasses.replace(spec, sae="fresh", cache_clean=False, steps=steps, **OF_OWN)
 
 
 def as_recorded(header: dict[str, Any]) -> dict[str, Any]:
@@ -141,6 +139,8 @@ def as_recorded(header: dict[str, Any]) -> dict[str, Any]:
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95, 1.0)
 """Shares of its training that an own SAE is kept at."""
+OF_OWN: dict[str, Any] = {"sae_share": 1.0, "sae_set": "", "sae_decoder": "trained"}
+"""Fields that only an own SAE has, with their values for any other."""
 MADE_HERE = ("own", "fresh")
 """SAEs that the suite makes itself, for all sites of a spec together."""
 

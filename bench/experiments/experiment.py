@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from bench.config.request import EVERY
 from bench.errors import Locked
-from bench.experiments.plans import Job, expanded, jobs
+from bench.experiments.job import Job
+from bench.experiments.plans import expanded, jobs
 from bench.experiments.pool import Pool
 from bench.experiments.times import Times
 from bench.harness.checkpoint import check_unchanged

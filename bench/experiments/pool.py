@@ -5,9 +5,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from bench.config.method import MethodRequest
-from bench.config.spec import Spec, as_recorded
+from bench.config.spec import OF_OWN, Spec, as_recorded
 from bench.errors import Rejected
-from bench.experiments.plans import Job
+from bench.experiments.job import Job
 from bench.io import locks
 from bench.io.record import Run, digest, read
 from bench.loading.saes import checkpoint_name
@@ -78,7 +78,7 @@ class Pool:
             field = "init" if job.method.name == "lora" else "adapter"
             return job.method.with_setting(field, (folder / ADAPTER).as_posix()), job.spec
         sae = (folder / checkpoint_name(1.0, 0, 1)).as_posix()
-        return job.method, replace(job.spec, sae=sae, sae_share=1.0)
+        return job.method, replace(job.spec, sae=sae, **OF_OWN)
 
     def measure_name(self, job: Job) -> str | None:
         """The stem of a measurement's file: measure and digits of the run; None without the run."""

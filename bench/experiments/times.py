@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from statistics import fmean
 
-from bench.experiments.plans import Job
+from bench.experiments.job import Job
 from bench.io.console import in_words
 
 
