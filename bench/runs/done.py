@@ -47,7 +47,8 @@ def all_of(request: Request, wanted: list[tuple[MethodRequest, int]]) -> list[Ru
         return None
     runs = []
     for asked, seed in wanted:
-        run = there.get(digest([asked.label, [*asked.sets], asdict(request.spec), seed]))
+        spec = asdict(asked.spec_of(request.spec))
+        run = there.get(digest([asked.label, [*asked.sets], spec, seed]))
         if run is None or not _sure(run, request.spec):
             return None
         if status(run.path, now(request.spec, asked.name)) is None:
