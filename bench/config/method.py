@@ -76,6 +76,11 @@ class MethodRequest:
         return [item for item in self._items() if _field(item) != STEPS]
 
     @property
+    def fields(self) -> set[str]:
+        """The fields that it sets."""
+        return {_field(item) for item in self.settings}
+
+    @property
     def steps(self) -> str | None:
         """What it says of its steps: `64`, or `4x` for four times the spec's; None for these."""
         said = [item.partition("=")[2] for item in self._items() if _field(item) == STEPS]
@@ -174,6 +179,15 @@ def load(asked: MethodRequest) -> Entry:
         raise Usage(f"{name}: {error}") from None
     except Fault as error:
         raise Usage(str(error)) from None
+
+
+def tuned_fields(entry: Entry) -> dict[str, str | None]:
+    """The fields that `tune` chooses, all by one factor -> the method whose choice each starts at.
+
+    What the method's file names as `TUNED`, else its `lr`; {} for a method that has none.
+    """
+    named = getattr(entry.module, "TUNED", ["lr"] if "lr" in entry.settings else [])
+    return dict(named) if isinstance(named, dict) else dict.fromkeys(named)
 
 
 def _missing(name: str, error: ModuleNotFoundError) -> Fault:

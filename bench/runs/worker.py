@@ -20,7 +20,8 @@ from bench.errors import Rejected, RunFailed
 from bench.io import locks, ranks
 from bench.io.console import in_words, say
 from bench.io.files import new_file, set_aside
-from bench.runs import done, estimate, own_sae, setup
+from bench.loading import models
+from bench.runs import done, estimate, own_sae, setup, tuned
 from bench.runs.loaded import Loaded, load
 from bench.runs.preflight import check_model
 from bench.runs.setup import Bench
@@ -37,6 +38,8 @@ def prepare(
     """
     spec = request.spec
     folder, _ = check_model(spec, dict.fromkeys(asked for asked, _ in wanted))
+    if request.tuned:
+        tuned.check_model(request.tuned, spec, models.fingerprint(folder))
     loaded = load(spec, folder, shard=request.shard_model)
     mse = method.of_own_saes(spec)
     if trains_sae := has_to_train(loaded, mse):
