@@ -166,8 +166,8 @@ def _key(method: str, config: dict[str, Any], steps: int) -> str:
 
 def kl_of(run: Run) -> float:
     """KL(clean || adapted) at the end of a run, the mean over its documents; inf if it diverged."""
-    kls = (run.end or {}).get("kl_full") or [None]
-    return inf if run.status == "diverged" or None in kls else fmean(kls)
+    kls = [None] if run.status == "diverged" else (run.end or {})["kl_full"]
+    return inf if None in kls else fmean(kls)
 
 
 def about(run: Run, fields: dict[str, float]) -> dict[str, Any]:
