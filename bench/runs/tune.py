@@ -166,7 +166,7 @@ def _key(method: str, config: dict[str, Any], steps: int) -> str:
 
 def kl_of(run: Run) -> float:
     """KL(clean || adapted) at the end of a run, the mean over its documents; inf if it diverged."""
-    kls = [None] if run.status == "diverged" else (run.end or {})["kl_full"]
+    kls: list[Any] = [None] if run.status == "diverged" else (run.end or {})["kl_full"]
     return inf if None in kls else fmean(kls)
 
 

@@ -109,7 +109,8 @@ def test_what_is_chosen_is_written_down(tuning, capsys):
     assert lora["seconds"] == sum(one["seconds"] for one in lora["tried"]) == 10.0
     best = lora["tried"][3]
     assert best["kl"] == pytest.approx(1) and best["ce"] == pytest.approx(3.575)
-    assert [one["settings"]["shrink"] for one in ridge["tried"]] == [1.6, 4.0, 10.0, 25.0, 62.5, 156.0, 391.0, 977.0]  # fmt: skip
+    shrunk = [one["settings"]["shrink"] for one in ridge["tried"]]
+    assert shrunk == [1.6, 4.0, 10.0, 25.0, 62.5, 156.0, 391.0, 977.0]
     assert ridge["choice"] == {"shrink": 391.0} and ridge["interior"]
     assert file["model"]["sha256"] == "ab" * 32
     assert (file["spec"]["sae_seed"], file["spec"]["held_out"]) == (1_500, "tuning")
