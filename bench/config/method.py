@@ -202,7 +202,8 @@ def _missing(name: str, error: ModuleNotFoundError) -> Fault:
 
 def of_own_saes(spec: Spec) -> Entry:
     """The entry of the method that trains the own SAEs of a spec."""
-    return entry(f"mse:lr={spec.sae_lr}")
+    frozen = "freeze=W_dec" if spec.sae_decoder == "frozen" else ""
+    return entry(":".join(filter(None, [f"mse:lr={spec.sae_lr}", spec.sae_set, frozen])))
 
 
 def parse(text: str, kind: Any, what: str) -> Any:
