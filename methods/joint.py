@@ -8,6 +8,9 @@ from bench.errors import require_positive
 from bench.problem import Adapted, Batches, Descent, Problem, clamp_thresholds, copy_of, descend
 from methods import lora
 
+TUNED = {"lr": "lora", "sae_lr": "e2e"}
+"""What `tune` scales, by one factor -> the method whose tuned step size it starts at."""
+
 
 @dataclass(frozen=True)
 class Config(Descent):

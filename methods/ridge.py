@@ -10,6 +10,9 @@ from torch import Tensor
 from bench.errors import require_positive
 from bench.problem import Adapted, Batches, Problem, correct, reconstruction, weights_of
 
+TUNED = ("shrink",)
+"""What `tune` chooses."""
+
 
 @dataclass(frozen=True)
 class Config:

@@ -80,6 +80,9 @@ class Spec:
     """Documents of the validation set, which is measured at the end."""
     val_tokens: int = 16_384
     """Tokens of the validation set."""
+    held_out: str = "validation"
+    """What the end of a run is measured on: the `validation` set, or the `tuning` windows in its
+    place."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -167,6 +170,7 @@ CHOICES = {
     "scored": POSITIONS,
     "dtype": ("float32", "bfloat16"),
     "device": ("cpu", "cuda", "mps", "auto"),
+    "held_out": ("validation", "tuning"),
 }
 
 

@@ -48,7 +48,7 @@ class Pool:
         return [run.path for run in self._of(*resolved, job.seed_of_run)] if resolved else []
 
     def _of(self, asked: MethodRequest, spec: Spec, seed: int) -> list[Run]:
-        identity = digest([asked.label, asdict(spec), seed])
+        identity = wanted_identity(asked, spec, seed)
         return [run for run in _records(self.folder) if identity == identity_of(run)]
 
     def find(self, job: Job) -> str | None:
@@ -59,8 +59,7 @@ class Pool:
         resolved = self.resolve(job)
         if resolved is None:
             return None
-        asked, spec = resolved
-        return self._names.get(digest([asked.label, asdict(spec), job.seed_of_run]))
+        return self._names.get(wanted_identity(*resolved, job.seed_of_run))
 
     def resolve(self, job: Job) -> tuple[MethodRequest, Spec] | None:
         """(method, spec) with the weights of an earlier run filled in; None before that has run.
@@ -89,6 +88,11 @@ class Pool:
 def identity_of(run: Run) -> str:
     """The digest that two records of the same run share: of its label, spec and seed."""
     return digest([run.header.get("label"), as_recorded(run.header), run.header["seed"]])
+
+
+def wanted_identity(asked: MethodRequest, spec: Spec, seed: int) -> str:
+    """The `identity_of` the record that the run of a method on a spec leaves."""
+    return digest([asked.label, asdict(asked.spec_of(spec)), seed])
 
 
 def _records(folder: Path) -> list[Run]:

@@ -100,11 +100,7 @@ def _finished(path: Path) -> Done:
 def estimated(job: Job, steps: list[int]) -> dict[int, float]:
     """Rough seconds of a run on the spec of `job`, for each number of steps."""
     loaded = _load(job.spec, job.method, tell=True)
-    changed = {n: dataclasses.replace(loaded.spec, steps=n) for n in steps}
-    return {
-        n: estimate.seconds(dataclasses.replace(loaded, spec=spec), 1, trains_sae=False)
-        for n, spec in changed.items()
-    }
+    return {n: estimate.seconds(loaded, [n], trains_sae=False) for n in steps}
 
 
 def run(request: Request, asked: MethodRequest, seed: int) -> tuple[Path, Outcome]:

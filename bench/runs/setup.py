@@ -41,7 +41,7 @@ class Bench:
 
     def name(self, entry: Entry, seed: int) -> str:
         """The name of the run of this method and seed."""
-        spec = asdict(self.spec)
+        spec = asdict(entry.asked.spec_of(self.spec))
         return run_name(entry.name, entry.settings, spec, seed, self.sae["sha256"])
 
     def header(self, entry: Entry, seed: int) -> dict[str, object]:
@@ -53,7 +53,7 @@ class Bench:
             "sets": list(entry.asked.sets),
             "config": entry.settings,
             "source": entry.source,
-            "spec": asdict(self.spec),
+            "spec": asdict(entry.asked.spec_of(self.spec)),
             "seed": seed,
             "model": self.model,
             "text_sha256": source_sha256(self.spec),
