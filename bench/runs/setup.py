@@ -71,9 +71,11 @@ def bench(loaded: Loaded, folders: list[Path]) -> Bench:
     problem = loaded.problem(saes.load_all(folders, loaded.widths, spec.device))
     sha256 = saes.sha256_of(folders)
     stem = str(cache_root() / "held-out" / loaded.key)
-    curve_file, validation_file = Path(f"{stem}-curve.safetensors"), Path(f"{stem}.safetensors")
+    curve_file = Path(f"{stem}-curve.safetensors")
     curve = evaluate.clean_side(problem, loaded.text.curve, curve_file, with_kl=True)
-    whole = loaded.text.validation
+    whole = loaded.text.held_out[spec.held_out]
+    stem += "-tuning" if spec.held_out == "tuning" else ""
+    validation_file = Path(f"{stem}.safetensors")
     validation = evaluate.clean_side(problem, whole, validation_file, with_kl=False)
     spliced_file = Path(f"{stem}-spliced-{sha256[:16]}.json")
     there = group.all_of(spliced_file.exists())
