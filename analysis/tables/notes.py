@@ -38,8 +38,10 @@ def budget(comparison: Comparison) -> str:
     spec, parts = comparison.spec, []
     if "batch_size" in spec and "seq_len" in spec:
         parts.append(f"{spec['batch_size'] * spec['seq_len']:,} tokens a step")
-    if "steps" in spec:
-        parts.append(f"{spec['steps']:,} steps")
+    runs = [run for of_label in comparison.trained.values() for run in of_label]
+    steps = [run.header["spec"].get("steps") for run in runs or comparison.all]
+    if any(steps):
+        parts.append(f"{_range([n for n in steps if n], '{:,}')} steps")
     parts.append(seeds(len(comparison.seeds)))
     _, *place, _, _ = clock(comparison.all[0].header)
     parts.append(_place("", *place) if comparison.one_clock else "several clocks")

@@ -48,8 +48,13 @@ class Spec:
     """Tokens an own SAE is trained on."""
     sae_lr: float = 2e-3
     """Step size that an own SAE is trained with, by the method `mse`."""
+    sae_set: str = ""
+    """Further settings of `mse` in that training, such as `decay=0:warmup=0.01`."""
+    sae_decoder: str = "trained"
+    """Decoder of an own SAE: `trained`; as controls `frozen` (its random directions stay) or
+    `shuffled` (rows exchanged after training)."""
     sae_share: float = 1.0
-    """How much of an own SAE's training is done: 0.1, 0.2, ... or 1, of which each is kept."""
+    """How much of an own SAE's training is done: 0.1, 0.2, ... 1, 0.75 or 0.95; each is kept."""
     sae_seed: int = 1_000
     """Seed of an own or fresh SAE; away from the runs' seeds, so no run repeats its batches."""
     text: str = "sotu"
@@ -90,10 +95,12 @@ class Spec:
                 raise Usage(f"{flag(field.name)} must be at least 1, got {value}")
         if not self.sae_lr > 0:
             raise Usage(f"--sae-lr must be above 0, got {self.sae_lr}")
-        if round(10 * self.sae_share, 6) not in range(1, 11):
-            raise Usage(f"--sae-share {self.sae_share}: expected 0.1, 0.2, ... or 1")
-        if self.sae_share != 1 and self.sae != "own":
-            raise Usage(f"--sae-share {self.sae_share}: only with --sae own")
+        if self.sae_share not in SHARES:
+            raise Usage(f"--sae-share {self.sae_share}: expected 0.1, 0.2, ... 1, 0.75 or 0.95")
+        for name, without in OF_OWN.items():
+            value = getattr(self, name)
+            if self.sae != "own" and value != without:
+                raise Usage(f"{flag(name)} {value}: only with --sae own")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise unknown(flag(name), getattr(self, name), choices)
@@ -129,8 +136,8 @@ def own_training(spec: Spec) -> Spec:
     """The spec under which the spec's own SAE is trained: each window is read once, and only as
     far as the site, so nothing of it is cached. What a run is measured on makes no other SAE."""
     steps = max(1, spec.sae_tokens // (spec.seq_len * spec.batch_size))
-    spec = dataclasses.replace(spec, sae="fresh", sae_share=1.0, cache_clean=False)
-    return dataclasses.replace(spec, steps=steps, held_out=Spec.held_out)
+    changes = {"cache_clean": False, "steps": steps, "held_out": Spec.held_out, **OF_OWN}
+    return dataclasses.replace(spec, sae="fresh", **changes)
 
 
 def as_recorded(header: dict[str, Any]) -> dict[str, Any]:
@@ -138,6 +145,10 @@ def as_recorded(header: dict[str, Any]) -> dict[str, Any]:
     return {**dataclasses.asdict(Spec()), **header["spec"]}
 
 
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95, 1.0)
+"""Shares of its training that an own SAE is kept at."""
+OF_OWN: dict[str, Any] = {"sae_share": 1.0, "sae_set": "", "sae_decoder": "trained"}
+"""Fields that only an own SAE has, with their values for any other."""
 MADE_HERE = ("own", "fresh")
 """SAEs that the suite makes itself, for all sites of a spec together."""
 
@@ -158,6 +169,7 @@ what the MLP gives, before it; the same for attention."""
 
 POSITIONS = ("not-first", "not-special", "all")
 CHOICES = {
+    "sae_decoder": ("trained", "frozen", "shuffled"),
     "weights": ("pretrained", "random"),
     "spliced": POSITIONS,
     "scored": POSITIONS,

@@ -150,6 +150,8 @@ def _adapted(run: Run, problem: Problem, spec: Spec) -> Adapted:
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in run.header["config"].items()}
     if "init" in config:
         config["init"] = ""  # its folder has the weights that it ended with
+    if "adam" in config:
+        config["adam"] = "new"  # nothing is trained any more
     module = method.entry(run.header["method"]).module
     adapted = next(module.train(problem, Batches(problem.train), module.Config(**config)))
     path = run.path.with_suffix("") / "state.safetensors"
