@@ -193,8 +193,8 @@ def _by_document(stream: tokens.Stream, spec: Spec, bos: int | None) -> Split | 
 
     At most a quarter of the documents is for validation, an eighth for the curve set, an eighth for
     tuning. No size moves the validation or the curve set but its own; the tuning windows lie before
-    the curve set, and move with its size alone. They have fewer units, or none, where the documents
-    would not leave a batch for training.
+    the curve set, and move with its size alone. They have units of a window where none holds its
+    share, and fewer units, or none, where they would not leave a batch for training.
     """
     n, cut = len(stream), partial(stream.windows, seq_len=spec.seq_len, bos=bos)
     front, back = range(n // 4), range(n)[::-1][: max(1, n // 8)]
@@ -204,6 +204,7 @@ def _by_document(stream: tokens.Stream, spec: Spec, bos: int | None) -> Split | 
         return None
     first, before = validation[-1][1] + 1, range(curve[-1][0])[::-1][: max(1, n // 8)]
     tuning = _units(before, cut, spec.tune_docs, spec.tune_tokens, spec)
+    tuning = tuning or _units(before, cut, spec.tune_docs, 1, spec)
     while tuning and len(cut(first, tuning[-1][0] - 1)) < spec.batch_size:
         tuning.pop()
     train = cut(first, (tuning or curve)[-1][0] - 1)

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from analysis.stats.gap import closed_at_end
+from bench.config.spec import own_training
 from bench.config.specs import named
 from bench.errors import Rejected, Unavailable
+from bench.export.reload import restore, spec_of, validation
 from bench.io.record import read
+from bench.io.verify import verify
 from bench.loading import text
 from bench.problem.batches import Batches
 from bench.runs import loaded
@@ -172,7 +175,9 @@ def test_no_document_is_in_two_parts(tmp_path, lengths, sources):
     parts = load(both if sources == 2 else tmp_path / "one/text", **sized(sources))
     windows = [parts.train[:], *(part.tokens for part in parts.held_out.values())]
     found = [places(orders[:sources], part) for part in windows]
-    assert len(found) == 4 and all({source for source, _ in p} == set(range(sources)) for p in found)
+    assert len(found) == 4 and all(
+        {source for source, _ in p} == set(range(sources)) for p in found
+    )
     assert sum(map(len, found)) == len(set().union(*found))
 
 
@@ -182,6 +187,12 @@ def test_where_documents_are_few_more_is_taken_of_each(tmp_path):
     assert len(set(parts.validation.documents)) == 3 and len(parts.validation.tokens) == 60
     assert len(set(parts.curve.documents)) == 1 and len(parts.curve.tokens) == 4
     assert len(set(parts.tuning.documents)) == 1 and len(parts.tuning.tokens) == 6
+
+
+def test_where_documents_are_short_less_is_taken_for_tuning(tmp_path):
+    write(tmp_path, LENGTHS["short"])
+    parts = load(tmp_path / "text", tune_docs=8, tune_tokens=12 * 8 * 80)
+    assert len(set(parts.tuning.documents)) == 8 and len(parts.tuning.tokens) == 16
 
 
 def test_tuning_takes_no_document_that_training_needs(tmp_path):
@@ -274,6 +285,63 @@ def test_two_texts_have_equal_shares_of_every_part(tmp_path):
     assert left_out == [len(text.train) - least for text in alone] and max(left_out) > 0
 
 
+@pytest.mark.parametrize("bos", [None, 1])
+def test_joined_windows_are_indexed_as_a_tensor_is(tmp_path, bos):
+    _, both = two(tmp_path, [300] * 48, [600] * 24)
+    train = load(both, prepend_bos=bos is not None).train
+    windows, n = train[:], len(train)
+    assert windows.shape == train.shape == (n, 12) and windows.dtype == train.dtype == torch.int64
+    assert train.numel() == windows.numel() and train.to("cpu")[:].tolist() == windows.tolist()
+    shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    indices = [
+        0,
+        n - 1,
+        -1,
+        [n - 1, 0, n // 2, n // 2 - 1, 0, -2],
+        [],
+        slice(n // 2 - 3, n // 2 + 3),
+    ]
+    for rows in (*indices, slice(5, 1), shuffled, shuffled % 2 == 0):
+        assert torch.equal(train[rows], windows[rows])
+    with pytest.raises(IndexError):
+        train[[n]]
+    settings = {"batch_size": 2, "steps": n, "seed": 3}
+    for expected, batch in zip(
+        Batches(windows, **settings), Batches(train, **settings), strict=True
+    ):
+        assert torch.equal(batch, expected)
+
+
+def test_the_hash_of_two_texts_is_of_both_and_of_their_order(tmp_path):
+    _, both = two(tmp_path, [60] * 24, [60] * 24)
+    one, other = both.split("+")
+    hashes = {load(texts).train_sha256 for texts in (one, other, both, f"{other}+{one}")}
+    (tmp_path / "one/text/0.txt").write_text("something else entirely " * 3)
+    hashes.add(load(both).train_sha256)
+    (tmp_path / "two/text/0.txt").write_text("another one " * 6)
+    assert len(hashes | {load(both).train_sha256}) == 6
+
+
+def test_a_document_of_two_texts_is_refused(tmp_path):
+    _, both = two(tmp_path, [60] * 24, [60] * 24)
+    (tmp_path / "two/text/copy.txt").write_bytes((tmp_path / "one/text/7.txt").read_bytes())
+    with pytest.raises(Rejected, match="/one/text' and .*/two/text' have 1 .*, such as '7'"):
+        load(both)
+
+
+def test_what_was_read_of_two_texts_is_two_lines(tmp_path):
+    _, both = two(tmp_path, [60] * 24, [60] * 30)
+    lines = text.in_words(load(both)).splitlines()
+    assert [line.split(";")[0] for line in lines] == [
+        "text text: files 24 read",
+        "text text (2): files 30 read",
+    ]
+    assert lines[1].endswith(
+        "31 windows are more than another source has; held out by document: 4 for validation, "
+        "2 for the curve, 2 for tuning"
+    )
+
+
 @pytest.mark.parametrize("other", [["a\0b", "c"], ["a", "b\0c"], ["a\0b\0c"], ["a", "b", "c"]])
 def test_texts_that_look_alike_when_joined_have_tokens_of_their_own(tmp_path, other):
     (tmp_path / "text").mkdir()
@@ -334,6 +402,34 @@ def test_ids_without_an_embedding_are_refused_without_a_scan(tmp_path):
     loaded.check_vocabulary(parts, bridge)
     with pytest.raises(Rejected, match="token id 64, 64 rows"):
         loaded.check_vocabulary(dataclasses.replace(parts, largest=64), bridge)
+
+
+def test_the_tuning_windows_are_measured_in_the_place_of_the_validation_set(small, tmp_path):
+    """Two texts; the record passes `verify`, and the measurements of the run are on them, too."""
+    _, both = two(tmp_path, [600] * 24, [300] * 48)
+    for held_out, units in (("tuning", 6), ("validation", 4)):
+        settings = {"text": both, "sae": "fresh", "tune-docs": 6, "tune-tokens": 144}
+        out = tmp_path / held_out
+        again = {"held-out": held_out, "out": out}
+        code, _, err = small("compare", "--methods", "lora", **settings, **again)
+        assert code == 0, err
+        (path,) = out.glob("lora-*.jsonl")
+        verify([path])
+        run, (problem, _) = read(path), restore(path)
+        windows = text.load(spec_of(run), tiny.tokenizer(), tiny.VOCABULARY).held_out[held_out]
+        assert run.header["documents"] == list(dict.fromkeys(windows.documents))
+        assert torch.equal(validation(run, problem).tokens, windows.tokens)
+        logits = problem.bridge(windows.tokens)
+        losses = tiny.ce_by_document(logits, windows.tokens, units)
+        assert run.header["ce_full_clean"] == pytest.approx(losses, rel=1e-5)
+        assert len(run.end["ce_full"]) == units
+
+
+def test_what_a_run_is_measured_on_makes_no_other_sae(tmp_path):
+    spec = spec_for(tmp_path)
+    tuned = dataclasses.replace(spec, held_out="tuning")
+    assert loaded.fields_of(tuned) == loaded.fields_of(spec)
+    assert own_training(tuned) == own_training(spec)
 
 
 def test_short_documents_give_a_comparison_with_errors(small, tmp_path):
