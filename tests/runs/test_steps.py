@@ -115,11 +115,11 @@ def test_a_factor_of_two_specs_is_told_apart(tmp_path):
 
 
 def test_saes_trained_for_several_lengths_are_no_one_recipe(tmp_path):
-    for steps in (16, 64):
+    for seed, steps in enumerate((16, 64)):
         name = f"mse-{steps:08x}"
         trained = of_length(steps, "mse", label=name, sae={"source": "fresh", "sha256": "f"})
         records.write(tmp_path, replace(trained, path=tmp_path / f"{name}.jsonl"))
         sae = {"source": "own", "sha256": str(steps), "run": name, "share": 1.0}
-        run = of_length(16, "lora", sae=sae)
+        run = of_length(16, "lora", seed, sae=sae)
         records.write(tmp_path, replace(run, path=tmp_path / f"lora-{steps:08x}.jsonl"))
     assert len(comparisons(tmp_path)) == 2
