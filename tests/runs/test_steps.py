@@ -105,6 +105,12 @@ def test_runs_of_one_label_and_several_lengths_are_told_apart(tmp_path):
     assert "16 to 64 steps" in budget(comparison)
 
 
+def test_the_reference_takes_no_steps(tmp_path):
+    records.write(tmp_path, of_length(16, "none"), of_length(64))
+    (comparison,) = comparisons(tmp_path)
+    assert " · 64 steps · " in budget(comparison)
+
+
 def test_a_factor_of_two_specs_is_told_apart(tmp_path):
     both = [of_length(steps, label="lora:steps=4x", config={"lr": 1.0}) for steps in (64, 256)]
     other = both[1].path.with_name("later.jsonl")
