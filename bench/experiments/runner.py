@@ -3,7 +3,6 @@
 `do` works in the command's own process; from `estimated` on the functions run in others.
 """
 
-import dataclasses
 from functools import partial
 from pathlib import Path
 from statistics import fmean

@@ -187,13 +187,13 @@ def table(entry: dict[str, Any]) -> str:
     """The rates of a method, the chosen one marked."""
     lines = [
         f"\n{entry['label']}, {entry['steps']:,} steps",
-        f"  {'KL':>31}{'CE':>10}{'seconds':>10}",
+        f"  {'KL':>37}{'CE':>10}{'seconds':>10}",
     ]
     for one in entry["tried"]:
         rate = " ".join(f"{k}={v:{tuned.DIGITS}}" for k, v in one["settings"].items())
         losses = [one["status"] if one[k] is None else f"{one[k]:.4f}" for k in ("kl", "ce")]
         mark = "*" if one["settings"] == entry["choice"] else " "
-        lines.append(f"{mark} {rate:<21}{losses[0]:>10}{losses[1]:>10}{one['seconds']:>10,.1f}")
+        lines.append(f"{mark} {rate:<27}{losses[0]:>10}{losses[1]:>10}{one['seconds']:>10,.1f}")
     if not entry["interior"]:
         lines.append(f"* the last of {len(entry['tried'])} rates that were tried: not interior")
     return "\n".join(lines)

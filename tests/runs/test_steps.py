@@ -105,6 +105,12 @@ def test_runs_of_one_label_and_several_lengths_are_told_apart(tmp_path):
     assert "16 to 64 steps" in budget(comparison)
 
 
+def test_the_reference_takes_no_steps(tmp_path):
+    records.write(tmp_path, of_length(16, "none"), of_length(64))
+    (comparison,) = comparisons(tmp_path)
+    assert " · 64 steps · " in budget(comparison)
+
+
 def test_a_factor_of_two_specs_is_told_apart(tmp_path):
     both = [of_length(steps, label="lora:steps=4x", config={"lr": 1.0}) for steps in (64, 256)]
     other = both[1].path.with_name("later.jsonl")
@@ -115,11 +121,11 @@ def test_a_factor_of_two_specs_is_told_apart(tmp_path):
 
 
 def test_saes_trained_for_several_lengths_are_no_one_recipe(tmp_path):
-    for steps in (16, 64):
+    for seed, steps in enumerate((16, 64)):
         name = f"mse-{steps:08x}"
         trained = of_length(steps, "mse", label=name, sae={"source": "fresh", "sha256": "f"})
         records.write(tmp_path, replace(trained, path=tmp_path / f"{name}.jsonl"))
         sae = {"source": "own", "sha256": str(steps), "run": name, "share": 1.0}
-        run = of_length(16, "lora", sae=sae)
+        run = of_length(16, "lora", seed, sae=sae)
         records.write(tmp_path, replace(run, path=tmp_path / f"lora-{steps:08x}.jsonl"))
     assert len(comparisons(tmp_path)) == 2
