@@ -103,9 +103,8 @@ def _plan(setting: Frontier) -> Iterator[Job]:
 
 def _trunk(setting: Frontier, seed: int, sae: str = "trained") -> Job:
     spec = replace(seeded(setting.spec, seed), sae_decoder=sae)
-    training, at = own_training(spec), {"sae": _name(sae)}
-    made = {"run_seed": spec.sae_seed, "trains_own": spec}
-    return Job("trunk", own_label(spec), training, seed, at, **made)
+    place = ("trunk", own_label(spec), own_training(spec), seed, {"sae": _name(sae)})
+    return Job(*place, run_seed=spec.sae_seed, trains_own=spec)
 
 
 def _arm(
