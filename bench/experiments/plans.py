@@ -179,6 +179,8 @@ EXPERIMENTS: dict[str, Callable[[Scale], Iterator[Job]]] = {
 """Name on the command line -> its jobs at a `Scale`."""
 
 
+OF_FRONTIER = [plan.__name__.replace("_", "-") for plan in frontier.PLANS]
+"""Experiments of the scales that have a frontier."""
 FULL_ONLY = ("timing-llama",)
 """Experiments that a laptop has no model for."""
 
@@ -191,6 +193,8 @@ def expanded(names: Iterable[str], scale: str) -> list[str]:
 
 
 def _has(scale: Scale, name: str) -> bool:
+    if name in OF_FRONTIER and not scale.frontiers:
+        return False
     return name in scale.has if scale.has else scale.name == "full" or name not in FULL_ONLY
 
 

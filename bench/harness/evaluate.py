@@ -125,7 +125,7 @@ class Gauge:
     @property
     def dead(self) -> float:
         """Share of the latents that fire nowhere."""
-        return (self.firings == 0).double().mean().item()
+        return 1 - int(self.firings.count_nonzero()) / len(self.firings)
 
     @property
     def fvu(self) -> float:
