@@ -207,8 +207,11 @@ def own_label(spec: Spec) -> str:
 
 
 def of_own_saes(spec: Spec) -> Entry:
-    """The entry of that method."""
-    return entry(own_label(spec))
+    """The entry of that method; `Usage` for settings that are none of its own."""
+    made = entry(own_label(spec))
+    if made.asked.steps:
+        raise Usage(f"--sae-set '{spec.sae_set}': its steps are those of --sae-tokens")
+    return made
 
 
 def parse(text: str, kind: Any, what: str) -> Any:
