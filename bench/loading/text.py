@@ -279,6 +279,23 @@ def _spread(units: Units, tokens: int, spec: Spec) -> Windows:
     return Windows(torch.cat(spread), names)
 
 
+def samples(
+    name: str, tokenizer: "PreTrainedTokenizerBase", like: torch.Tensor, each: int
+) -> Windows:
+    """Windows of every document of the text `name`, as long as those of `like` and begun as they.
+
+    Of each document equally many, `each` tokens or what the shortest has, evenly spread.
+    """
+    spec, bos = Spec(text=name, seq_len=like.shape[1]), tokenizer.bos_token_id
+    bos = bos if bos is not None and bool((like[:, 0] == bos).all()) else None
+    stream = tokens.stream(documents.source(spec), tokenizer)
+    units = [
+        (stream.name(n, n), stream.windows(n, n, spec.seq_len, bos)) for n in range(len(stream))
+    ]
+    units = [(name, windows) for name, windows in units if len(windows)]
+    return _spread(units, each * len(units), spec)
+
+
 def _unique(names: list[str]) -> list[str]:
     """The names, numbered where two files differ in their suffix alone."""
     return [
