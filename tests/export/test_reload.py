@@ -21,7 +21,9 @@ from tests.test_lora import spliced_logits
 def test_the_ce_of_the_record(small, family, tmp_path):
     tiny.write_model(tmp_path / "model", family)
     rules = {"spliced": "not-special", "prepend_bos": "true"}
-    methods = "lora:lr=0.01,e2e,mse,linear:lr=0.01,affine,ridge,joint,full:lr=0.001,sae_lora:lr=0.01"
+    methods = (
+        "lora:lr=0.01,e2e,mse,linear:lr=0.01,affine,ridge,joint,full:lr=0.001,sae_lora:lr=0.01"
+    )
     arguments = ("--methods", methods, "--out", tmp_path)
     code, _, err = small("compare", *arguments, model=tmp_path / "model", **rules)
     assert code == 0, err
