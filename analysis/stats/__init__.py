@@ -1,6 +1,6 @@
-"""The statistics: the gap that is closed, the speedups, which runs may be used.
+"""The statistics: errors over seeds and documents, the gap, speedups, which runs may be used.
 
 Pure functions on records. Prints and draws nothing.
 """
 
-__all__ = ["gap", "speedup", "usable"]
+__all__ = ["crossed", "gap", "speedup", "usable"]
