@@ -159,11 +159,10 @@ AROUND = {"own": 0.1, "frozen": 0.1, "shuffled": 0.02}
 PARTS = (0.95, 1.05, 1.0, 1.0)
 
 
-def frontier(
-    folder, lora=AROUND, e2e=AROUND, arms=(), kl=0.1, noise=0.0, seeds=(0, 1, 2), **header
-):
+def frontier(folder, lora=AROUND, e2e=AROUND, arms=(), kl=0.1, noise=0.0, l0=32.0, **header):
     """The experiment `frontier`: `lora` and `e2e` around each SAE, and `arms` (role, what it is at
-    beside the fork, nats gained). In KL, whose gap is 0.4, `frozen` gains `kl`, the others 0.1."""
+    beside the fork, nats gained). In KL, whose gap is 0.4, `frozen` gains `kl`, the others 0.1;
+    its L0 is `l0`, theirs 32."""
     planned = [
         (role, {"sae": sae}, g)
         for sae in lora
@@ -171,12 +170,12 @@ def frontier(
     ]
     entries = []
     for number, (role, at, gain) in enumerate([*planned, *arms]):
-        for seed in seeds:
+        for seed in (0, 1, 2):
             drop = None if gain is None else [(gain + noise * (seed - 1)) * p for p in PARTS]
-            told = {"label": f"{role}:{number}", "kl_full_spliced": [0.4] * 4, "l0_full": 32.0}
+            gained, before = (kl, l0) if at["sae"] == "frozen" else (0.1, 32.0)
+            told = {"label": f"{role}:{number}", "kl_full_spliced": [0.4] * 4, "l0_full": before}
             run = make(role, seed, gains=drop, **(told | header))
             if drop:
-                gained = kl if at["sae"] == "frozen" else 0.1
                 run.end.update(kl_full=[0.4 - gained] * 4, l0_full=32.0)
             entries.append((role, seed, {"fork": 0.25, **at}, None if gain is None else run))
     return experiment(folder, "frontier", entries)
