@@ -14,9 +14,10 @@ from typing import Any
 
 from analysis.records.comparison import clock
 from analysis.records.manifest import Entry, Experiment, load
-from analysis.stats.crossed import Estimate, crossed, ratio
+from analysis.stats.crossed import Estimate
+from analysis.stats.gap import Closed, closed_at_end
 from analysis.stats.speedup import resumed
-from analysis.stats.usable import by_seed, ends, spliced, unsound
+from analysis.stats.usable import by_seed, unsound
 from analysis.tables.notes import clock_in_words, model_name
 from bench.errors import Rejected
 from bench.io import record
@@ -152,27 +153,18 @@ def paired(*groups: dict[int, Run]) -> list[tuple[Run, ...]]:
     return [tuple(group[seed] for group in groups) for seed in sorted(groups[0])]
 
 
-def closed(runs: dict[int, Run]) -> Estimate:
+def closed(runs: dict[int, Run]) -> Closed:
     """Share of the gap in CE that the runs of all seeds close; `Untestable` where there is none."""
-    clean = {seed: run.header["ce_full_clean"] for seed, run in runs.items()}
-    gains, gaps = minus(spliced(runs), ends(runs)), minus(spliced(runs), clean)
-    if not runs or any(sum(gap) <= 0 for gap in gaps):
-        raise Untestable("no gap to close")
-    return ratio(gains, gaps)
+    share = closed_at_end(list(runs.values()))
+    if not share:
+        raise Untestable("no gap, or one less than two errors above 0")
+    return share
 
 
 def minus(ours: dict[int, list[float]], theirs: dict[int, list[float]]) -> list[list[float]]:
     """Seed -> values by document, minus another's -> [seed][document], of the seeds in both."""
     both = sorted(ours.keys() & theirs.keys())
     return [[a - b for a, b in zip(ours[seed], theirs[seed], strict=True)] for seed in both]
-
-
-def apart(ours: dict[int, list[float]], theirs: dict[int, list[float]]) -> Estimate:
-    """`minus`, in the mean, with its interval over seeds and documents."""
-    values = minus(ours, theirs)
-    if not values:
-        raise Missing("the same seeds in what is compared")
-    return crossed(values)
 
 
 def below(estimate: Estimate, bound: float = 0.0) -> bool:

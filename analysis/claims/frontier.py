@@ -16,7 +16,6 @@ from analysis.claims.evidence import (
     Missing,
     Untestable,
     above,
-    apart,
     below,
     interval,
     minus,
@@ -26,6 +25,7 @@ from analysis.claims.evidence import (
     three_ways,
 )
 from analysis.stats.crossed import Estimate, Table, crossed, equivalence, ratio
+from analysis.stats.gap import Loss, difference, end_losses, spliced_losses
 from analysis.stats.usable import ends, spliced
 from analysis.tables.notes import percent
 from bench.io.record import Run
@@ -94,19 +94,18 @@ def _equal_l0(*groups: dict[int, Run]) -> None:
             raise Untestable(f"L0 of {min(l0):.1f} and {max(l0):.1f}, needs equal ones within 10%")
 
 
-def _outcomes(*groups: dict[int, Run]) -> Iterator[str]:
+def _outcomes(*groups: dict[int, Run]) -> Iterator[Loss]:
     """`ce`, and `kl` where every record has it."""
     yield "ce"
     runs = [run for group in groups for run in group.values()]
-    if all(run.header.get("kl_full_spliced") and (run.end or {}).get("kl_full") for run in runs):
+    if all(spliced_losses(run, "kl") and end_losses(run, "kl") for run in runs):
         yield "kl"
 
 
-def _shares(runs: dict[int, Run], outcome: str = "ce") -> Table:
+def _shares(runs: dict[int, Run], outcome: Loss = "ce") -> Table:
     """Seed -> run -> share of the gap closed, [seed][document], made linear: its mean is the share
     of all, its spread what the share's error comes of."""
-    before = {seed: run.header[f"{outcome}_full_spliced"] for seed, run in runs.items()}
-    after = {seed: (run.end or {})[f"{outcome}_full"] for seed, run in runs.items()}
+    before, after = spliced(runs, outcome), ends(runs, outcome)
     clean = {seed: run.header["ce_full_clean"] for seed, run in runs.items()}
     if outcome == "kl":  # The clean model's from itself.
         clean = {seed: [0.0] * len(losses) for seed, losses in before.items()}
@@ -208,8 +207,8 @@ def frozen_thresholds(case: Evidence) -> Finding:
     if kinds != {"jumprelu"}:
         raise Untestable(f"SAEs of kind {', '.join(map(str, kinds))}, needs jumprelu")
     clean = {seed: run.header["ce_full_clean"] for seed, run in frozen.items()}
-    margin = MARGIN * apart(spliced(frozen), clean).value
-    between, moved = apart(ends(frozen), ends(e2e)), [_moved(runs) for runs in (frozen, e2e)]
+    margin = MARGIN * difference(spliced(frozen), clean).value
+    between, moved = difference(ends(frozen), ends(e2e)), [_moved(runs) for runs in (frozen, e2e)]
     ours = f"frozen minus trained {nats(between)}, margin {margin:.4f}"
     ours += "; L0 moves by {:.1%} and {:.1%}".format(*moved)
     holds = below(between, margin) and moved[0] < moved[1]

@@ -13,7 +13,6 @@ from analysis.claims.evidence import (
     Evidence,
     Finding,
     Missing,
-    apart,
     below,
     block_of,
     closed,
@@ -21,7 +20,7 @@ from analysis.claims.evidence import (
     nats,
     table,
 )
-from analysis.stats.crossed import Estimate
+from analysis.stats.gap import Closed, difference
 from analysis.stats.usable import ends, spliced
 from analysis.tables.notes import percent
 from bench.io.record import Run
@@ -99,7 +98,7 @@ def _swept(
     by_value, gains = {}, {}
     for value in sorted(case.values(experiment, variable, "lora")):
         runs = case.runs(experiment, "lora", rank=max(ranks), **{variable: value})
-        by_value[value], gains[value] = closed(runs), apart(spliced(runs), ends(runs)).value
+        by_value[value], gains[value] = closed(runs), difference(spliced(runs), ends(runs)).value
     if len(by_value) < 3:
         raise Missing(f"three values of {variable} or more")
     words = _in_words({f"{value:,}": closed for value, closed in by_value.items()})
@@ -107,7 +106,7 @@ def _swept(
     return f"{words} ({variable}; rank {max(ranks)})", shares, gains
 
 
-def _in_words(closed: dict[Any, Estimate], before: str = "at") -> str:
+def _in_words(closed: dict[Any, Closed], before: str = "at") -> str:
     """Value -> share closed there, as `12.0% ± 1.0 at 8, ...`."""
     return ", ".join(f"{percent(c.value, c.error)} {before} {at}" for at, c in closed.items())
 
@@ -187,7 +186,7 @@ def many_saes(case: Evidence) -> Finding:
     rows, gains, clear = [], {}, True
     for number in sorted(case.values("multi-sae", "saes", "lora")):
         runs = case.runs("multi-sae", "lora", saes=number)
-        change, share = apart(ends(runs), spliced(runs)), closed(runs)
+        change, share = difference(ends(runs), spliced(runs)), closed(runs)
         clear = clear and below(change)
         gains[number] = -change.value
         rows.append([number, nats(change), percent(share.value, share.error)])

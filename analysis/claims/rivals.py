@@ -15,7 +15,6 @@ from analysis.claims.evidence import (
     Missing,
     Untestable,
     above,
-    apart,
     below,
     block_of,
     interval,
@@ -27,7 +26,7 @@ from analysis.claims.evidence import (
     three_ways,
 )
 from analysis.stats.crossed import equivalence, ratio
-from analysis.stats.gap import end_losses
+from analysis.stats.gap import difference, end_losses
 from analysis.stats.usable import ends, spliced
 from bench.io.record import Run
 
@@ -45,7 +44,7 @@ def ends_lowest(case: Evidence) -> Finding:
         clean, bare = (fmean(ours.header[f"ce_full_{kind}"]) for kind in ("clean", "spliced"))
         gaps.append(bare - clean)
         rows.append([seed, *(f"{ce:.4f}" for ce in (clean, bare, _end(theirs), _end(ours)))])
-    rival, alone = apart(ends(lora), ends(e2e)), apart(ends(lora), spliced(lora))
+    rival, alone = difference(ends(lora), ends(e2e)), difference(ends(lora), spliced(lora))
     line = f"LoRA minus e2e {nats(rival)}; minus the SAE alone {nats(alone)}"
     far = -fmean(gaps) / 10
     heads = ["seed", "clean", "SAE alone", "e2e", "SAE + LoRA"]
@@ -66,14 +65,14 @@ def early_sae(case: Evidence) -> Finding:
     if early > 0.2:
         raise Missing("LoRA from an SAE at 20% of its training or less")
     first, last = case.runs("timing", "lora", share=early), case.runs("timing", "lora", share=1.0)
-    between, parts = apart(ends(first), ends(last)), []
+    between, parts = difference(ends(first), ends(last)), []
     for one, whole in paired(first, last):
         clean, bare = (fmean(whole.header[f"ce_full_{kind}"]) for kind in ("clean", "spliced"))
         above = _end(one) - _end(whole)
         parts.append(above / (bare - clean) if bare > clean else float("inf"))
     of_gap = spread(parts, "{:.0%}")
     ours = f"from {early:.0%} minus from 100%: {nats(between)}, {of_gap} of the gap"
-    alone = apart(spliced(first), spliced(last))
+    alone = difference(spliced(first), spliced(last))
     details = [f"The SAEs alone differ by {nats(alone)}. CE on the validation set."]
     return Finding(median(parts) <= 0.1, ours, details)
 
@@ -86,7 +85,7 @@ def finetuned_sae_beats_lora(case: Evidence) -> Finding:
     place = ("rivals", "e2e") if "rivals" in case.experiments else ("timing", "e2e-finetune")
     e2e, lora = case.runs(*place, share=1.0), case.runs(place[0], "lora", share=1.0)
     paired(e2e, lora)
-    between = apart(ends(e2e), ends(lora))
+    between = difference(ends(e2e), ends(lora))
     layers = next(iter(lora.values())).header["config"].get("layers")
     holds, refuted = below(between), above(between)
     if layers == "all":
@@ -122,7 +121,7 @@ def not_additive(case: Evidence) -> Finding:
         words = f"{spread(parts, '{:.0%}')} of what it gains alone{interval(found[-1], '{:.0%}')}"
         ours.append(f"{then} after {first} adds {words}")
         pairs = [(mixed, alone[first]), (more, alone[first]), (mixed, more)]
-        changes = [apart(ends(one), ends(other)) for one, other in pairs]
+        changes = [difference(ends(one), ends(other)) for one, other in pairs]
         own.append(below(changes[-1]) or above(changes[-1]))
         rows.append([f"{first}, then {then}", *map(nats, changes)])
     heads = ["CE", "second kind adds", "more of the first adds", "second minus more of the first"]
