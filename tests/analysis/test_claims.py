@@ -112,6 +112,7 @@ WORLDS = [
     ("K3", lambda f: additivity(f, second=0.08), "refuted"),
     ("K3", lambda f: additivity(f, stages=(1,)), "not run"),
     ("K3", lambda f: additivity(f, second=0.05), "untestable here"),
+    ("K3", lambda f: additivity(f, noise=0.06), "untestable here"),
     ("B1", timing, "refuted"),
     ("B1", lambda f: timing(f, gains={**LOWER, "e2e": 0.3}), "holds"),
     ("B2", lambda f: timing(f, e2e_step=1.5), "holds"),
@@ -190,6 +191,7 @@ GUARDED = [
     ("C5", lambda f: rank(f, seeds=(0,)), "1 seed, needs 2"),
     ("K3", lambda f: additivity(f, seeds=(0,)), "1 seed, needs 2"),
     ("C10", timing, "a ratio of two budgets"),
+    ("TA1", lambda f: without_sae(f, plain=0.0), "LoRA harms by +0.0000 nats"),
     ("C8", lambda f: timing(f, e2e_step=1.0, **NEVER), "e2e from scratch ends too early"),
     ("C13", lambda f: timing(f, **LATER), "no crossing by the end of e2e, 768 s"),
 ]

@@ -91,7 +91,7 @@ def swept(folder, name, variable, values, gains):
     return sweep(folder, name, list(zip(at, [g for g in gains for _ in "ab"], strict=True)))
 
 
-def additivity(folder, second=0.02, more=0.02, stages=(1, 2), seeds=(0, 1, 2)):
+def additivity(folder, second=0.02, more=0.02, stages=(1, 2), seeds=(0, 1, 2), noise=0.0):
     """LoRA and e2e gain 0.1 nats alone; then the second kind `second`, more of the first `more`."""
     entries = []
     for seed in seeds:
@@ -100,7 +100,7 @@ def additivity(folder, second=0.02, more=0.02, stages=(1, 2), seeds=(0, 1, 2)):
             entries.append((kind, seed, {"stage": 1}, run))
         for first in ("lora", "e2e"):
             for then in ("lora", "e2e"):
-                gain = 0.1 + (more if first == then else second)
+                gain = 0.1 + (more if first == then else second + noise * (seed - 1))
                 label = f"{first}+{then}"
                 run = make(then, 100 + seed, gains=[gain] * 4, label=label)
                 entries.append((label, seed, {"stage": 2}, run if 2 in stages else None))
