@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import median, median_high, median_low
 from typing import Any
 
-from analysis.records.comparison import REFERENCE, clock
+from analysis.records.comparison import REFERENCE, Comparison, clock
 from bench.io.record import Run
 
 AXES = ("seconds", "backwards", "tokens")
@@ -94,6 +94,14 @@ def median_cost(runs: list[Run], share: float, axis: str, total: bool = False) -
     costs = [cost(run, share, axis, total) for run in runs]
     known = [cost for cost in costs if cost is not None]
     return median(known) if known else None
+
+
+def spent(comparison: Comparison, runs: list[Run], axis: str) -> float | None:
+    """Median over seeds of what whole runs took, of `AXES` or `step`; None when none counts."""
+    counted = [run for run in runs if run.rows and run.status == "finished"]
+    if axis == "seconds":
+        counted = [run for run in counted if comparison.one_clock and not resumed(run)]
+    return median(run.rows[-1][axis] for run in counted) if counted else None
 
 
 def speedup(

@@ -9,13 +9,13 @@ from analysis.records.manifest import Entry, Experiment, runs_of
 from analysis.stats.gap import closed_at_end, units
 from analysis.stats.usable import after_both, by_seed, changed_tokens, ends, finished, timed
 from analysis.tables.comparison import WIDTH, aligned
-from analysis.tables.notes import BLANK, number, percent, seeds, title
+from analysis.tables.notes import BLANK, interval, number, seeds, title
 
 HEADS = ["role", "at", "gap closed", "CE", "seconds", "backwards", "seeds"]
 NOTE = (
-    "Gap closed: ± one standard error over {units}, paired, seeds averaged; of two stages, both "
-    "together. CE: at the end, on the validation set, nats per scored token. Seconds and "
-    "backwards (LM backward passes): of the run alone, median over seeds."
+    "Gap closed: in brackets the 95% interval over seeds and {units} alike, paired (of one seed "
+    "there is none); of two stages, both together. CE: at the end, on the validation set, nats per "
+    "scored token. Seconds and backwards (LM backward passes): of the run alone, median over seeds."
 )
 
 
@@ -70,7 +70,7 @@ def _reached(experiment: Experiment, entries: list[Entry]) -> tuple[str, str]:
     if any("+" in entry.role for entry in entries):
         runs = [run for run in (after_both(experiment, e) for e in entries) if run]
     closed = closed_at_end(runs)
-    return percent(closed.share, closed.error) if closed else BLANK, ce
+    return interval(closed) if closed else BLANK, ce
 
 
 def _spent(entries: list[Entry], in_one_go: set[str]) -> tuple[str, str, str]:
@@ -95,7 +95,7 @@ def _distance(values: list[dict[str, Any]]) -> str:
         change = fmean(seed["difference"][kind][-1] for seed in values)
         error = fmean(seed["difference"][f"{kind}_error"][-1] for seed in values)
         changes.append(f"{name} {change:+.4f} ± {error:.4f}")
-    return f"adapted minus spliced after block {last}: {', '.join(changes)}"
+    return f"adapted minus spliced after block {last}: {', '.join(changes)} (over documents alone)"
 
 
 def _no_sae(values: list[dict[str, Any]]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from analysis.records.comparison import Comparison, clock, grouped
 from analysis.records.manifest import Experiment, runs_of
+from analysis.stats.crossed import Estimate
 from analysis.stats.gap import units
 from analysis.stats.speedup import AXES, ranked, resumed, sae_cost, targets
 from bench.io.record import Run
@@ -106,19 +107,20 @@ def _reading(comparison: Comparison) -> Iterator[str]:
     """How to read the tables."""
     over = units([run.header for run in comparison.all])
     yield (
-        f"CE and gap closed: at the end, mean over {comparison.documents} {over} and over "
-        f"seeds; ± is one standard error over {over} (paired, seeds averaged), not over seeds. "
-        "Seconds, backwards (LM backward passes) and tokens: median over finished seeds."
+        f"CE, KL (of the clean model from the adapted one) and gap closed: at the end, mean over "
+        f"{comparison.documents} {over} and over seeds; in brackets is the 95% interval over seeds "
+        f"and {over} alike, paired (of one seed there is none). Seconds, backwards (LM backward "
+        "passes) and tokens: median over finished seeds. Runs: finished, where nothing is said."
     )
     if targets(comparison.trained):
         yield (
-            "Costs are of first closing a share of the gap on the curve set, interpolated between "
-            "evaluations, median over seeds; miss: not reached by most seeds."
+            "Costs are of first closing a share of the CE gap on the curve set, interpolated "
+            "between evaluations, median over seeds; miss: not reached by most seeds."
         )
     if len(comparison.trained) > 1:
         yield (
-            f"Speedup: cost of {comparison.rival} over cost of the method; above 1 the method is "
-            "the cheaper one."
+            f"Speedup: cost of {comparison.rival} over cost of the method, median of the seeds' "
+            "ratios; above 1 the method is the cheaper one."
         )
 
 
@@ -312,6 +314,13 @@ def number(value: float | None) -> str:
 def percent(share: float, error: float | None = None) -> str:
     """0.192, 0.018 -> '19.2% ± 1.8'."""
     return f"{100 * share:.1f}%" + ("" if error is None else f" ± {100 * error:.1f}")
+
+
+def interval(share: Estimate) -> str:
+    """A share with its 95% interval, where it has one: '19.2% [15.6, 22.8]'."""
+    if share.low is None or share.high is None:
+        return percent(share.value)
+    return f"{percent(share.value)} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
 
 
 def times(ratio: float | None) -> str:
