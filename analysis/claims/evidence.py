@@ -99,18 +99,22 @@ class Evidence:
         return measures
 
     def tuned(self) -> dict[str, Any]:
-        """What `bench tune` chose for this folder, by method; raises `Missing` without it."""
-        path = self.folder / "tuning" / "tuned.json"
-        if not path.is_file():
-            raise Missing("a tuning of step sizes (tuning/tuned.json)")
+        """What `bench tune` chose for this folder, in FOLDER-tuning or FOLDER/tuning, by label;
+        raises `Missing` without it."""
+        name = Path("tuned.json")
+        beside = self.folder.with_name(f"{self.folder.name}-tuning")
+        place = next((p for p in (beside, self.folder / "tuning") if (p / name).is_file()), None)
+        if place is None:
+            raise Missing("a tuning of step sizes (bench tune)")
         try:
-            methods: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["methods"]
-            names = [tried.get("record") for m in methods.values() for tried in m["tried"]]
+            text = (place / name).read_text(encoding="utf-8")
+            methods: dict[str, Any] = json.loads(text)["methods"]
+            records = [tried.get("record") for m in methods.values() for tried in m["tried"]]
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-            raise Rejected(f"{path}: not what `bench tune` writes ({error!r})") from None
-        for name in names:
-            if (path.parent / f"{name}.jsonl").is_file():
-                run = record.read(path.parent / f"{name}.jsonl")
+            raise Rejected(f"{place / name}: not what `bench tune` writes ({error!r})") from None
+        paths = [place / f"{name}.jsonl" for name in records]
+        for run in [record.read(path) for path in paths if path.is_file()]:
+            if not unsound(run):  # A rate that diverged is no evidence, and no fault.
                 self._use(run.name, run.header["seed"], run)
         return methods
 

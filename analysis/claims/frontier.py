@@ -43,11 +43,11 @@ RANKS_APART = 8
 
 
 def as_much_around_random_directions(case: Evidence) -> Finding:
-    """LoRA and e2e each close the same share of the gap around a trained SAE and around one whose
-    decoder has random frozen directions, of equal L0: equal within 2.5% of the gap (two one-sided
-    tests at 5%), in CE and in KL, where the share around the trained SAE is 5% or more. Refuted
-    where one interval of the difference lies outside. The SAE with shuffled decoder rows is shown
-    beside them and does not decide."""
+    """LoRA and e2e each close the same share of the gap around a trained SAE and around one of equal
+    L0 whose decoder has random frozen directions (e2e leaves them frozen): equal within 2.5% of the
+    gap (two one-sided tests at 5%), in CE and in KL, where the share around the trained SAE is 5%
+    or more. Refuted where one interval of the difference lies outside. The SAE with shuffled
+    decoder rows is shown beside them and does not decide."""
     rows, equal, outside, words = [], [], [], []
     for method, around in _around(case).items():
         paired(*around.values())
@@ -139,27 +139,24 @@ def low_rank_on_the_sae(case: Evidence) -> Finding:
     whole = minus(spliced(e2e), ends(e2e))
     if not above(crossed(whole)) and len(e2e) > 1:
         raise Untestable(f"e2e gains {nats(crossed(whole))}, needs an interval above 0")
-    for rank, runs in _by_rank(case).items():
+    for runs in _low_rank(case):
         paired(runs, e2e)
+        rank = next(iter(runs.values())).header["config"].get("rank")
         ratios[rank] = ratio(minus(spliced(runs), ends(runs)), whole)
     words = [f"{r.value:.0%}{interval(r, '{:.0%}')} at rank {n}" for n, r in ratios.items()]
     ours = f"of the gain of e2e: {', '.join(words)}"
     absent = [str(rank) for rank in RANKS if rank not in ratios]
     if absent:
-        raise Missing(f"sae-lora of frontier at rank {' and '.join(absent)}", ours)
+        raise Missing(f"sae_lora in frontier at rank {' and '.join(absent)}", ours)
     both = [ratios[rank] for rank in RANKS]
     holds, refuted = all(above(r, 0.5) for r in both), any(below(r, 0.5) for r in both)
     return three_ways(holds, refuted, ours)
 
 
-def _by_rank(case: Evidence) -> dict[int, dict[int, Run]]:
-    """Rank of `sae-lora` -> its runs; the rank of the record where the plan varies none."""
-    place: dict[str, object] = {"fork": QUARTER, "sae": "own"}
-    ranks = case.values("frontier", "rank", "sae-lora")
-    if ranks:
-        return {r: case.runs("frontier", "sae-lora", rank=r, **place) for r in sorted(ranks)}
-    runs = case.runs("frontier", "sae-lora", **place)
-    return {next(iter(runs.values())).header["config"].get("rank"): runs}
+def _low_rank(case: Evidence) -> list[dict[int, Run]]:
+    """The runs of each rank that was planned."""
+    roles = [role for role in case.plan("frontier").roles if role in ("sae-lora", "sae-lora-2")]
+    return [case.runs("frontier", role, fork=QUARTER, sae="own") for role in roles]
 
 
 def keeps_the_model(case: Evidence) -> Finding:

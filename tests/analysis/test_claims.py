@@ -53,6 +53,16 @@ def thresholds_that_hold(folder, **changes):
     return thresholds(folder, **{"moved": 40.0, **changes})
 
 
+def tuned_beside(folder):
+    """As `bench tune` has it: labels with a schedule, a rate that diverged, in a folder beside."""
+    rates = {"lora:warmup=0.03:decay=1": 2.5e-3, "full:warmup=0.03:decay=1": 1.5e-4}
+    (folder / "frontier").mkdir()
+    tuned(folder / "frontier", rates)
+    beside = (folder / "frontier" / "tuning").rename(folder / "frontier-tuning")
+    write(beside, make("full", label="t1", end="diverged"))
+    return folder / "frontier"
+
+
 WORLDS = [
     ("C1", lambda f: rivals(f, 0.17, step_tokens=512), "untestable here"),
     ("C1", lambda f: adapted_for_long(f, 0.17), "holds"),
@@ -154,6 +164,7 @@ WORLDS = [
     ("TM1", lambda f: tuned(f, {"lora": 2.5e-3, "full": 1.5e-4}, inside=False), "untestable here"),
     ("TM1", lambda f: tuned(f, {"lora": 2.5e-3}), "not run"),
     ("TM1", frontier, "not run"),
+    ("TM1", tuned_beside, "holds"),
     ("TM2", lambda f: tuned(f, {"lora": 2.5e-3, "lora:rank=256": 1e-3}), "holds"),
     ("TM2", lambda f: tuned(f, {"lora": 2.5e-3, "lora:rank=256": 4e-4}), "refuted"),
     ("TM2", lambda f: tuned(f, {"lora": 2.5e-3, "lora:rank=64": 1e-3}), "untestable here"),

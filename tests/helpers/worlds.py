@@ -174,6 +174,7 @@ def frontier(folder, lora=AROUND, e2e=AROUND, arms=(), kl=0.1, noise=0.0, l0=32.
             drop = None if gain is None else [(gain + noise * (seed - 1)) * p for p in PARTS]
             gained, before = (kl, l0) if at["sae"] == "frozen" else (0.1, 32.0)
             told = {"label": f"{role}:{number}", "kl_full_spliced": [0.4] * 4, "l0_full": before}
+            told["config"] = {"rank": 2 if role == "sae-lora-2" else 64}
             run = make(role, seed, gains=drop, **(told | header))
             if drop:
                 run.end.update(kl_full=[0.4 - gained] * 4, l0_full=32.0)
@@ -182,7 +183,8 @@ def frontier(folder, lora=AROUND, e2e=AROUND, arms=(), kl=0.1, noise=0.0, l0=32.
 
 
 def low_rank(folder, two=0.069, whole=0.1, ranks=(2, 64), **header):
-    arms = [("sae-lora", {"sae": "own", "rank": rank}, two + 0.001 * rank / 8) for rank in ranks]
+    names = {2: "sae-lora-2", 64: "sae-lora"}
+    arms = [(names[rank], {"sae": "own"}, two + 0.001 * rank / 8) for rank in ranks]
     return frontier(folder, e2e=AROUND | {"own": whole}, arms=arms, **header)
 
 
