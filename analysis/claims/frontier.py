@@ -43,10 +43,10 @@ RANKS_APART = 8
 
 
 def as_much_around_random_directions(case: Evidence) -> Finding:
-    """LoRA and e2e each close the same share of the gap around a trained SAE and around one of equal
-    L0 whose decoder has random frozen directions (e2e leaves them frozen): equal within 2.5% of the
-    gap (two one-sided tests at 5%), in CE and in KL, where the share around the trained SAE is 5%
-    or more. Refuted where one interval of the difference lies outside. The SAE with shuffled
+    """LoRA and e2e each close the same share of the gap around a trained SAE and around one of
+    equal L0 whose decoder has random frozen directions (e2e leaves them frozen): equal within 2.5%
+    of the gap (two one-sided tests at 5%), in CE and in KL, where the share around the trained SAE
+    is 5% or more. Refuted where one interval of the difference lies outside. The SAE with shuffled
     decoder rows is shown beside them and does not decide."""
     rows, equal, outside, words = [], [], [], []
     for method, around in _around(case).items():
