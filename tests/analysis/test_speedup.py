@@ -265,6 +265,14 @@ def test_difference_by_seeds_of_one_s_own():
     assert difference(lower, theirs).distinguishable and difference(theirs, lower).distinguishable
 
 
+def test_two_seeds_do_not_tell_apart_what_is_four_errors_below_0():
+    theirs = {0: [3.0, 4.0, 5.0], 1: [3.2, 4.2, 5.1]}
+    ours = {s: [loss - (0.15, 0.25)[s] for loss in losses] for s, losses in theirs.items()}
+    found = difference(ours, theirs)
+    assert (found.mean, found.error, found.lower) == pytest.approx((-0.2, 0.05, 2))
+    assert found.low < 0 < found.high and not found.distinguishable
+
+
 def test_difference_of_runs_that_share_no_seed_has_no_interval():
     found = difference({0: [3.0, 4.0], 1: [3.2, 4.2]}, {5: [3.1, 4.3]})
     assert found.mean == pytest.approx(-0.1)
