@@ -3,7 +3,7 @@
 # make test-floors sets up .venv-floors instead.
 
 PYTHON ?= python3
-METHODS ?= lora,e2e
+METHODS ?= lora,e2e,mse:steps=4x
 SPEC ?= smollm2-135m
 SEEDS ?= 0,1,2
 OUT ?= runs

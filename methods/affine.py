@@ -10,21 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.errors import require_positive
-from bench.problem import Adapted, Batches, Problem, correct, descend
+from bench.problem import Adapted, Batches, Descent, Problem, correct, descend
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Descent):
     """Fields of `--set affine.FIELD=VALUE`."""
 
     lr: float = 4e-2
-    """Adam's step size."""
-    clip: float = 1.0
-    """Largest gradient norm."""
-
-    def __post_init__(self) -> None:
-        require_positive(self, "lr", "clip")
 
 
 class Affine(torch.nn.Module):
@@ -42,6 +35,5 @@ class Affine(torch.nn.Module):
 def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapted]:
     """Yield the adapted model before training and after every step."""
     maps, saes = correct(problem.saes, Affine)
-    adam = torch.optim.Adam(maps.parameters(), lr=config.lr, fused=True)
-    adapted = Adapted(saes=saes, state={"maps": maps, "adam": adam})
-    yield from descend(problem, batches, adapted, adam, config.clip)
+    adapted = Adapted(saes=saes, state={"maps": maps})
+    yield from descend(problem, batches, adapted, config)

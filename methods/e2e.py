@@ -5,48 +5,47 @@ token; or KL and reconstruction together, balanced as Karvonen (2503.17272) does
 the SAE is trained in a model that LoRA has adapted already.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial, wraps
 from typing import Literal
 
-import torch
+from torch import Tensor
+from torch.nn import ModuleList
 
-from bench.errors import require_positive
 from bench.loading import peft_format
 from bench.problem import (
     LOSSES,
     Adapted,
     Batches,
+    Descent,
     Problem,
+    Seen,
+    center,
     clamp_thresholds,
     copy_of,
     descend,
-    falling,
+    freeze,
 )
 from methods import lora
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Descent):
     """Fields of `--set e2e.FIELD=VALUE`."""
 
+    lr: float = 6e-4
     loss: Literal["kl", "kl+mse"] = "kl"
     """KL alone, or 0.5 * (KL rescaled to the size of the MSE + MSE)."""
-    lr: float = 6e-4
-    """Adam's step size at the start."""
-    decay: float = 0.0
-    """Share of the run, at its end, over which the step size falls linearly to 0."""
-    clip: float = 1.0
-    """Largest gradient norm."""
+    freeze: tuple[str, ...] = ()
+    """Parameters of the SAE that stay as they are, such as `threshold` or `W_dec`."""
     adapter: str = ""
     """Folder of a PEFT adapter that stays in the model, as it is, while the SAE is trained."""
     adapter_sha256: str = ""
     """Filled in: the hash of that adapter, so that another one is another run."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "lr", "clip")
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"decay must be in [0, 1], got {self.decay}")
+        super().__post_init__()
         if self.adapter:
             object.__setattr__(self, "adapter_sha256", peft_format.sha256(self.adapter))
 
@@ -54,15 +53,22 @@ class Config:
 def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapted]:
     """Yield the adapted model before training and after every step."""
     saes = copy_of(problem.saes)
-    adam = torch.optim.Adam(saes.parameters(), lr=config.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(adam, falling(len(batches), config.decay))
+    freeze(saes, config.freeze)
     hooks = lora.frozen(problem, config.adapter) if config.adapter else []
-    state = {"saes": saes, "adam": adam, "schedule": schedule}
-    adapted = Adapted(saes=saes, hooks=hooks, state=state)
+    adapted = Adapted(saes=saes, hooks=hooks, state={"saes": saes})
+    untrained = any(not sae.b_dec.any() for sae in saes)
+    loss = centered(saes, LOSSES[config.loss]) if untrained else LOSSES[config.loss]
+    put_right = partial(clamp_thresholds, saes)
+    yield from descend(problem, batches, adapted, config, loss, after_step=put_right)
 
-    def after_step() -> None:
-        clamp_thresholds(saes)
-        schedule.step()
 
-    loss = LOSSES[config.loss]
-    yield from descend(problem, batches, adapted, adam, config.clip, loss, after_step)
+def centered(saes: ModuleList, loss: Callable[[Seen], Tensor]) -> Callable[[Seen], Tensor]:
+    """The loss, in whose first pass an SAE that was never trained starts as under `mse`."""
+
+    @wraps(loss)
+    def of(seen: Seen) -> Tensor:
+        for sae, site in zip(saes, seen.sites, strict=True):
+            center(sae, site)
+        return loss(seen)
+
+    return of

@@ -4,32 +4,32 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
 from bench.errors import require_positive
-from bench.problem import Adapted, Batches, Problem, clamp_thresholds, copy_of, descend
+from bench.problem import Adapted, Batches, Descent, Problem, clamp_thresholds, copy_of, descend
 from methods import lora
+
+TUNED = {"lr": "lora", "sae_lr": "e2e"}
+"""What `tune` scales, by one factor -> the method whose tuned step size it starts at."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Descent):
     """Fields of `--set joint.FIELD=VALUE`."""
 
+    lr: float = 2.5e-3
+    """Adam's step size for the adapters."""
+    sae_lr: float = 6e-4
+    """Adam's step size for the SAE."""
     rank: int = 16
     """Rank of each adapter."""
     alpha: float = 16.0
     """Scale of the update: it is multiplied by alpha / rank."""
     layers: str = "after"
     """As `lora` has it."""
-    lr: float = 2.5e-3
-    """Adam's step size for the adapters."""
-    sae_lr: float = 6e-4
-    """Adam's step size for the SAE."""
-    clip: float = 1.0
-    """Largest gradient norm, of both together."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "sae_lr", "clip")
+        super().__post_init__()
+        require_positive(self, "sae_lr")
         self.adapters()  # which checks the rest
 
     def adapters(self) -> lora.Config:
@@ -45,11 +45,9 @@ def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapte
         {"params": list(adapters.parameters()), "lr": config.lr},
         {"params": list(saes.parameters()), "lr": config.sae_lr},
     ]
-    adam = torch.optim.Adam(groups, fused=True)
-    state = {"adapters": adapters, "saes": saes, "adam": adam}
-    adapted = Adapted(saes=saes, hooks=hooks, state=state)
+    adapted = Adapted(saes=saes, hooks=hooks, state={"adapters": adapters, "saes": saes})
     put_right = partial(clamp_thresholds, saes)
-    yield from descend(problem, batches, adapted, adam, config.clip, after_step=put_right)
+    yield from descend(problem, batches, adapted, config, groups=groups, after_step=put_right)
 
 
 def check(config: Config, site_names: Sequence[str], n_blocks: int) -> None:

@@ -13,24 +13,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.errors import require_positive
-from bench.problem import LOSSES, Adapted, Batches, Problem, correct, descend
+from bench.problem import LOSSES, Adapted, Batches, Descent, Problem, correct, descend
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Descent):
     """Fields of `--set linear.FIELD=VALUE`."""
 
+    lr: float = 1e-3
     rank: int = 16
     """Rank of the adapter."""
     loss: Literal["kl", "kl+mse"] = "kl"
     """KL alone, or balanced with the reconstruction's MSE, as Karvonen trains it."""
-    lr: float = 1e-3
-    """Adam's step size."""
-    clip: float = 1.0
-    """Largest gradient norm."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "rank", "lr", "clip")
+        super().__post_init__()
+        require_positive(self, "rank")
 
 
 class LowRankResidual(torch.nn.Module):
@@ -49,6 +47,5 @@ class LowRankResidual(torch.nn.Module):
 def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapted]:
     """Yield the adapted model before training and after every step."""
     maps, saes = correct(problem.saes, partial(LowRankResidual, rank=config.rank))
-    adam = torch.optim.Adam(maps.parameters(), lr=config.lr, fused=True)
-    adapted = Adapted(saes=saes, state={"maps": maps, "adam": adam})
-    yield from descend(problem, batches, adapted, adam, config.clip, LOSSES[config.loss])
+    adapted = Adapted(saes=saes, state={"maps": maps})
+    yield from descend(problem, batches, adapted, config, LOSSES[config.loss])

@@ -11,9 +11,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.errors import require_positive, unknown
+from bench.errors import unknown
 from bench.loading import peft_format
-from bench.problem import Adapted, Batches, Hook, Problem, block_after, descend
+from bench.problem import (
+    LOSSES,
+    Adapted,
+    Batches,
+    Descent,
+    Hook,
+    Problem,
+    block_after,
+    descend,
+    kl_with_and_without,
+)
 
 LINEARS = {
     "q": "attn.q",
@@ -28,17 +38,16 @@ LINEARS = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Descent):
     """Fields of `--set lora.FIELD=VALUE`."""
 
+    lr: float = 2.5e-3
     rank: int = 16
     """Rank of each adapter."""
     alpha: float = 16.0
     """Scale of the update: it is multiplied by alpha / rank."""
-    lr: float = 2.5e-3
-    """Adam's step size."""
-    clip: float = 1.0
-    """Largest gradient norm."""
+    keep: float = 0.0
+    """Weight of a second KL, of the adapted model without the SAE: LoRA's harm to the model."""
     dropout: float = 0.0
     """Share of each adapter's input that is dropped in training."""
     targets: tuple[str, ...] = tuple(LINEARS)
@@ -51,11 +60,13 @@ class Config:
     """`after` the SAE, `all`, `next` (the next block only), or a list such as `16,17`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep < 0:
+            raise ValueError(f"keep must be at least 0, got {self.keep}")
         if self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        require_positive(self, "lr", "clip")
         if not self.targets:
             raise ValueError(f"targets is empty, expected some of {', '.join(LINEARS)}")
         for target in self.targets:
@@ -114,10 +125,9 @@ class LowRank(torch.nn.Module):
 def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapted]:
     """Yield the adapted model before training and after every step."""
     adapters, hooks = build(problem, config)
-    adam = torch.optim.Adam(adapters.parameters(), lr=config.lr, fused=True)
-    state = {"adapters": adapters, "adam": adam}
-    adapted = Adapted(saes=problem.saes, hooks=hooks, state=state)
-    yield from descend(problem, batches, adapted, adam, config.clip)
+    adapted = Adapted(saes=problem.saes, hooks=hooks, state={"adapters": adapters})
+    loss = kl_with_and_without(config.keep) if config.keep else LOSSES["kl"]
+    yield from descend(problem, batches, adapted, config, loss)
 
 
 def build(problem: Problem, config: Config) -> tuple[torch.nn.ModuleDict, list[tuple[str, Hook]]]:

@@ -8,7 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bench.errors import require_positive
-from bench.problem import Adapted, Batches, Problem, correct, reconstruction
+from bench.problem import Adapted, Batches, Problem, correct, reconstruction, weights_of
+
+TUNED = ("shrink",)
+"""What `tune` chooses."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,8 @@ class Config:
 
     shrink: float = 10.0
     """Pull towards the identity, in multiples of the mean variance of a dimension."""
+    weighted: bool = True
+    """Whether a token counts by 1/|x|^2: a few of huge norm else decide the regression."""
 
     def __post_init__(self) -> None:
         require_positive(self, "shrink")
@@ -34,10 +39,16 @@ class Ridge(torch.nn.Module):
     def forward(self, y: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
         return y @ self.w[:-1] + self.w[-1]
 
-    def add(self, y: Float[Tensor, "tokens d"], x: Float[Tensor, "tokens d"]) -> None:
+    def add(
+        self,
+        y: Float[Tensor, "tokens d"],
+        x: Float[Tensor, "tokens d"],
+        weights: Float[Tensor, "tokens 1"],
+    ) -> None:
         y = torch.nn.functional.pad(y, (0, 1), value=1.0).double()
-        self.gram += y.T @ y
-        self.cross += y.T @ x.double()
+        weighted = (y * weights).T
+        self.gram += weighted @ y
+        self.cross += weighted @ x.double()
 
     def solve(self, shrink: float) -> None:
         """The W with the least |x - [y, 1] W|^2 + pull |W - I|^2; the shift is not pulled."""
@@ -55,6 +66,7 @@ def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapte
     for tokens in batches:
         for seen in problem.look(tokens, adapted):
             for ridge, sae, site in zip(maps, problem.saes, seen.sites, strict=True):
-                ridge.add(reconstruction(sae, site), site)
+                weights = weights_of(site) if config.weighted else torch.ones_like(site[:, :1])
+                ridge.add(reconstruction(sae, site), site, weights)
                 ridge.solve(config.shrink)
         yield adapted

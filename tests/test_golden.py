@@ -37,7 +37,7 @@ def curve(name):
         if step in doubling(STEPS):
             with evaluating(adapted):
                 score = measure(problem, held_out, adapted)
-            rows.append([step, mean(score.ce), score.kl])
+            rows.append([step, mean(score.ce), mean(score.kl)])
     return rows
 
 

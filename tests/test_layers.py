@@ -34,10 +34,10 @@ PASSES = "hooks blocks losses objectives training batches clean_cache problem"
 HEART = [f"bench/problem/{name}.py" for name in PASSES.split()]
 HEART += [f"bench/harness/{name}.py" for name in ["drive", "meter", "evaluate", "run"]]
 HEART += ["bench/io/record.py", "bench/config/spec.py", "methods"]
-HEART += ["analysis/stats/gap.py", "analysis/stats/speedup.py"]
+HEART += [f"analysis/stats/{name}.py" for name in ("crossed", "gap", "speedup")]
 """What decides a number: to be read in an afternoon."""
-HEART_LINES = 2_840
-ALL_LINES = 15_150
+HEART_LINES = 3_170
+ALL_LINES = 18_000
 """Lines that are not blank, about what is there today. The aims are 3,000 and 12,500; a change
 that raises one says what for."""
 

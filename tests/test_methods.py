@@ -28,6 +28,12 @@ VARIANTS = [
     "lora:layers=0,3",
     "e2e:loss=kl+mse",
     "e2e:decay=0.5",
+    "e2e:freeze=W_dec",
+    "lora:keep=1",
+    "lora:warmup=0.5:decay=1",
+    "mse:decay=0",
+    "mse:weighted=true",
+    "ridge:weighted=false",
 ]
 LABELS = [*method.names(), *VARIANTS]
 
@@ -65,7 +71,7 @@ def curve(problem, held_out, entry, resume=None, kill_at=None):
         for step, adapted in run:
             with evaluating(adapted):
                 score = measure(problem, held_out, adapted)
-            rows.append({"step": step, "ce": score.ce, "kl": score.kl, **meter.reading()})
+            rows.append({"step": step, "ce": score.ce, "kl": mean(score.kl), **meter.reading()})
             if step == kill_at:
                 return rows, on_disk(snapshot(step, adapted, batches, [meter.state()]))
     return rows, None

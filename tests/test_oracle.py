@@ -61,7 +61,7 @@ def test_our_ce_is_saelens(family, site, rule, tmp_path):
         whole.bridge, whole.saes, [site], whole.train, spliced=rule, scored=rule, special=SPECIAL
     )
     held = windows()
-    side = clean_side(problem, held, tmp_path / "side.safetensors", with_kl=False)
+    side = clean_side(problem, held, tmp_path / "side.safetensors")
     bare = Adapted(saes=problem.saes)
     ours = {
         "ce_loss_without_sae": side.ce_clean,
@@ -80,9 +80,9 @@ def test_our_ce_is_saelens(family, site, rule, tmp_path):
 def test_documents_count_by_scored_token(tmp_path):
     problem = tiny.problem(spliced="not-special", scored="not-special", special=SPECIAL)
     held = windows()
-    side = clean_side(problem, held, tmp_path / "side.safetensors", with_kl=True)
+    side = clean_side(problem, held, tmp_path / "side.safetensors")
     assert isinstance(side, HeldOut) and len(side.ce_clean) == 2
-    once = clean_side(problem, held, tmp_path / "side.safetensors", with_kl=True)
+    once = clean_side(problem, held, tmp_path / "side.safetensors")
     assert once.ce_clean == side.ce_clean
     score = measure(problem, side, Adapted(saes=problem.saes))
-    assert score.kl > 0 and mean(score.ce) > 0
+    assert min(score.kl) > 0 and mean(score.ce) > 0

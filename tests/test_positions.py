@@ -83,7 +83,7 @@ def test_the_clean_cache_knows_the_rule(tmp_path):
 def test_a_document_without_a_scored_position_is_refused(tmp_path):
     held = Windows(torch.cat([TOKENS[1:2], torch.full((1, tiny.SEQ), 2)]), ["a", "b"])
     with pytest.raises(Rejected, match="document 'b': no scored position"):
-        clean_side(problem(), held, tmp_path / "x.safetensors", with_kl=False)
+        clean_side(problem(), held, tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

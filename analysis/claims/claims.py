@@ -1,16 +1,16 @@
 """The papers' claims (paper/claims.csv), each with its rule and what the records say -> Markdown.
 
-The rules are in `cost`, `gap` and `rivals`, one function for each claim: its docstring is the rule
-in words, its body decides. They were fixed before the runs were made.
+The rules are in `cost`, `gap`, `rivals` and `frontier`, one function for each claim: its docstring
+is the rule in words, its body decides. `guards` says what a verdict takes besides.
 """
 
 import csv
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from analysis.claims import cost, evidence, gap, rivals
-from analysis.claims.evidence import Evidence, Finding, Missing
+from analysis.claims import cost, evidence, frontier, gap, guards, rivals
+from analysis.claims.evidence import Evidence, Finding, Missing, Untestable
 from analysis.report import experiments
 from analysis.tables.notes import BLANK, seeds
 from bench.errors import Rejected
@@ -33,27 +33,45 @@ RULES: dict[str, Callable[[Evidence], Finding]] = {
     "C14": gap.next_layer_gives_most,
     "C15": gap.many_saes,
     "C18": rivals.closer_to_the_clean_model,
+    "K1": gap.closes_a_third_by_finetuning,
     "K2": rivals.finetuned_sae_beats_lora,
     "K3": rivals.not_additive,
     "B1": rivals.equal_sparsity,
     "B2": cost.time_of_e2e,
+    "RS1": frontier.as_much_around_random_directions,
+    "TM1": frontier.lora_wants_larger_steps,
+    "TM2": frontier.steps_do_not_depend_on_rank,
+    "SL1": frontier.low_rank_on_the_sae,
+    "TA1": frontier.keeps_the_model,
+    "IA1": frontier.frozen_thresholds,
 }
 """Claim -> the function that decides it. The claims that no experiment can decide have none."""
 
-HOLDS, FAILS, UNMEASURED = "holds", "does not hold", "not measured"
+HOLDS, REFUTED, UNTESTABLE, NOT_RUN = "holds", "refuted", "untestable here", "not run"
+WORDS = (HOLDS, REFUTED, UNTESTABLE, NOT_RUN)
 FILE = "CLAIMS.md"
 
 HEAD = """# The papers' claims and what the records say
 
 Made from the records by `python -m analysis FOLDER --claims`. C: Chen, Engels and Tegmark
-(2501.19406), K: Karvonen (2503.17272), B: Braun et al. (2405.12241); "-" is a number that
-was not found, or not measured.
-Each claim has a rule for "holds", which was written before the runs that it decides on were made.
-A verdict is about the setting that it names, which mostly is not the paper's. CE is in nats per
-scored token; ± is one standard error over documents (over groups of them where they are short),
-paired and averaged over seeds; a range in brackets is over seeds (or over runs, where it says so).
-Nothing is claimed from runs that are not finished, from random weights, or from seconds of several
-clocks or of resumed runs.
+(2501.19406), K and SL: Karvonen (2503.17272 and its data), B: Braun et al. (2405.12241), RS:
+2602.14111, TM: "LoRA without regret", TA: after 2602.20904, IA: published finetunes of Gemma Scope
+2; "-" is a number that was not found, or not measured.
+
+A verdict has one of four values. `holds` and `refuted` are by the claim's rule, about the setting
+that is named, which mostly is not the paper's. `untestable here` names the guard that failed with
+its number: a budget, a rival or an interval decides there, not the claim. `not run` says what was
+not run. No verdict is from one seed, from a gap less than two errors above 0, from runs that are
+not finished, from random weights, or from seconds of several clocks or of resumed runs.
+
+When the rules were written: those of the frontier (RS, TM, SL, TA, IA, K1) before its runs. Those
+of the other claims before the runs of `laptop`; afterwards an audit added the guards and put
+intervals over seeds and documents in the place of errors over documents alone. That has taken
+verdicts back and made none.
+
+CE is in nats per scored token. Brackets with 95% are an interval that counts seeds and documents,
+crossed; other ranges in brackets are over seeds (or over runs, where it says so). ± is the standard
+error of a share, over seeds and documents, or over documents with one seed.
 """
 
 
@@ -85,8 +103,16 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """One of `HOLDS`, `FAILS`, `UNMEASURED`."""
-        return {True: HOLDS, False: FAILS, None: UNMEASURED}[self.finding.holds]
+        """One of `WORDS`."""
+        undecided = UNTESTABLE if self.finding.guard else NOT_RUN
+        return {True: HOLDS, False: REFUTED, None: undecided}[self.finding.holds]
+
+    @property
+    def said(self) -> str:
+        """The word, with the guard that failed."""
+        if self.finding.holds is not None:
+            return f"**{self.word}**"
+        return f"{self.word}: {self.finding.guard}" if self.finding.guard else self.word
 
 
 def claims() -> list[Claim]:
@@ -106,9 +132,19 @@ def _finding(claim: Claim, case: Evidence) -> Finding:
     if claim.missing:
         return Finding(None, missing=claim.missing)
     try:
-        return RULES[claim.id](case)
+        found = _by_rule(claim, case)
+        guard = "; ".join(filter(None, [found.guard, guards.failed(claim.id, case)]))
+        return replace(found, holds=None, guard=guard) if guard else found
     except Missing as missing:
         return Finding(None, missing.ours, missing=str(missing))
+
+
+def _by_rule(claim: Claim, case: Evidence) -> Finding:
+    """What the rule finds; raises `Missing` where something was not run."""
+    try:
+        return RULES[claim.id](case)
+    except Untestable as untestable:
+        return Finding(None, untestable.ours, guard=str(untestable))
 
 
 def write(folder: Path, out: Path | None = None) -> tuple[Path, list[str]]:
@@ -123,7 +159,7 @@ def write(folder: Path, out: Path | None = None) -> tuple[Path, list[str]]:
             name = place.name if place == folder else str(place.relative_to(folder))
             judged[name] = _judge(read, place)
             words = [verdict.word for verdict in judged[name]]
-            counts = ", ".join(f"{words.count(word)} {word}" for word in (HOLDS, FAILS, UNMEASURED))
+            counts = ", ".join(f"{words.count(word)} {word}" for word in WORDS)
             lines.append(f"{name}: {counts}")
     if not judged:
         raise Rejected(f"no manifest of `bench experiment` in '{folder}' or below it")
@@ -152,18 +188,11 @@ def markdown(judged: dict[str, list[Verdict]]) -> str:
 def _summary(verdicts: list[Verdict]) -> str:
     heads = ["id", "claim", "paper", "ours", "verdict"]
     rows = [
-        [v.claim.id, v.claim.statement, v.claim.number or BLANK, v.finding.ours or BLANK, _word(v)]
+        [v.claim.id, v.claim.statement, v.claim.number or BLANK, v.finding.ours or BLANK, v.said]
         for v in verdicts
     ]
     rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return evidence.table(heads, rows) + "\n"
-
-
-def _word(verdict: Verdict) -> str:
-    """The verdict; that it rests on one seed is part of it."""
-    if verdict.word == UNMEASURED:
-        return verdict.word
-    return f"**{verdict.word}**" + " (1 seed)" * (verdict.case.seeds == 1)
 
 
 def _section(verdict: Verdict) -> str:
@@ -171,7 +200,7 @@ def _section(verdict: Verdict) -> str:
     claim, finding, used = verdict.claim, verdict.finding, verdict.case.used
     source = "; ".join(filter(None, [claim.setting, claim.source, claim.precision]))
     items = {
-        "verdict": _word(verdict),
+        "verdict": verdict.said,
         "missing": finding.missing,
         "paper": f"{claim.number or 'no number found'} ({source})",
         "ours": finding.ours,

@@ -4,6 +4,7 @@ A claim rests on all runs that its experiment planned, or on none: each finished
 numbers, from real weights; seconds only where all were timed in one go on one clock.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,8 @@ from typing import Any
 
 from analysis.records.comparison import clock
 from analysis.records.manifest import Entry, Experiment, load
-from analysis.stats.gap import Closed, Difference, closed_at_end
+from analysis.stats.crossed import Estimate
+from analysis.stats.gap import Closed, closed_at_end
 from analysis.stats.speedup import resumed
 from analysis.stats.usable import by_seed, unsound
 from analysis.tables.notes import clock_in_words, model_name
@@ -23,11 +25,15 @@ from bench.io.record import Run
 
 
 class Missing(Exception):
-    """What a claim would need to be measured; `ours` is a number to give all the same."""
+    """The runs that a claim waits for; `ours` is a number to give all the same."""
 
     def __init__(self, what: str, ours: str = "") -> None:
         super().__init__(what)
         self.ours = ours
+
+
+class Untestable(Missing):
+    """Why the runs that are there cannot decide a claim, with the number that is too small."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,15 @@ class Finding:
     """What a rule found."""
 
     holds: bool | None
-    """None where that was not measured."""
+    """None where it was not run, or cannot be tested here."""
     ours: str = ""
     """The number that decides, in a line."""
     details: Sequence[str] = ()
     """Further paragraphs and tables, in Markdown."""
     missing: str = ""
-    """What it would need to be measured."""
+    """What was not run; empty where all was."""
+    guard: str = ""
+    """Why it cannot be tested here; empty where it can."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,26 @@ class Evidence:
             measures[entry.seed] = entry.measured, run
         return measures
 
+    def tuned(self) -> dict[str, Any]:
+        """What `bench tune` chose for this folder, in FOLDER-tuning or FOLDER/tuning, by label;
+        raises `Missing` without it."""
+        name = Path("tuned.json")
+        beside = self.folder.with_name(f"{self.folder.name}-tuning")
+        place = next((p for p in (beside, self.folder / "tuning") if (p / name).is_file()), None)
+        if place is None:
+            raise Missing("a tuning of step sizes (bench tune)")
+        try:
+            text = (place / name).read_text(encoding="utf-8")
+            methods: dict[str, Any] = json.loads(text)["methods"]
+            records = [tried.get("record") for m in methods.values() for tried in m["tried"]]
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+            raise Rejected(f"{place / name}: not what `bench tune` writes ({error!r})") from None
+        paths = [place / f"{name}.jsonl" for name in records]
+        for run in [record.read(path) for path in paths if path.is_file()]:
+            if not unsound(run):  # A rate that diverged is no evidence, and no fault.
+                self._use(run.name, run.header["seed"], run)
+        return methods
+
     def plan(self, experiment: str) -> Experiment:
         """An experiment with all planned entries; raises `Missing` where it was not planned."""
         if experiment not in self.experiments:
@@ -130,20 +158,43 @@ def paired(*groups: dict[int, Run]) -> list[tuple[Run, ...]]:
 
 
 def closed(runs: dict[int, Run]) -> Closed:
-    """`Closed` of the runs of all seeds; `Missing` where there is no gap."""
-    closed = closed_at_end(list(runs.values()))
-    if not closed:
-        raise Missing("a gap to close")
-    return closed
+    """Share of the gap in CE that the runs of all seeds close; `Untestable` where there is none."""
+    share = closed_at_end(list(runs.values()))
+    if not share:
+        raise Untestable("no gap, or one less than two errors above 0")
+    return share
+
+
+def minus(ours: dict[int, list[float]], theirs: dict[int, list[float]]) -> list[list[float]]:
+    """Seed -> values by document, minus another's -> [seed][document], of the seeds in both."""
+    both = sorted(ours.keys() & theirs.keys())
+    return [[a - b for a, b in zip(ours[seed], theirs[seed], strict=True)] for seed in both]
+
+
+def below(estimate: Estimate, bound: float = 0.0) -> bool:
+    """Whether the whole interval is below `bound`; never with one seed."""
+    return estimate.high is not None and estimate.high < bound
+
+
+def above(estimate: Estimate, bound: float = 0.0) -> bool:
+    """Whether the whole interval is above `bound`; never with one seed."""
+    return estimate.low is not None and estimate.low > bound
+
+
+def three_ways(holds: bool, refuted: bool, ours: str, details: Sequence[str] = ()) -> Finding:
+    """A `Finding` whose interval may be too wide to decide."""
+    if holds or refuted:
+        return Finding(holds and not refuted, ours, details)
+    return Finding(None, ours, details, guard="the 95% interval is too wide to decide")
 
 
 def one_clock(*runs: Run) -> None:
     """Raise `Missing` unless the seconds of all runs may be compared."""
     broken = [run.name for run in runs if resumed(run)]
     if broken:
-        raise Missing(f"seconds taken in one go: resumed were {', '.join(broken)}")
+        raise Untestable(f"seconds not taken in one go: resumed were {', '.join(broken)}")
     if len({clock(run.header) for run in runs}) > 1:
-        raise Missing("seconds of one clock: these are of several machines, devices or threads")
+        raise Untestable("seconds of several clocks: machines, devices or threads")
 
 
 def setting(used: dict[str, tuple[int, Run]]) -> str:
@@ -185,11 +236,16 @@ def spread(values: Iterable[float], form: str) -> str:
     return text
 
 
-def nats(difference: Difference) -> str:
-    """A `Difference`, in words."""
-    error = "" if difference.error is None else f" ± {difference.error:.4f}"
-    lower, number = difference.lower, difference.seeds
-    return f"{difference.mean:+.4f}{error} nats, lower in {lower} of {number} seeds"
+def nats(difference: Estimate) -> str:
+    """A difference of CE, in words."""
+    return f"{difference.value:+.4f} nats{interval(difference, '{:+.4f}')}"
+
+
+def interval(estimate: Estimate, form: str) -> str:
+    """` (95%: LOW to HIGH)`, each printed by `form`; nothing where there is no interval."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f" (95%: {form.format(estimate.low)} to {form.format(estimate.high)})"
 
 
 def table(heads: list[str], rows: list[list[Any]]) -> str:

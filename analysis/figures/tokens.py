@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from analysis.figures.panels import handle, legend, look, over_seeds, percent_axis, sheet
 from analysis.figures.style import DEGRADED, IMPROVED, REFERENCE, Style
 from analysis.records.manifest import Entry, Experiment
-from analysis.stats.usable import changed_tokens, units_of
+from analysis.stats.gap import units
+from analysis.stats.usable import changed_tokens
 
 NINETY = 1.645
 """Standard errors on each side of a 90% interval, as in the paper."""
@@ -72,7 +73,8 @@ def distance(experiment: Experiment) -> Figure:
     panels[1].set_ylabel("cosine, adapted minus spliced")
     panels[1].set_title("above 0: nearer to the clean model")
     handles = [handle(role, **look(role)) for role in roles]
-    shade = f"90% interval over {units_of(experiment)}, mean over seeds"
+    over = units([entry.header for entry in experiment.entries])
+    shade = f"90% interval over {over} alone, mean over seeds"
     handles.append(handle(shade, color=REFERENCE, linewidth=6, alpha=0.25))
     if len(experiment.seeds) > 1:
         handles.append(handle("single seed", color=REFERENCE, linewidth=0.7))

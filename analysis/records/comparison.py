@@ -20,9 +20,9 @@ REFERENCE = "none"
 RIVAL = "e2e"
 """The method that speedups are measured against when it ran."""
 
-NOT_THE_PROBLEM = ("sae", "sae_seed", "device")
+NOT_THE_PROBLEM = ("sae", "sae_seed", "device", "steps")
 """Fields of a spec that may differ inside one problem: an SAE is known by its hash or its recipe,
-not by its path, and a device changes the clock only."""
+not by its path; a device changes the clock only; a run may be longer than others."""
 
 
 @dataclass(frozen=True)
@@ -200,11 +200,17 @@ def _comparison(runs: list[Run]) -> Comparison:
 
 def _label(run: Run, runs: list[Run]) -> str:
     """A run's label, with the settings that tell it from others under the same label."""
-    configs = [other.header["config"] for other in runs if other.label == run.label]
-    config = run.header["config"]
+    configs = [_settings(other) for other in runs if other.label == run.label]
+    config = _settings(run)
     differ = [k for k in config if any(other.get(k) != config[k] for other in configs)]
-    settings = ",".join(f"{k}={config[k]}" for k in differ if f"{k}=" not in run.label)
+    settings = ",".join(f"{k}={config[k]}" for k in differ)
     return run.label + ("," if ":" in run.label else ":") * bool(settings) + settings
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """A run's config and steps; the reference takes none."""
+    steps = {} if run.header["method"] == REFERENCE else {"steps": run.header["spec"].get("steps")}
+    return run.header["config"] | steps
 
 
 def _is_reference(by_seed: dict[int, Run]) -> bool:
@@ -225,7 +231,7 @@ def _spec(run: Run) -> dict[str, Any]:
 
 def _recipe(run: Run) -> str:
     """What made an SAE, its seed aside."""
-    return digest([run.header["method"], run.header["config"], _spec(run)])
+    return digest([run.header["method"], _settings(run), _spec(run)])
 
 
 def _fresh(run: Run) -> bool:

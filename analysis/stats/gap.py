@@ -1,11 +1,16 @@
-"""Records -> what their runs reached at the end, on the full set, with its error over documents."""
+"""Records -> what their runs reached at the end on the full set, with errors that count seeds and
+documents (`crossed`)."""
 
-import math
+import dataclasses
 from dataclasses import dataclass
-from statistics import fmean, stdev
-from typing import Any
+from statistics import fmean
+from typing import Any, Literal
 
+from analysis.stats.crossed import Estimate, crossed, ratio
 from bench.io.record import Run
+
+Loss = Literal["ce", "kl"]
+"""CE, or KL(clean || adapted), both in nats per scored token."""
 
 UNITS = {
     "by group of documents": "groups of documents",
@@ -23,95 +28,94 @@ def units(headers: list[dict[str, Any]]) -> str:
 
 
 @dataclass(frozen=True)
-class Closed:
+class Closed(Estimate):
     """How much of the gap is closed at the end, on the documents of the full set.
 
     Documents are here, and in the records, what the held-out text is split by: see `UNITS`.
     """
 
-    share: float
-    """Of the gap; 1 is the clean model."""
-    error: float | None
-    """Standard error over documents; None when there is one document only."""
-    low: float
-    """The worst seed's share."""
-    high: float
-    """The best seed's share."""
+    @property
+    def share(self) -> float:
+        """Of the gap; 1 is the clean model."""
+        return self.value
 
 
 @dataclass(frozen=True)
-class Difference:
-    """CE of one label minus CE of another at the end, paired by document."""
+class Difference(Estimate):
+    """A loss of one label minus that of another at the end, paired by seed and document."""
 
-    mean: float
-    """Nats per scored token; below 0 when the first is the better one."""
-    error: float | None
-    """Standard error over documents; None when there is one document only."""
     lower: int
     """In how many of the shared seeds the first is the better one."""
-    seeds: int
-    """How many seeds ran in both."""
+
+    @property
+    def mean(self) -> float:
+        """Nats per scored token; below 0 when the first is the better one."""
+        return self.value
 
     @property
     def distinguishable(self) -> bool:
-        """Whether the difference is at least two standard errors."""
-        return bool(self.error is not None and abs(self.mean) >= 2 * self.error)
+        """Whether there are two seeds or more and the 95% interval leaves out 0."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
 
-def end_losses(run: Run) -> list[float] | None:
-    """CE per document after training, or None when the run has no finite one."""
-    losses = (run.end or {}).get("ce_full")
+def end_losses(run: Run, loss: Loss = "ce") -> list[float] | None:
+    """A loss per document after training, or None when the run has no finite one."""
+    return _known((run.end or {}).get(f"{loss}_full"))
+
+
+def spliced_losses(run: Run, loss: Loss = "ce") -> list[float] | None:
+    """A loss per document before training, or None as in `end_losses`."""
+    return _known(run.header.get(f"{loss}_full_spliced"))
+
+
+def _known(losses: list[float] | None) -> list[float] | None:
     return losses if losses and None not in losses else None
 
 
-def closed_at_end(runs: list[Run]) -> Closed | None:
-    """Runs of one label -> `Closed`; None when no run has CE per document or there is no gap.
+def closed_at_end(runs: list[Run], loss: Loss = "ce") -> Closed | None:
+    """Runs of one label -> `Closed`; None when no run has the loss per document.
 
-    The share is a ratio of means over documents, of spliced - adapted over spliced - clean,
-    each averaged over seeds; its error is that of a ratio estimator with paired documents.
+    The share is a ratio of means over seeds and documents, of spliced - adapted over spliced -
+    clean. None as well unless that gap is two of its own errors above 0.
     """
     gains, gaps = [], []  # [seed][document]
     for run in runs:
-        before, after = run.header.get("ce_full_spliced"), end_losses(run)
-        clean = run.header.get("ce_full_clean")
+        before, after = spliced_losses(run, loss), end_losses(run, loss)
+        clean = run.header.get("ce_full_clean") if loss == "ce" else before and [0.0] * len(before)
         if before and after and clean:
-            gains.append([spliced - ce for spliced, ce in zip(before, after, strict=True)])
-            gaps.append([spliced - ce for spliced, ce in zip(before, clean, strict=True)])
-    if not gains or any(fmean(gap) <= 0 for gap in gaps):
+            gains.append([spliced - ended for spliced, ended in zip(before, after, strict=True)])
+            gaps.append([spliced - best for spliced, best in zip(before, clean, strict=True)])
+    if not gains:
         return None
-    gain, gap = _over_seeds(gains), _over_seeds(gaps)
-    share = fmean(gain) / fmean(gap)
-    error = _error([a - share * b for a, b in zip(gain, gap, strict=True)])
-    by_seed = [fmean(a) / fmean(b) for a, b in zip(gains, gaps, strict=True)]
-    return Closed(share, error and error / fmean(gap), min(by_seed), max(by_seed))
+    gap = crossed(gaps)
+    if gap.value <= 2 * (gap.error or 0):
+        return None
+    return Closed(**dataclasses.asdict(ratio(gains, gaps)))
 
 
-def ce_difference(runs: list[Run], others: list[Run]) -> Difference | None:
-    """`difference` of two labels' runs, by seed; None when either has no CE per document."""
-    ours = {run.header["seed"]: losses for run in runs if (losses := end_losses(run))}
-    theirs = {run.header["seed"]: losses for run in others if (losses := end_losses(run))}
+def ce_difference(runs: list[Run], others: list[Run], loss: Loss = "ce") -> Difference | None:
+    """`difference` of two labels' runs in a loss, by seed; None when either lacks the loss."""
+    ours, theirs = (
+        {run.header["seed"]: losses for run in side if (losses := end_losses(run, loss))}
+        for side in (runs, others)
+    )
     return difference(ours, theirs) if ours and theirs else None
 
 
 def difference(ours: dict[int, list[float]], theirs: dict[int, list[float]]) -> Difference:
-    """Seed -> CE per document, minus another's -> `Difference`.
+    """Seed -> a loss per document, minus another's -> `Difference`.
 
-    Averaged over the seeds that both have, over all of each where they share none.
+    Over the seeds that both have. Where they share none, between the means over each one's seeds:
+    then 0 seeds are counted, and there is no interval.
     """
-    shared = ours.keys() & theirs.keys()
-    ours_at, theirs_at = shared or ours, shared or theirs
-    ours_mean = _over_seeds([ours[seed] for seed in ours_at])
-    theirs_mean = _over_seeds([theirs[seed] for seed in theirs_at])
-    differences = [a - b for a, b in zip(ours_mean, theirs_mean, strict=True)]
-    lower = sum(fmean(ours[seed]) < fmean(theirs[seed]) for seed in shared)
-    return Difference(fmean(differences), _error(differences), lower, len(shared))
+    shared = sorted(ours.keys() & theirs.keys())
+    pairs = [(ours[seed], theirs[seed]) for seed in shared]
+    pairs = pairs or [(_over_seeds(ours), _over_seeds(theirs))]
+    values = [[a - b for a, b in zip(*pair, strict=True)] for pair in pairs]
+    found = dataclasses.asdict(crossed(values)) | {"seeds": len(shared)}
+    return Difference(**found, lower=sum(fmean(ours[s]) < fmean(theirs[s]) for s in shared))
 
 
-def _over_seeds(values: list[list[float]]) -> list[float]:
-    """[seed][document] -> mean per document."""
-    return [fmean(column) for column in zip(*values, strict=True)]
-
-
-def _error(values: list[float]) -> float | None:
-    """Standard error of the mean, or None for a single value."""
-    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+def _over_seeds(losses: dict[int, list[float]]) -> list[float]:
+    """Seed -> a loss per document -> its mean per document."""
+    return [fmean(column) for column in zip(*losses.values(), strict=True)]

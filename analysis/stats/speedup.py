@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import median, median_high, median_low
 from typing import Any
 
-from analysis.records.comparison import REFERENCE, clock
+from analysis.records.comparison import REFERENCE, Comparison, clock
 from bench.io.record import Run
 
 AXES = ("seconds", "backwards", "tokens")
@@ -96,26 +96,47 @@ def median_cost(runs: list[Run], share: float, axis: str, total: bool = False) -
     return median(known) if known else None
 
 
+def spent(comparison: Comparison, runs: list[Run], axis: str) -> float | None:
+    """Median over seeds of what whole runs took, of `AXES` or `step`; None when none counts."""
+    counted = [run for run in runs if run.rows and run.status == "finished"]
+    if axis == "seconds":
+        counted = [run for run in counted if comparison.one_clock and not resumed(run)]
+    return median(run.rows[-1][axis] for run in counted) if counted else None
+
+
 def speedup(
     rival: list[Run], runs: list[Run], share: float, axis: str, total: bool = False
 ) -> float | None:
-    """Cost of the rival over cost of the method: above 1, the method is the cheaper one.
+    """Cost of the rival over cost of the method, median over seeds: above 1, the method is cheaper.
 
-    `rival` and `runs` are one label's runs each. None when either misses the share (a miss is
-    not a speedup), costs nothing on this axis, or was timed on another clock.
+    `rival` and `runs` are one label's runs each; every seed that ran in both gives a ratio, as in
+    `speedups_by_seed`. None when most seeds of either miss the share (a miss is not a speedup),
+    either costs nothing on this axis, or they were timed on several clocks.
     """
-    if axis == "seconds" and len({clock(run.header) for run in [*rival, *runs]}) > 1:
-        return None
-    theirs, ours = (median_cost(side, share, axis, total) or 0.0 for side in (rival, runs))
-    return theirs / ours if 0 < theirs < math.inf and 0 < ours < math.inf else None
+    for side in (rival, runs):
+        if not 0 < (median_cost(side, share, axis, total) or 0) < math.inf:
+            return None
+    ratios = _ratios(rival, runs, share, axis, total)
+    missed = not ratios or median_low(ratios) == 0 or median_high(ratios) == math.inf
+    return None if missed else median(ratios)
 
 
 def speedups_by_seed(rival: list[Run], runs: list[Run], share: float, axis: str) -> list[float]:
-    """`speedup` of each seed that ran in both and reached the share in both."""
-    theirs = {run.header["seed"]: run for run in rival}
-    shared = [run for run in runs if run.header["seed"] in theirs]
-    ratios = [speedup([theirs[run.header["seed"]]], [run], share, axis) for run in shared]
-    return [ratio for ratio in ratios if ratio is not None]
+    """Cost of the rival over that of the method in each seed that reached the share in both."""
+    return [ratio for ratio in _ratios(rival, runs, share, axis) if 0 < ratio < math.inf]
+
+
+def _ratios(
+    rival: list[Run], runs: list[Run], share: float, axis: str, total: bool = False
+) -> list[float]:
+    """A ratio for each seed that ran in both: inf where the rival alone missed the share, 0 where
+    the method alone did; none where both did, or on several clocks."""
+    if axis == "seconds" and len({clock(run.header) for run in [*rival, *runs]}) > 1:
+        return []
+    theirs = {run.header["seed"]: cost(run, share, axis, total) for run in rival}
+    pairs = [(theirs.get(run.header["seed"]), cost(run, share, axis, total)) for run in runs]
+    known = [(a, b) for a, b in pairs if a and b and min(a, b) < math.inf]
+    return [a / b for a, b in known]
 
 
 def largest_share(runs: dict[str, list[Run]]) -> float:

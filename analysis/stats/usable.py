@@ -11,7 +11,7 @@ from typing import Any
 
 from analysis.records.comparison import clock
 from analysis.records.manifest import Entry, Experiment, runs_of
-from analysis.stats.gap import Difference, difference, end_losses, units
+from analysis.stats.gap import Difference, Loss, difference, end_losses, spliced_losses, units
 from analysis.stats.speedup import AXES, resumed, sae_cost
 from bench.io.record import Run
 
@@ -37,14 +37,14 @@ def unsound(run: Run) -> str | None:
     return None if run.rows and whole else "has a cost or a CE that is no number"
 
 
-def ends(runs: dict[int, Run]) -> dict[int, list[float]]:
-    """Seed -> CE per document at the end."""
-    return {seed: losses for seed, run in runs.items() if (losses := end_losses(run))}
+def ends(runs: dict[int, Run], loss: Loss = "ce") -> dict[int, list[float]]:
+    """Seed -> a loss per document at the end."""
+    return {seed: losses for seed, run in runs.items() if (losses := end_losses(run, loss))}
 
 
-def spliced(runs: dict[int, Run]) -> dict[int, list[float]]:
-    """Seed -> CE per document of the SAE that each run starts from."""
-    return {seed: run.header["ce_full_spliced"] for seed, run in runs.items()}
+def spliced(runs: dict[int, Run], loss: Loss = "ce") -> dict[int, list[float]]:
+    """Seed -> a loss per document of the SAE that each run starts from."""
+    return {seed: losses for seed, run in runs.items() if (losses := spliced_losses(run, loss))}
 
 
 def finished(experiment: Experiment) -> Experiment:
@@ -91,19 +91,21 @@ def gain(entries: list[Entry]) -> Difference:
 
 
 def after_both(experiment: Experiment, entry: Entry) -> Run | None:
-    """The run of a second stage, its header's spliced CE that of the SAE before the first; None
-    where the first stage's run is not there."""
+    """The run of a second stage, its header's spliced losses those of the SAE before the first;
+    None where the first stage's run is not there."""
     first = entry.role.partition("+")[0]
     began = by_seed(experiment.of(first, stage=1)).get(entry.seed)
     if not (began and entry.run):
         return None
-    header = entry.header | {"ce_full_spliced": began.header["ce_full_spliced"]}
+    fields = ("ce_full_spliced", "kl_full_spliced")
+    header = entry.header | {name: began.header.get(name) for name in fields}
     return dataclasses.replace(entry.run, header=header)
 
 
 def units_of(experiment: Experiment) -> str:
     """What the errors of an experiment are over, in words."""
-    return units([entry.header for entry in experiment.entries])
+    over = units([entry.header for entry in experiment.entries])
+    return f"seeds and {over}" if len(experiment.seeds) > 1 else f"{over} alone"
 
 
 def changed_tokens(values: list[dict[str, Any]]) -> tuple[float, float]:

@@ -1,12 +1,13 @@
 """Comparison -> the text tables printed at the end of a run."""
 
 import textwrap
-from statistics import fmean, median
+from statistics import fmean
 
 from analysis.records.comparison import Comparison
-from analysis.stats.gap import Difference, ce_difference, closed_at_end, end_losses
-from analysis.stats.speedup import AXES, median_cost, resumed, speedup, targets
-from analysis.tables.notes import BLANK, heading, notes, number, percent, seeds, times
+from analysis.stats.gap import Loss, closed_at_end, end_losses
+from analysis.stats.speedup import AXES, median_cost, speedup, spent, targets
+from analysis.tables.conclusions import conclusions
+from analysis.tables.notes import BLANK, heading, interval, notes, number, percent, times
 from bench.io.record import Run
 
 WIDTH = 108
@@ -14,67 +15,44 @@ WIDTH = 108
 
 
 def table(comparison: Comparison) -> str:
-    """Everything there is to say about one problem, as text."""
+    """Everything there is to say about one problem, as text; what may be concluded comes last."""
     parts = [heading(comparison), results(comparison)]
     if not comparison.random:
-        parts += [differences(comparison), costs_to_targets(comparison)]
+        parts.append(costs_to_targets(comparison))
     parts.append("\n".join(textwrap.fill(note, WIDTH) for note in notes(comparison)))
+    if not comparison.random:
+        parts.append(conclusions(comparison))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def results(comparison: Comparison) -> str:
     """The table of what each label reached at the end and what that took."""
-    rows = [["method", "CE", "gap closed", "over seeds", "seconds", "backwards", "tokens", "runs"]]
+    measured = any(end_losses(run, "kl") for run in comparison.all)
+    losses: list[Loss] = ["ce", "kl"] if measured else ["ce"]
+    heads = [*(loss.upper() for loss in losses), *(f"{loss.upper()} gap closed" for loss in losses)]
+    rows = [["method", *heads, "seconds", "backwards", "tokens", "runs"]]
     for label, runs in comparison.runs.items():
-        reached = [BLANK] * 3 if comparison.random else _reached(runs)
-        spent = [number(_spent(comparison, runs, axis)) for axis in AXES]
-        states = [run.status for run in runs]
-        counts = [f"{states.count(status)} {status}" for status in dict.fromkeys(states)]
-        rows.append([label, *reached, *spent, ", ".join(counts)])
-    return aligned(rows, left=(0, 7))
+        reached = [BLANK] * len(heads) if comparison.random else _reached(runs, losses)
+        costs = [number(spent(comparison, runs, axis)) for axis in AXES]
+        rows.append([label, *reached, *costs, _states(runs)])
+    return aligned(rows, left=(0, len(rows[0]) - 1))
 
 
-def _reached(runs: list[Run]) -> list[str]:
-    """CE, share of the gap closed with its standard error, and the seeds' range of it."""
-    losses = [fmean(each) for run in runs if (each := end_losses(run))]
-    ce, closed = f"{fmean(losses):.4f}" if losses else BLANK, closed_at_end(runs)
-    if not closed:
-        return [ce, BLANK, BLANK]
-    between = f"{100 * closed.low:.1f} to {100 * closed.high:.1f}%"
-    between = between if closed.low < closed.high else BLANK
-    return [ce, percent(closed.share, closed.error or None), between]
+def _reached(runs: list[Run], losses: list[Loss]) -> list[str]:
+    """Each loss, then of each the share of its gap that is closed with its 95% interval."""
+    ends = [[fmean(each) for run in runs if (each := end_losses(run, of))] for of in losses]
+    closed = [closed_at_end(runs, of) for of in losses]
+    return [
+        *(f"{fmean(end):.4f}" if end else BLANK for end in ends),
+        *(interval(each) if each else BLANK for each in closed),
+    ]
 
 
-def _spent(comparison: Comparison, runs: list[Run], axis: str) -> float | None:
-    """Median over seeds of what whole runs took; None when none counts on this axis."""
-    counted = [run for run in runs if run.rows and run.status == "finished"]
-    if axis == "seconds":
-        counted = [run for run in counted if comparison.one_clock and not resumed(run)]
-    return median(run.rows[-1][axis] for run in counted) if counted else None
-
-
-def differences(comparison: Comparison) -> str:
-    """A sentence for each label: its CE at the end against the rival's, paired by document."""
-    trained, rival, lines = comparison.trained, comparison.rival, []
-    for label, runs in trained.items():
-        if rival and label != rival and (difference := ce_difference(runs, trained[rival])):
-            lines += textwrap.wrap(_difference(label, rival, difference), WIDTH)
-    return "\n".join(lines)
-
-
-def _difference(label: str, rival: str, difference: Difference) -> str:
-    error = BLANK if difference.error is None else f"{difference.error:.4f}"
-    agree = difference.lower if difference.mean < 0 else difference.seeds - difference.lower
-    side = "lower" if difference.mean < 0 else "higher"
-    text = f"CE of {label} minus {rival}: {difference.mean:+.4f} ± {error}"
-    if difference.seeds:
-        text += f", {side} in {agree} of {seeds(difference.seeds)}"
-    if not difference.distinguishable:
-        return f"{text}: not distinguishable here (less than 2 standard errors)."
-    if agree < difference.seeds:
-        return f"{text}: not distinguishable here (the seeds disagree)."
-    alone = " in this one seed" if difference.seeds == 1 else ""
-    return f"{text}: {label} is {'better' if difference.mean < 0 else 'worse'}{alone}."
+def _states(runs: list[Run]) -> str:
+    """How many runs there are, and how many ended otherwise than finished."""
+    states = [run.status for run in runs]
+    counts = [f"{states.count(status)} {status}" for status in dict.fromkeys(states)]
+    return ", ".join(counts) if set(states) != {"finished"} else str(len(states))
 
 
 def costs_to_targets(comparison: Comparison) -> str:

@@ -1,6 +1,7 @@
 """Experiment -> its table as text: what was reached at each role and value, and what it took."""
 
 import textwrap
+from functools import partial
 from statistics import fmean, median
 from typing import Any
 
@@ -10,13 +11,13 @@ from analysis.stats.gap import closed_at_end, units
 from analysis.stats.usable import after_both, by_seed, changed_tokens, ends, finished, timed
 from analysis.tables import frontier
 from analysis.tables.comparison import WIDTH, aligned
-from analysis.tables.notes import BLANK, number, percent, seeds, title
+from analysis.tables.notes import BLANK, interval, number, seeds, title
 
 HEADS = ["role", "at", "gap closed", "CE", "seconds", "backwards", "seeds"]
 NOTE = (
-    "Gap closed: ± one standard error over {units}, paired, seeds averaged; of two stages, both "
-    "together. CE: at the end, on the validation set, nats per scored token. Seconds and "
-    "backwards (LM backward passes): of the run alone, median over seeds."
+    "Gap closed: in brackets the 95% interval over seeds and {units} alike, paired (of one seed "
+    "there is none); of two stages, both together. CE: at the end, on the validation set, nats per "
+    "scored token. Seconds and backwards (LM backward passes): of the run alone, median over seeds."
 )
 
 
@@ -76,7 +77,7 @@ def _reached(experiment: Experiment, entries: list[Entry]) -> tuple[str, str]:
     if any("+" in entry.role for entry in entries):
         runs = [run for run in (after_both(experiment, e) for e in entries) if run]
     closed = closed_at_end(runs)
-    return percent(closed.share, closed.error) if closed else BLANK, ce
+    return interval(closed) if closed else BLANK, ce
 
 
 def _spent(entries: list[Entry], in_one_go: set[str]) -> tuple[str, str, str]:
@@ -101,7 +102,7 @@ def _distance(values: list[dict[str, Any]]) -> str:
         change = fmean(seed["difference"][kind][-1] for seed in values)
         error = fmean(seed["difference"][f"{kind}_error"][-1] for seed in values)
         changes.append(f"{name} {change:+.4f} ± {error:.4f}")
-    return f"adapted minus spliced after block {last}: {', '.join(changes)}"
+    return f"adapted minus spliced after block {last}: {', '.join(changes)} (over documents alone)"
 
 
 def _no_sae(values: list[dict[str, Any]]) -> str:
@@ -111,5 +112,53 @@ def _no_sae(values: list[dict[str, Any]]) -> str:
     return "CE " + ", ".join(f"{name} {ce:.4f}" for name, ce in losses.items())
 
 
-MEASURED = {"token-loss": _token_loss, "distance": _distance, "no-sae": _no_sae}
+def _over_sites(values: list[dict[str, Any]], *path: str | int) -> float:
+    """The number at a path below each site, its mean over sites and seeds."""
+    found = []
+    for seed in values:
+        for at in seed.values():
+            for step in path:
+                at = at[step]
+            found.append(at)
+    return fmean(found)
+
+
+def _latents(values: list[dict[str, Any]]) -> str:
+    of = partial(_over_sites, values)
+    rows, columns = of("decoder_cosine", "mean"), of("encoder_cosine", "mean")
+    changes = [f"FVU {of('fvu', 0):.3f} to {of('fvu', 1):.3f}"]
+    changes.append(f"dead {of('dead', 0):.1%} to {of('dead', 1):.1%}")
+    return (
+        f"Jaccard of active latents {of('jaccard'):.3f}; cosine of decoder rows {rows:.3f}, of "
+        f"encoder columns {columns:.3f}; {', '.join(changes)}"
+    )
+
+
+def _effects(values: list[dict[str, Any]]) -> str:
+    parts = []
+    for name in ("correlation", "ratio"):
+        before, after = (_over_sites(values, m, name, "mean") for m in ("before", "adapted"))
+        parts.append(f"{name} {after:.3f} (spliced {before:.3f})")
+    return f"effect of a latent on logits, against the clean model: {', '.join(parts)}"
+
+
+def _probing(values: list[dict[str, Any]]) -> str:
+    sites, parts = [seed["sites"] for seed in values], []
+    for label in ("party", "era"):
+        of = partial(_over_sites, sites, label)
+        latents = ", ".join(f"{of('after', n, 'mean'):.1%} ({n})" for n in ("1", "5", "20"))
+        ends = f"residual {of('residual', 'mean'):.1%}, shuffled {of('shuffled', 'mean'):.1%}"
+        parts.append(f"{label} {latents}, {ends}")
+    return f"balanced accuracy from so many latents: {'; '.join(parts)}"
+
+
+MEASURED = {
+    "token-loss": _token_loss,
+    "distance": _distance,
+    "no-sae": _no_sae,
+    "frontier-no-sae": _no_sae,
+    "frontier-latents": _latents,
+    "frontier-effects": _effects,
+    "frontier-probing": _probing,
+}
 """Experiment of measurements -> what one role's seeds measured, in words."""

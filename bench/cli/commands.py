@@ -21,6 +21,10 @@ def compare(arguments: Namespace) -> None:
     if arguments.init_adapter:
         arguments.sets.append(f"lora.init={arguments.init_adapter}")
     a, (spec, methods) = arguments, problem(arguments)
+    if a.tuned:
+        from bench.runs.tuned import chosen
+
+        methods = chosen(Path(a.tuned), spec, methods)
     request = Request(
         spec=spec,
         out=Path(a.out),
@@ -29,6 +33,7 @@ def compare(arguments: Namespace) -> None:
         micro_batch=a.micro_batch,
         shard_model=a.shard_model,
         force=a.force,
+        tuned=Path(a.tuned) if a.tuned else None,
     )
     if ranks.world() > 1:
         from bench.runs.preflight import asks_the_hub, quiet_libraries, set_environment
@@ -44,6 +49,14 @@ def compare(arguments: Namespace) -> None:
         from bench.cli import show
 
         show.comparison(request.out, ended)
+
+
+def tune(arguments: Namespace) -> None:
+    """`python -m bench tune`."""
+    from bench.runs.tune import tune as run
+
+    a, (spec, methods) = arguments, problem(arguments)
+    run(Request(spec, Path(a.out), every=a.checkpoint_every, force=a.force), methods)
 
 
 def speed(arguments: Namespace) -> None:
@@ -125,7 +138,7 @@ def methods(arguments: Namespace) -> None:
 
 def main() -> int:
     """Run the command; a `Fault` is one line on stderr and its exit code."""
-    known = (compare, experiment, speed, check, export, downstream, verify, specs, methods)
+    known = (compare, tune, experiment, speed, check, export, downstream, verify, specs, methods)
     commands = {run.__name__: run for run in known}
     tolerate()
     try:

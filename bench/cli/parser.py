@@ -21,6 +21,12 @@ SPEED = (
     "is trained first (--sae own), it has a fresh one: a step takes as long. A race that is broken "
     "off keeps its pairs in *.partial.json; the next one begins anew."
 )
+TUNE = (
+    "Finds the step size of each method: four rates a factor of 2.5 apart, and more, up to eight, "
+    "until the best is none of the outermost. The best has the least KL to the clean model, on "
+    "windows that serve nothing else and around an SAE of another seed. What is chosen goes into "
+    "FOLDER/tuned.json, for compare --tuned FOLDER. Broken off, the same command goes on."
+)
 PLAIN_DTYPE = "number format of the plain side's LM (default: that of --dtype)"
 
 
@@ -52,8 +58,20 @@ def parser() -> Parser:
     text = "under torchrun: spread the LM's blocks over the devices (FSDP2)"
     compare.add_argument("--shard-model", action="store_true", help=text)
     compare.add_argument("--force", action="store_true", help="even with an SAE that check doubts")
+    text = "step sizes that tune has chosen, where a method does not set its own"
+    compare.add_argument("--tuned", metavar="FOLDER", help=text)
     add_every(compare)
     add_problem(compare, methods="lora,e2e")
+    tune = commands.add_parser("tune", help="the step size of each method", description=TUNE)
+    tune.set_defaults(sets=[])
+    tune.add_argument(
+        "methods", metavar="METHODS", help="comma-separated, such as lora,e2e:decay=1"
+    )
+    text = "folder of the records and of tuned.json (default: runs/tuning)"
+    tune.add_argument("--out", default="runs/tuning", metavar="FOLDER", help=text)
+    tune.add_argument("--force", action="store_true", help="even with an SAE that check doubts")
+    add_every(tune)
+    add_spec(tune)
     text = "our step against plain Hugging Face and PEFT"
     speed = commands.add_parser("speed", help=text, description=SPEED)
     speed.add_argument("--pairs", type=int, default=5, help="timed pairs of steps (default: 5)")
@@ -99,7 +117,8 @@ def add_problem(command: Parser, methods: str) -> None:
     command.add_argument(
         "--methods",
         default=methods,
-        help=f"comma-separated; lora:rank=64 sets a field (default: {methods})",
+        help=f"comma-separated; lora:rank=64 sets a field, lora:steps=64 the run's own number of "
+        f"steps, steps=4x as a factor (default: {methods})",
     )
     command.add_argument(
         "--set",
@@ -127,7 +146,7 @@ def add_spec(command: Parser) -> None:
             fields.add_argument(flag(field.name), type=kind, dest=field.name, **alone)
 
 
-PATHS = ("out", "to", "run", "paths", "init_adapter", "include_path", "saebench")
+PATHS = ("out", "tuned", "to", "run", "paths", "init_adapter", "include_path", "saebench")
 """Arguments that are paths; those of the spec are expanded by what reads them."""
 
 

@@ -1,7 +1,8 @@
 """Find the files in methods/, and parse what the command line says of them.
 
 The file name is the method's name; there is no registry. `lora:rank=64` is a method with
-fields set for this one entry; `--set lora.rank=64` sets a field for every entry.
+fields set for this one entry; `--set lora.rank=64` sets a field for every entry. `steps` is set
+like a field, of any method: `lora:steps=64` runs for 64 steps, whatever the others do.
 """
 
 import ast
@@ -71,13 +72,57 @@ class MethodRequest:
 
     @property
     def settings(self) -> list[str]:
-        """`FIELD=VALUE` of each setting; where a field is set twice the later one counts."""
+        """`FIELD=VALUE` of each setting but `steps`; of two of one field the later one counts."""
+        return [item for item in self._items() if _field(item) != STEPS]
+
+    @property
+    def fields(self) -> set[str]:
+        """The fields that it sets."""
+        return {_field(item) for item in self.settings}
+
+    @property
+    def steps(self) -> str | None:
+        """What it says of its steps: `64`, or `4x` for four times the spec's; None for these."""
+        said = [item.partition("=")[2] for item in self._items() if _field(item) == STEPS]
+        return said[-1] if said else None
+
+    def spec_of(self, spec: Spec) -> Spec:
+        """The spec of its run, with the run's own number of steps; `Usage` for a wrong one."""
+        if self.steps is None:
+            return spec
+        times = self.steps.endswith("x")
+        try:
+            number = float(self.steps[:-1]) if times else int(self.steps)
+            if not 0 < number < math.inf:
+                raise ValueError
+        except ValueError:
+            expected = "expected a whole number from 1 on, or a factor such as 4x or 2.5x"
+            raise Usage(f"'{self.label}': steps '{self.steps}': {expected}") from None
+        steps = max(1, round(number * spec.steps)) if times else int(number)
+        return dataclasses.replace(spec, steps=steps)
+
+    def _items(self) -> list[str]:
+        """`FIELD=VALUE` of all that is set, as it was typed."""
         sets = [item.removeprefix(f"{self.name}.") for item in self.sets]
         return sets + self.label.split(":")[1:]
 
     def with_setting(self, field: str, value: str) -> "MethodRequest":
         """The same with one more field set."""
         return dataclasses.replace(self, label=f"{self.label}:{field}={value}")
+
+    def without(self, *fields: str) -> "MethodRequest":
+        """The same with these fields no longer set by its label."""
+        name, *items = self.label.split(":")
+        left = [item for item in items if _field(item) not in fields]
+        return dataclasses.replace(self, label=":".join([name, *left]))
+
+
+STEPS = "steps"
+"""What a label may set of any method: how long its run is. It is a field of no `Config`."""
+
+
+def _field(item: str) -> str:
+    return item.partition("=")[0]
 
 
 def requested(labels: Sequence[str], sets: Sequence[str]) -> list[MethodRequest]:
@@ -136,6 +181,15 @@ def load(asked: MethodRequest) -> Entry:
         raise Usage(str(error)) from None
 
 
+def tuned_fields(entry: Entry) -> dict[str, str | None]:
+    """The fields that `tune` chooses, all by one factor -> the method whose choice each starts at.
+
+    What the method's file names as `TUNED`, else its `lr`; {} for a method that has none.
+    """
+    named = getattr(entry.module, "TUNED", ["lr"] if "lr" in entry.settings else [])
+    return dict(named) if isinstance(named, dict) else dict.fromkeys(named)
+
+
 def _missing(name: str, error: ModuleNotFoundError) -> Fault:
     """The fault of a method's file that imports `error.name`, which is not there."""
     package = (error.name or "").partition(".")[0]
@@ -146,9 +200,18 @@ def _missing(name: str, error: ModuleNotFoundError) -> Fault:
     )
 
 
+def own_label(spec: Spec) -> str:
+    """The label of the method that trains the own SAEs of a spec."""
+    frozen = "freeze=W_dec" if spec.sae_decoder == "frozen" else ""
+    return ":".join(filter(None, [f"mse:lr={spec.sae_lr}", spec.sae_set, frozen]))
+
+
 def of_own_saes(spec: Spec) -> Entry:
-    """The entry of the method that trains the own SAEs of a spec."""
-    return entry(f"mse:lr={spec.sae_lr}")
+    """The entry of that method; `Usage` for settings that are none of its own."""
+    made = entry(own_label(spec))
+    if made.asked.steps:
+        raise Usage(f"--sae-set '{spec.sae_set}': its steps are those of --sae-tokens")
+    return made
 
 
 def parse(text: str, kind: Any, what: str) -> Any:

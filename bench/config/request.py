@@ -29,6 +29,8 @@ class Request:
     """Whether the LM's blocks are spread over the processes of `torchrun`."""
     force: bool = False
     """Whether an SAE that does not seem to belong is taken all the same."""
+    tuned: Path | None = None
+    """The folder that the methods have their step sizes from: for one model, that it names."""
 
 
 @dataclass(frozen=True)

@@ -48,15 +48,20 @@ class Spec:
     """Tokens an own SAE is trained on."""
     sae_lr: float = 2e-3
     """Step size that an own SAE is trained with, by the method `mse`."""
+    sae_set: str = ""
+    """Further settings of `mse` in that training, such as `decay=0:warmup=0.01`."""
+    sae_decoder: str = "trained"
+    """Decoder of an own SAE: `trained`; as controls `frozen` (its random directions stay) or
+    `shuffled` (rows exchanged after training)."""
     sae_share: float = 1.0
-    """How much of an own SAE's training is done: 0.1, 0.2, ... or 1, of which each is kept."""
+    """How much of an own SAE's training is done: 0.1, 0.2, ... 1, 0.75 or 0.95; each is kept."""
     sae_seed: int = 1_000
     """Seed of an own or fresh SAE; away from the runs' seeds, so no run repeats its batches."""
     text: str = "sotu"
     """`sotu`, a .txt or .jsonl file, a folder of them, a streamed one (`pile-uncopyrighted`,
-    `redpajama-v2`), or `random` tokens."""
+    `redpajama-v2`), or `random` tokens. Several, joined by `+`, have equal shares."""
     stream_tokens: int = 2_000_000
-    """How much of a streamed text is taken, at about four characters a token."""
+    """How much of each streamed text is taken, at about four characters a token."""
     prepend_bos: bool = False
     """Whether each window starts with the BOS token."""
     seq_len: int = 128
@@ -71,10 +76,17 @@ class Spec:
     """Documents of the curve set, which the rows of a run are measured on."""
     curve_tokens: int = 2_048
     """Tokens of the curve set."""
+    tune_docs: int = 16
+    """Documents of the tuning windows, which step sizes are chosen on and nothing else."""
+    tune_tokens: int = 8_192
+    """Tokens of the tuning windows."""
     val_docs: int = 32
     """Documents of the validation set, which is measured at the end."""
     val_tokens: int = 16_384
     """Tokens of the validation set."""
+    held_out: str = "validation"
+    """What the end of a run is measured on: the `validation` set, or the `tuning` windows in its
+    place."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -83,10 +95,12 @@ class Spec:
                 raise Usage(f"{flag(field.name)} must be at least 1, got {value}")
         if not self.sae_lr > 0:
             raise Usage(f"--sae-lr must be above 0, got {self.sae_lr}")
-        if round(10 * self.sae_share, 6) not in range(1, 11):
-            raise Usage(f"--sae-share {self.sae_share}: expected 0.1, 0.2, ... or 1")
-        if self.sae_share != 1 and self.sae != "own":
-            raise Usage(f"--sae-share {self.sae_share}: only with --sae own")
+        if self.sae_share not in SHARES:
+            raise Usage(f"--sae-share {self.sae_share}: expected 0.1, 0.2, ... 1, 0.75 or 0.95")
+        for name, without in OF_OWN.items():
+            value = getattr(self, name)
+            if self.sae != "own" and value != without:
+                raise Usage(f"{flag(name)} {value}: only with --sae own")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise unknown(flag(name), getattr(self, name), choices)
@@ -120,9 +134,10 @@ class Spec:
 
 def own_training(spec: Spec) -> Spec:
     """The spec under which the spec's own SAE is trained: each window is read once, and only as
-    far as the site, so nothing of it is cached."""
+    far as the site, so nothing of it is cached. What a run is measured on makes no other SAE."""
     steps = max(1, spec.sae_tokens // (spec.seq_len * spec.batch_size))
-    return dataclasses.replace(spec, sae="fresh", sae_share=1.0, cache_clean=False, steps=steps)
+    changes = {"cache_clean": False, "steps": steps, "held_out": Spec.held_out, **OF_OWN}
+    return dataclasses.replace(spec, sae="fresh", **changes)
 
 
 def as_recorded(header: dict[str, Any]) -> dict[str, Any]:
@@ -130,6 +145,10 @@ def as_recorded(header: dict[str, Any]) -> dict[str, Any]:
     return {**dataclasses.asdict(Spec()), **header["spec"]}
 
 
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95, 1.0)
+"""Shares of its training that an own SAE is kept at."""
+OF_OWN: dict[str, Any] = {"sae_share": 1.0, "sae_set": "", "sae_decoder": "trained"}
+"""Fields that only an own SAE has, with their values for any other."""
 MADE_HERE = ("own", "fresh")
 """SAEs that the suite makes itself, for all sites of a spec together."""
 
@@ -150,11 +169,13 @@ what the MLP gives, before it; the same for attention."""
 
 POSITIONS = ("not-first", "not-special", "all")
 CHOICES = {
+    "sae_decoder": ("trained", "frozen", "shuffled"),
     "weights": ("pretrained", "random"),
     "spliced": POSITIONS,
     "scored": POSITIONS,
     "dtype": ("float32", "bfloat16"),
     "device": ("cpu", "cuda", "mps", "auto"),
+    "held_out": ("validation", "tuning"),
 }
 
 

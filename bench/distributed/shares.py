@@ -38,6 +38,15 @@ def put_together(part: Float[Tensor, " part"], first: int, n: int) -> Float[Tens
     return sum_in_place(whole)
 
 
+def mean(part: Float[Tensor, "tokens d"]) -> Float[Tensor, " d"]:
+    """The mean over the tokens of all processes, each of which has a part of them."""
+    if world() == 1:
+        return part.mean(0)
+    sums = torch.cat([part.sum(0), part.new_full((1,), len(part))])
+    sum_in_place(sums)
+    return sums[:-1] / sums[-1]
+
+
 def check_alike(parameters: Iterable[Tensor]) -> None:
     """Raise `Usage` where the parameters are not the same in every process, bit by bit."""
     if world() > 1:

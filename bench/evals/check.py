@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # both import torch, which the process that checks the inputs
 
 
 def check(spec: Spec) -> None:
-    """Measure the SAEs of `spec` on the validation windows and print the findings.
+    """Measure the SAEs of `spec` on its `held_out` windows and print the findings.
 
     Raises `Rejected` with the first finding.
     """
@@ -75,5 +75,5 @@ def losses(bench: "Bench") -> str:
     share = f": {(ablated - spliced) / (ablated - clean):.1%} recovered" if ablated > clean else ""
     return (
         f"       CE clean {clean:.4f}, spliced {spliced:.4f}, ablated {ablated:.4f} nats on the "
-        f"curve set{share}; gap {gap:.4f} on the validation set"
+        f"curve set{share}; gap {gap:.4f} on the {bench.spec.held_out} set"
     )

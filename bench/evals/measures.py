@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bench.evals import guard, probing
 from bench.export import artefacts, reload
 from bench.harness.evaluate import HeldOut, by_token, finals_of, parts, per_document
 from bench.harness.provenance import provenance
@@ -185,5 +186,12 @@ def no_sae(problem: Problem, held_out: HeldOut, adapted: Adapted) -> dict[str, l
     }
 
 
-MEASURES = {"token-loss": token_loss, "distance": distance, "no-sae": no_sae}
+MEASURES = {
+    "token-loss": token_loss,
+    "distance": distance,
+    "no-sae": no_sae,
+    "latents": guard.latents,
+    "effects": guard.effects,
+    "probing": probing.probing,
+}
 """Name -> measurement of a finished run."""

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from bench.config.request import EVERY
 from bench.errors import Locked
-from bench.experiments.plans import Job, expanded, jobs
+from bench.experiments.job import Job
+from bench.experiments.plans import expanded, jobs
 from bench.experiments.pool import Pool
 from bench.experiments.times import Times
 from bench.harness.checkpoint import check_unchanged
@@ -118,9 +119,10 @@ def list_jobs(wanted: list[Job], todo: list[Job]) -> None:
         state = "to do" if job.key in missing else "done"
         share = "" if job.spec.sae_share == 1 else f", SAE at {job.spec.sae_share:.0%}"
         then = f" after {job.after.label}" if job.after and not job.measure else ""
+        steps = job.method.spec_of(job.spec).steps
         say(
             f"{state:5}  {job.experiment}: {what}{then} seed {job.seed}, {job.spec.sae} SAE of "
-            f"{job.spec.model} at {job.spec.site}{share}, {job.spec.steps:,} steps"
+            f"{job.spec.model} at {job.spec.site}{share}, {steps:,} steps"
         )
     say(f"{len(wanted)} runs, {len(todo)} to do")
 
@@ -147,7 +149,7 @@ class Work:
 
         self._do, self._pool, self._plans, self._every = runner.do, pool, plans, every
         self._left, self._all = list(todo), len(todo)
-        steps = sorted({job.spec.steps for job in todo})
+        steps = sorted({job.method.spec_of(job.spec).steps for job in todo})
         self._times = Times(process.call(runner.estimated, todo[0], steps))
         self._asked: dict[str, clock.Reading] = {}
         """Job -> when a comparison was last found at it."""

@@ -6,78 +6,20 @@ questions of SmolLM2-135M, each experiment within 40 minutes on two cores. The s
 `timing`, `rivals` and the experiments that build on their runs, at 10 million tokens and more.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
-from bench.config.method import MethodRequest
-from bench.config.spec import Spec, own_training
+from bench.config.method import own_label
+from bench.config.spec import own_training
 from bench.config.specs import SPECS
 from bench.errors import Usage, unknown
+from bench.experiments import frontier
+from bench.experiments.job import Job, seeded
 from bench.experiments.scales import SCALES, Changes, Scale
-from bench.io.record import digest
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of an experiment, or one measurement of a run."""
-
-    role: str
-    """Its role in the experiment, mostly the name of its method."""
-    label: str
-    """The method with its settings, as `--methods` has it."""
-    spec: Spec
-    seed: int
-    """The experiment's seed."""
-    at: Mapping[str, object] = field(default_factory=dict)
-    """Each variable of the experiment -> its value here."""
-    run_seed: int | None = None
-    """The seed of the run, where that is not the experiment's."""
-    trains_own: bool = False
-    """Whether this is the training of the spec's own SAE."""
-    after: "Job | None" = None
-    """The run whose weights this one starts from, or that it measures."""
-    measure: str = ""
-    """A measurement of `after` (`bench.evals.measures`) instead of a run."""
-    experiment: str = ""
-    """The experiment that it belongs to."""
-
-    @property
-    def method(self) -> MethodRequest:
-        """Its method, before the weights of an earlier run are filled in."""
-        return MethodRequest(self.label)
-
-    @property
-    def seed_of_run(self) -> int:
-        """The seed of its run."""
-        return self.seed if self.run_seed is None else self.run_seed
-
-    @cached_property
-    def key(self) -> str:
-        """The digest that two jobs share if they are the same, whether they have run or not."""
-        after = self.after and self.after.key
-        return digest([self.label, asdict(self.spec), self.seed_of_run, after, self.measure])
-
-    @property
-    def in_short(self) -> str:
-        """The job on one line."""
-        at = " ".join(f"{name}={value}" for name, value in self.at.items())
-        return f"{self.experiment}: {self.role} seed {self.seed} {at}".rstrip()
-
-    def with_predecessors(self) -> "list[Job]":
-        """The job, and before it those that it needs."""
-        first = self.after and replace(self.after, experiment=self.experiment)
-        return [*(first.with_predecessors() if first else ()), self]
-
 
 RANKS = (1, 4, 16, 64, 256)
 RIVALS = ("joint", "linear", "affine", "ridge", "full", "mse")
 """Every method but `lora`, `e2e` and `none`."""
-
-
-def _seeded(spec: Spec, seed: int) -> Spec:
-    """The spec with an own SAE of this seed; SAEs by others are the same for all."""
-    return replace(spec, sae_seed=1_000 + seed) if spec.sae == "own" else spec
 
 
 def _lora(scale: Scale, **changes: object) -> str:
@@ -91,10 +33,10 @@ def _lora(scale: Scale, **changes: object) -> str:
 def timing(scale: Scale) -> Iterator[Job]:
     """mse with its checkpoints, e2e from scratch, lora and e2e from each checkpoint (Fig. 1)."""
     for seed in scale.seeds:
-        spec = _seeded(scale.spec, seed)
+        spec = seeded(scale.spec, seed)
         training = own_training(spec)
-        mse, of_sae = f"mse:lr={spec.sae_lr}", spec.sae_seed
-        yield Job("mse", mse, training, seed, run_seed=of_sae, trains_own=True)
+        mse, of_sae = own_label(spec), spec.sae_seed
+        yield Job("mse", mse, training, seed, run_seed=of_sae, trains_own=spec)
         yield Job("e2e", scale.scratch, training, seed, run_seed=of_sae)
         for share in scale.shares:
             part, at = replace(spec, sae_share=share), {"share": share}
@@ -108,7 +50,7 @@ def rivals(scale: Scale) -> Iterator[Job]:
     labels = {"lora": _lora(scale), "e2e": scale.finetune, **named}
     for seed in scale.seeds:
         for share in (share for share in scale.shares if share in (0.1, 0.5, 1.0)):
-            spec = replace(_seeded(scale.spec, seed), sae_share=share)
+            spec = replace(seeded(scale.spec, seed), sae_share=share)
             for role, label in labels.items():
                 yield Job(role, label, spec, seed, {"share": share})
 
@@ -118,19 +60,19 @@ def rank(scale: Scale) -> Iterator[Job]:
     for number in RANKS:
         for kind, alpha in (("fixed", scale.alpha), ("scaled", number)):
             label = _lora(scale, rank=number, alpha=alpha, layers="after")
-            yield Job("lora", label, _seeded(scale.swept, 0), 0, {"rank": number, "alpha": kind})
+            yield Job("lora", label, seeded(scale.swept, 0), 0, {"rank": number, "alpha": kind})
 
 
 def one_layer(scale: Scale) -> Iterator[Job]:
     """One adapted layer at a time, against all layers after the SAE."""
     for layer in (*scale.one_layer, "after"):
         label = _lora(scale, layers=layer)
-        yield Job("lora", label, _seeded(scale.swept, 0), 0, {"layer": layer})
+        yield Job("lora", label, seeded(scale.swept, 0), 0, {"layer": layer})
 
 
 def _sweep(scale: Scale, variable: str, changes: dict[int, Changes]) -> Iterator[Job]:
     for value, change in changes.items():
-        spec = _seeded(replace(scale.swept, **change), 0)
+        spec = seeded(replace(scale.swept, **change), 0)
         for number in scale.ranks:
             at = {variable: value, "rank": number}
             yield Job("lora", _lora(scale, rank=number, layers="after"), spec, 0, at)
@@ -159,7 +101,7 @@ def size(scale: Scale) -> Iterator[Job]:
             # The step size of `lora` on Gemma-3-270M was tuned there.
             label += ":lr=1e-3" if spec and spec.name == "gemma-3-270m" else ""
             at = {"model": model, "rank": number}
-            yield Job("lora", label, _seeded(spec or scale.swept, 0), 0, at)
+            yield Job("lora", label, seeded(spec or scale.swept, 0), 0, at)
 
 
 def multi_sae(scale: Scale) -> Iterator[Job]:
@@ -167,13 +109,13 @@ def multi_sae(scale: Scale) -> Iterator[Job]:
     for number, spec in scale.multi.items():
         adapters = _lora(scale, layers="all" if scale.name == "full" else "after")
         for role, label in (("none", "none"), ("lora", adapters), ("e2e", scale.finetune)):
-            yield Job(role, label, _seeded(spec, 0), 0, {"saes": number})
+            yield Job(role, label, seeded(spec, 0), 0, {"saes": number})
 
 
 def additivity(scale: Scale) -> Iterator[Job]:
     """lora after e2e and the reverse, each against more of the same."""
     for seed in scale.seeds:
-        spec = _seeded(scale.spec, seed)
+        spec = seeded(scale.spec, seed)
         labels = {"lora": _lora(scale), "e2e": scale.finetune}
         firsts = {kind: Job(kind, labels[kind], spec, seed, {"stage": 1}) for kind in labels}
         yield from firsts.values()
@@ -188,7 +130,7 @@ def _measured(scale: Scale, measure: str, kinds: Iterable[str]) -> Iterator[Job]
     labels = {"lora": _lora(scale), "e2e": scale.finetune}
     for seed in scale.seeds:
         for kind in kinds:
-            run = Job(kind, labels[kind], _seeded(scale.spec, seed), seed)
+            run = Job(kind, labels[kind], seeded(scale.spec, seed), seed)
             at = {"share": 1.0}
             yield Job(kind, labels[kind], run.spec, seed, at, after=run, measure=measure)
 
@@ -231,11 +173,14 @@ EXPERIMENTS: dict[str, Callable[[Scale], Iterator[Job]]] = {
         distance,
         no_sae,
         timing_llama,
+        *frontier.PLANS,
     )
 }
 """Name on the command line -> its jobs at a `Scale`."""
 
 
+OF_FRONTIER = [plan.__name__.replace("_", "-") for plan in frontier.PLANS]
+"""Experiments of the scales that have a frontier."""
 FULL_ONLY = ("timing-llama",)
 """Experiments that a laptop has no model for."""
 
@@ -248,6 +193,8 @@ def expanded(names: Iterable[str], scale: str) -> list[str]:
 
 
 def _has(scale: Scale, name: str) -> bool:
+    if name in OF_FRONTIER and not scale.frontiers:
+        return False
     return name in scale.has if scale.has else scale.name == "full" or name not in FULL_ONLY
 
 

@@ -5,9 +5,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from bench.config.method import MethodRequest
-from bench.config.spec import Spec, as_recorded
+from bench.config.spec import OF_OWN, Spec, as_recorded
 from bench.errors import Rejected
-from bench.experiments.plans import Job
+from bench.experiments.job import Job
 from bench.io import locks
 from bench.io.record import Run, digest, read
 from bench.loading.saes import checkpoint_name
@@ -48,7 +48,7 @@ class Pool:
         return [run.path for run in self._of(*resolved, job.seed_of_run)] if resolved else []
 
     def _of(self, asked: MethodRequest, spec: Spec, seed: int) -> list[Run]:
-        identity = digest([asked.label, asdict(spec), seed])
+        identity = wanted_identity(asked, spec, seed)
         return [run for run in _records(self.folder) if identity == identity_of(run)]
 
     def find(self, job: Job) -> str | None:
@@ -59,8 +59,7 @@ class Pool:
         resolved = self.resolve(job)
         if resolved is None:
             return None
-        asked, spec = resolved
-        return self._names.get(digest([asked.label, asdict(spec), job.seed_of_run]))
+        return self._names.get(wanted_identity(*resolved, job.seed_of_run))
 
     def resolve(self, job: Job) -> tuple[MethodRequest, Spec] | None:
         """(method, spec) with the weights of an earlier run filled in; None before that has run.
@@ -78,7 +77,7 @@ class Pool:
             field = "init" if job.method.name == "lora" else "adapter"
             return job.method.with_setting(field, (folder / ADAPTER).as_posix()), job.spec
         sae = (folder / checkpoint_name(1.0, 0, 1)).as_posix()
-        return job.method, replace(job.spec, sae=sae, sae_share=1.0)
+        return job.method, replace(job.spec, sae=sae, **OF_OWN)
 
     def measure_name(self, job: Job) -> str | None:
         """The stem of a measurement's file: measure and digits of the run; None without the run."""
@@ -89,6 +88,11 @@ class Pool:
 def identity_of(run: Run) -> str:
     """The digest that two records of the same run share: of its label, spec and seed."""
     return digest([run.header.get("label"), as_recorded(run.header), run.header["seed"]])
+
+
+def wanted_identity(asked: MethodRequest, spec: Spec, seed: int) -> str:
+    """The `identity_of` the record that the run of a method on a spec leaves."""
+    return digest([asked.label, asdict(asked.spec_of(spec)), seed])
 
 
 def _records(folder: Path) -> list[Run]:

@@ -3,7 +3,6 @@
 `do` works in the command's own process; from `estimated` on the functions run in others.
 """
 
-import dataclasses
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -15,7 +14,7 @@ from bench.config.request import Outcome, Request
 from bench.config.spec import Spec
 from bench.errors import Fault, RunFailed
 from bench.evals import measures
-from bench.experiments.plans import Job
+from bench.experiments.job import Job
 from bench.experiments.pool import ADAPTER, Pool
 from bench.export import artefacts, export
 from bench.io import locks
@@ -80,8 +79,8 @@ def _run(job: Job, pool: Pool, every: float) -> Done:
 
 def _train(job: Job, pool: Pool, every: float) -> Done:
     """Train an own SAE; it lies in the cache, with a copy of its record in the pool's folder."""
-    own = dataclasses.replace(job.spec, sae="own")
-    request = Request(own, pool.folder, every=every)
+    assert job.trains_own
+    request = Request(job.trains_own, pool.folder, every=every)
     return _finished(process.call(train_own, request, job.method))
 
 
@@ -100,11 +99,7 @@ def _finished(path: Path) -> Done:
 def estimated(job: Job, steps: list[int]) -> dict[int, float]:
     """Rough seconds of a run on the spec of `job`, for each number of steps."""
     loaded = _load(job.spec, job.method, tell=True)
-    changed = {n: dataclasses.replace(loaded.spec, steps=n) for n in steps}
-    return {
-        n: estimate.seconds(dataclasses.replace(loaded, spec=spec), 1, trains_sae=False)
-        for n, spec in changed.items()
-    }
+    return {n: estimate.seconds(loaded, [n], trains_sae=False) for n in steps}
 
 
 def run(request: Request, asked: MethodRequest, seed: int) -> tuple[Path, Outcome]:

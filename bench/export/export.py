@@ -96,7 +96,8 @@ def base_model(spec: dict[str, Any]) -> str:
 
 def write_adapter(run: Run, pairs: peft_format.Pairs, folder: Path) -> None:
     """Write the PEFT adapter."""
-    fields = {name: run.header["config"][name] for name in ("rank", "alpha", "dropout")}
+    config = {"dropout": 0.0, **run.header["config"]}  # `joint` has none
+    fields = {name: config[name] for name in ("rank", "alpha", "dropout")}
     fields["base_model"] = base_model(run.header["spec"])
     peft_format.save(folder, pairs, run.header["model"]["type"], **fields)
 

@@ -88,7 +88,7 @@ def spec_of(run: Run) -> Spec:
 
 
 def validation(run: Run, problem: Problem) -> text.Windows:
-    """The validation windows of a run, on the problem's device.
+    """The validation windows of a run, or what it had in their place, on the problem's device.
 
     Raises `Rejected` where the text has changed since the run.
     """
@@ -97,7 +97,7 @@ def validation(run: Run, problem: Problem) -> text.Windows:
     parts = text.load(spec, tokenizer, len(problem.bridge.unembed.weight))
     if documents.source_sha256(spec) != run.header.get("text_sha256"):
         raise Rejected(f"{run.path}: the text '{spec.text}' is not the one that it ran with")
-    return text.moved(parts, spec.device).validation
+    return text.moved(parts, spec.device).held_out[spec.held_out]
 
 
 def _restored(run: Run, folders: list[Path]) -> tuple[Problem, Adapted]:
@@ -150,6 +150,8 @@ def _adapted(run: Run, problem: Problem, spec: Spec) -> Adapted:
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in run.header["config"].items()}
     if "init" in config:
         config["init"] = ""  # its folder has the weights that it ended with
+    if "adam" in config:
+        config["adam"] = "new"  # nothing is trained any more
     module = method.entry(run.header["method"]).module
     adapted = next(module.train(problem, Batches(problem.train), module.Config(**config)))
     path = run.path.with_suffix("") / "state.safetensors"

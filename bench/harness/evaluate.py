@@ -42,7 +42,7 @@ class HeldOut:
     ce_clean: list[float]
     """The clean model's CE, one per document, in nats per scored token."""
     teacher: Teacher | None = None
-    """What the KL needs of the clean model, by predicted token; None where no KL is asked for."""
+    """What a KL needs of the clean model, by predicted token; None where none is asked for."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,16 @@ class Score:
 
     ce: list[float]
     """CE per document, in nats per scored token."""
-    kl: float | None
-    """KL(clean || adapted) in nats per scored token, where the windows have a teacher."""
+    kl: list[float]
+    """KL(clean || adapted) per document, in nats per scored token."""
     l0: list[float]
     """Mean number of latents that fire, by site."""
     fvu: list[float]
     """Fraction of variance unexplained, by site."""
+    fvu_weighted: list[float]
+    """The same with each token weighted by 1/|x|^2, so that those of huge norm do not decide."""
+    dead: list[float]
+    """Share of the latents that fire nowhere, by site."""
 
 
 def by_site(score: Score, part: str = "") -> dict[str, list[float]]:
@@ -66,42 +70,74 @@ def by_site(score: Score, part: str = "") -> dict[str, list[float]]:
     return {f"l0{part}_by_site": score.l0, f"fvu{part}_by_site": score.fvu} if several else {}
 
 
+def of_saes(score: Score) -> dict[str, Any]:
+    """What a record says of the SAEs on the validation set: means over the sites, and each."""
+    return {
+        "l0_full": mean(score.l0),
+        "fvu_full": mean(score.fvu),
+        "fvu_weighted_full": mean(score.fvu_weighted),
+        "dead_full": mean(score.dead),
+        **by_site(score, "_full"),
+    }
+
+
 class Gauge:
     """An SAE's reconstruction that also sums up L0 and FVU as activations pass through."""
 
+    SUMS = ("n", "firings", "error", "squares", "sum", "weight", "weighted_error", "weighted_sum")
+
     def __init__(self, sae: torch.nn.Module) -> None:
         self.sae = sae
-        self.n, self.fired, self.error, self.squares = 0, 0, 0.0, 0.0
+        self.n, self.error, self.squares = 0, 0.0, 0.0
+        self.weight, self.weighted_error = 0.0, 0.0
         self.sum: Any = 0.0
+        self.weighted_sum: Any = 0.0
+        self.firings: Any = 0
         """Sums over tokens, on the device: nothing waits for it in between."""
 
     def __call__(self, activations: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
         latents = self.sae.encode(activations)
         made = self.sae.decode(latents)
         self.n += len(activations)
-        self.fired += latents.count_nonzero()
+        self.firings = self.firings + latents.count_nonzero(0)
         given = activations.to(wide(activations.device))
-        self.error += (given - made).square().sum()
-        self.squares += given.square().sum()
+        errors, squares = (given - made).square().sum(-1), given.square().sum(-1)
+        weights = squares.clamp_min(1e-12).reciprocal()
+        self.error += errors.sum()
+        self.squares += squares.sum()
         self.sum = self.sum + given.sum(0)
+        self.weight += weights.sum()
+        self.weighted_error += (weights * errors).sum()
+        self.weighted_sum = self.weighted_sum + weights @ given
         return made
 
     def add_up(self) -> None:
         """Add what the other processes have seen."""
         if not group.sharded():
-            for name in ("n", "fired", "error", "squares", "sum"):
+            for name in self.SUMS:
                 setattr(self, name, group.total(getattr(self, name)))
 
     @property
     def l0(self) -> float:
         """Latents that fire, a token."""
-        return int(self.fired) / self.n
+        return int(self.firings.sum()) / self.n
+
+    @property
+    def dead(self) -> float:
+        """Share of the latents that fire nowhere."""
+        return 1 - int(self.firings.count_nonzero()) / len(self.firings)
 
     @property
     def fvu(self) -> float:
         """Squared error over the variance around the mean activation."""
         variance = float(self.squares) - float(self.sum.square().sum()) / self.n
         return float(self.error) / variance if variance else math.nan
+
+    @property
+    def fvu_weighted(self) -> float:
+        """The same with each token weighted by 1/|x|^2: its own squares then add up to 1."""
+        variance = self.n - float(self.weighted_sum.square().sum()) / float(self.weight)
+        return float(self.weighted_error) / variance if variance else math.nan
 
 
 @torch.no_grad()
@@ -114,12 +150,9 @@ def measure(problem: Problem, held_out: HeldOut, adapted: Adapted) -> Score:
     entropies, kls = (v if v is None else shares.put_together(v, first, n) for v in values)
     for gauge in gauges:
         gauge.add_up()
-    return Score(
-        per_document(entropies, problem, held_out),
-        None if kls is None else kls.to(wide(kls.device)).mean().item(),
-        [gauge.l0 for gauge in gauges],
-        [gauge.fvu for gauge in gauges],
-    )
+    losses = [[] if v is None else per_document(v, problem, held_out) for v in (entropies, kls)]
+    names = ("l0", "fvu", "fvu_weighted", "dead")
+    return Score(*losses, *([getattr(gauge, name) for gauge in gauges] for name in names))
 
 
 def share_of(problem: Problem, held_out: HeldOut) -> tuple[HeldOut, int, int]:
@@ -182,21 +215,21 @@ def finals_of(
     return torch.cat(finals)
 
 
-def clean_side(problem: Problem, windows: Windows, path: Path, with_kl: bool) -> HeldOut:
+def clean_side(problem: Problem, windows: Windows, path: Path) -> HeldOut:
     """`HeldOut` for these windows, kept at `path` (a file in the cache)."""
     from safetensors.torch import load_file, save_file
 
     if not group.all_of(path.exists()):
-        arrays = _measure_clean(problem, windows.tokens, with_kl)
+        arrays = _measure_clean(problem, windows.tokens)
         new_file(path, lambda temporary: save_file(arrays, temporary))
     arrays = load_file(path, device=str(windows.tokens.device))
     ce = per_document(arrays["ce"], problem, windows)
-    teacher = Teacher(arrays["teacher"], arrays["constant"]) if with_kl else None
+    teacher = Teacher(arrays["teacher"], arrays["constant"])
     return HeldOut(windows.tokens, windows.documents, arrays["entry"], ce, teacher)
 
 
 @torch.no_grad()
-def _measure_clean(problem: Problem, tokens: Tokens, with_kl: bool) -> dict[str, Tensor]:
+def _measure_clean(problem: Problem, tokens: Tokens) -> dict[str, Tensor]:
     bare = Adapted(saes=problem.saes)
     entries, finals = [], []
     for part in console.bar(parts(tokens), desc="clean model"):
@@ -207,11 +240,9 @@ def _measure_clean(problem: Problem, tokens: Tokens, with_kl: bool) -> dict[str,
     _, targets = predictions(problem, tokens)
     final = torch.cat(finals)
     entropies, _ = losses.evaluate(final, targets, problem.head)
-    arrays = {"entry": torch.cat(entries), "ce": entropies}
-    if with_kl:
-        teacher = losses.teacher_of(final, problem.head)
-        arrays |= {"teacher": teacher.states, "constant": teacher.constant}
-    return arrays
+    teacher = losses.teacher_of(final, problem.head)
+    kept = {"teacher": teacher.states, "constant": teacher.constant}
+    return {"entry": torch.cat(entries), "ce": entropies, **kept}
 
 
 def parts(tokens: Tokens) -> list[slice]:
@@ -238,7 +269,7 @@ def predictions(
 def per_document(
     entropies: Float[Tensor, " predictions"], problem: Problem, windows: Windows | HeldOut
 ) -> list[float]:
-    """CE per scored token, in order -> the mean of each document, in the order they come."""
+    """A loss of each scored token, in order -> its mean by document, in the order they come."""
     rows, _ = predictions(problem, windows.tokens)
     names = list(dict.fromkeys(windows.documents))
     number = {name: i for i, name in enumerate(names)}

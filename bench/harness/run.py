@@ -7,7 +7,7 @@ its end or as far as it gets.
 import math
 import shutil
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +29,7 @@ from bench.errors import (
 )
 from bench.harness import checkpoint, signals
 from bench.harness.drive import Diverged, drive, evaluating, seed_all, snapshot, warm_up
-from bench.harness.evaluate import HeldOut, Score, by_site, mean, measure
+from bench.harness.evaluate import HeldOut, Score, by_site, mean, measure, of_saes
 from bench.harness.meter import Meter
 from bench.harness.resume import resumed_from
 from bench.harness.signals import Stopped
@@ -162,7 +162,7 @@ class Run:
             self.problem = harness.problem.of_run(micro, Reached())
         self.meter = Meter(self.problem.bridge)
         self.evaluations = doubling(settings.steps)
-        self.keeps = checkpoints(getattr(settings.method, "CHECKPOINTS", 1), settings.steps)
+        self.keeps = checkpoints(getattr(settings.method, "CHECKPOINTS", (1.0,)), settings.steps)
         self.measured = -1
         """The last step that has a row."""
         self._saved_at, self._took = math.nan, 0.0
@@ -203,8 +203,8 @@ class Run:
             checkpoint.check_room(self.settings.folder, trained_by(adapted))
         if step in self.evaluations:
             self._look(step, adapted, batches)
-        if step in self.keeps:
-            self._keep(step / self.settings.steps, adapted)
+        for share in self.keeps.get(step, ()):
+            self._keep(share, adapted)
         # Several processes stop at one step; when it is time, the first one's clock says.
         stop, due = group.any_of(signals.asked(), group.is_first() and self._is_time())
         if stop:
@@ -240,7 +240,7 @@ class Run:
         row = {
             "step": step,
             "ce": mean(score.ce),
-            "kl": score.kl,
+            "kl": mean(score.kl),
             "l0": mean(score.l0),
             "fvu": mean(score.fvu),
             **by_site(score),
@@ -288,17 +288,20 @@ class Run:
         spent = self.meter.of_all()
         if not group.is_first():
             return
+        kept = {part: adapted.state[part].state_dict() for part in adapted.keep}
         for index, sae in enumerate(adapted.saes):
             name = saes.checkpoint_name(share, index, len(adapted.saes))
             cost = self.harness.sae_cost
             if cost is not None:
                 whole = {k: v + cost.get(k, 0) for k, v in spent.items() if k != "by_rank"}
                 cost = {**whole, **self.harness.clock, **group.together()}
-            about = {"share": round(share, 4), "run": self.settings.path.stem, "cost": cost}
+            about = {"share": share, "run": self.settings.path.stem, "cost": cost}
             for left in self.settings.folder.glob(f".{name}-*"):  # of a process that was killed
                 shutil.rmtree(left)
             with new_folder(self.settings.folder / name, replace=True) as temporary:
                 saes.save(sae, temporary, **about)
+                if kept and not index:
+                    saes.save_state(kept, temporary)
 
     def _score(self, step: int, adapted: Adapted) -> Score:
         """The `Score` of the adapted model on the validation set."""
@@ -316,11 +319,17 @@ class Run:
     def _end_fields(self, score: Score, adapted: Adapted) -> dict[str, Any]:
         return {
             "ce_full": score.ce,
-            "l0_full": mean(score.l0),
-            "fvu_full": mean(score.fvu),
-            **by_site(score, "_full"),
-            "trained_parameters": sum(p.numel() for p in trained_by(adapted)),
+            "kl_full": score.kl,
+            **of_saes(score),
+            "trained_parameters": count(adapted),
         }
+
+
+def count(adapted: Adapted) -> int:
+    """How many numbers the run trains; of a method without gradients, all that it has."""
+    parameters = trained_by(adapted)
+    trained = [p for p in parameters if p.requires_grad]
+    return sum(p.numel() for p in trained or parameters)
 
 
 def save_state(adapted: Adapted, folder: Path) -> None:
@@ -335,14 +344,17 @@ def save_state(adapted: Adapted, folder: Path) -> None:
 
 
 def doubling(steps: int) -> list[int]:
-    """The steps to evaluate at: 0, 1, 2, 4, ... and the last."""
-    powers = [2**i for i in range(steps.bit_length()) if 2**i < steps]
-    return [0, *powers, steps] if steps else [0]
+    """The steps to evaluate at: 0, 1, 2, 3, 4, 6, 8, 11, 16, ..., two a doubling, and the last."""
+    powers = {round(2 ** (i / 2)) for i in range(2 * steps.bit_length())}
+    return [0, *sorted(step for step in powers if step < steps), *([steps] if steps else [])]
 
 
-def checkpoints(number: int, steps: int) -> list[int]:
-    """The steps at `number` even shares of a run."""
-    return sorted({max(1, round(steps * i / number)) for i in range(1, number + 1)})
+def checkpoints(shares: Iterable[float], steps: int) -> dict[int, list[float]]:
+    """Step -> those of the shares of a run that it stands for."""
+    at: dict[int, list[float]] = {}
+    for share in shares:
+        at.setdefault(max(1, round(steps * share)), []).append(share)
+    return at
 
 
 def _failed(error: BaseException, folder: Path) -> Outcome:

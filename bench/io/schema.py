@@ -115,6 +115,8 @@ class Header(Made):
     """CE of the clean model for each validation document."""
     ce_full_spliced: Losses = None
     """CE of the spliced model for each validation document."""
+    kl_full_spliced: Losses = None
+    """KL(clean || spliced) for each validation document."""
     documents: list = None
     """Names of the validation documents, in the order of the losses."""
     train_tokens: int = None
@@ -123,6 +125,10 @@ class Header(Made):
     """Latents that fire for a token of the spliced model, mean over the validation set."""
     fvu_full: float | None = None
     """Share of the site's variance that the SAE leaves unexplained, on the validation set."""
+    fvu_weighted_full: float | None = None
+    """The same with each token weighted by 1/|x|^2: those of huge norm do not decide it."""
+    dead_full: float | None = None
+    """Share of the latents that fire nowhere in the validation set."""
     l0_full_by_site: list = None
     """`l0_full` of each site, where there are several."""
     fvu_full_by_site: list = None
@@ -195,10 +201,16 @@ class End:
     """Why it did not finish."""
     ce_full: Losses = None
     """CE of the adapted model for each validation document."""
+    kl_full: Losses = None
+    """KL(clean || adapted) for each validation document."""
     l0_full: float | None = None
     """Latents that fire for a token, mean over the validation set."""
     fvu_full: float | None = None
     """Share of the site's variance that is unexplained, on the validation set."""
+    fvu_weighted_full: float | None = None
+    """The same with each token weighted by 1/|x|^2: those of huge norm do not decide it."""
+    dead_full: float | None = None
+    """Share of the latents that fire nowhere in the validation set."""
     l0_full_by_site: list = None
     """`l0_full` of each site, where there are several."""
     fvu_full_by_site: list = None

@@ -9,7 +9,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +21,7 @@ from bench.loading import hub
 
 SUFFIXES = (".txt", ".jsonl")
 BOM = "\ufeff"
-CUT = 2
+CUT = 3
 """Number of the way that a text is read and cut into windows: goes up when that changes."""
 CHARACTERS = 4
 """A token has about so many."""
@@ -60,17 +60,40 @@ class Source:
     """How many files are not read, by their suffix."""
 
 
+def by_source(spec: Spec) -> list[Spec]:
+    """The spec with each of the sources that its text joins by `+`; what exists as it is stays one.
+
+    Raises `Usage` for a source that is empty, `random`, or there twice.
+    """
+    text, names = spec.text, spec.text.split("+")
+    if len(names) == 1 or Path(text).expanduser().exists():
+        return [spec]
+    for wrong, why in (("", "is empty"), ("random", "is 'random', which nothing can be joined to")):
+        if wrong in names:
+            raise Usage(f"--text '{text}': a source {why}; expected SOURCE+SOURCE")
+    for place, name in enumerate(names):
+        if Path(name) in map(Path, names[:place]):
+            raise Usage(f"--text '{text}': '{name}' is there twice; expected different sources")
+    return [replace(spec, text=name) for name in names]
+
+
 def check_source(spec: Spec) -> None:
     """Raise what finding the files would raise, without reading or fetching them."""
-    if spec.text in STREAMS:
-        if not _stream_path(spec.text, spec.stream_tokens).exists():
-            hub.reach(STREAMS[spec.text].repository, kind="dataset")
-    elif spec.text != "random":
-        _local(spec.text)
+    for one in by_source(spec):
+        if _is_to_fetch(one):
+            hub.reach(STREAMS[one.text].repository, kind="dataset")
+        elif one.text not in STREAMS and one.text != "random":
+            _local(one.text)
+
+
+def _is_to_fetch(spec: Spec) -> bool:
+    """Whether the spec's text, one source, is a streamed one that is not in the cache yet."""
+    return spec.text in STREAMS and not _stream_path(spec.text, spec.stream_tokens).exists()
 
 
 def source(spec: Spec) -> Source:
-    """The files of the spec's text; the beginning of a streamed one is fetched on first use.
+    """The files of the spec's text, one source; of a streamed one the beginning is fetched on
+    first use.
 
     Raises `Usage` for a path that is not there, `Rejected` for one without a text file and
     `Unavailable` for a folder that cannot be read.
@@ -83,9 +106,11 @@ def source(spec: Spec) -> Source:
 
 def source_sha256(spec: Spec) -> str | None:
     """sha256 of what the windows of a spec are cut from; None where it is in no file yet."""
-    streamed = spec.text in STREAMS
-    there = not streamed or _stream_path(spec.text, spec.stream_tokens).exists()
-    return sha256(source(spec)) if there and spec.text != "random" else None
+    specs = by_source(spec)
+    if spec.text == "random" or any(map(_is_to_fetch, specs)):
+        return None
+    hashes = [sha256(source(one)) for one in specs]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def sha256(source: Source) -> str:

@@ -61,6 +61,42 @@ def save(sae: "Module", folder: Path, **cost: object) -> None:
         (folder / COST).write_text(json.dumps(cost, indent=1) + "\n", encoding="utf-8")
 
 
+STATE = "training.pt"
+"""Beside a saved SAE: what its training has kept, so that another one goes on from there."""
+
+
+def save_state(state: dict[str, Any], folder: Path) -> None:
+    """Keep the state of a training beside its SAE, or beside the first of several."""
+    import torch
+
+    torch.save(state, folder / STATE)
+
+
+def kept_state(folder: Path) -> dict[str, Any]:
+    """What the training of the SAE in `folder` has kept; `Rejected` where that is nothing."""
+    import torch
+
+    path = folder / STATE
+    if not path.is_file():
+        raise Rejected(f"SAE {folder.name}: its training kept no state; expected one with decay 0")
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as error:  # of whatever kind torch raises
+        raise Rejected(f"{path}: cannot be read ({reason(error)})") from None
+
+
+def shuffle(folder: Path) -> None:
+    """Exchange the rows of the decoder in `folder`: each latent keeps another one's direction."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / WEIGHTS)
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randperm(len(tensors["W_dec"]), generator=draw)
+    tensors["W_dec"] = tensors["W_dec"][rows].contiguous()
+    save_file(tensors, folder / WEIGHTS)
+
+
 DROPPED = ("finetuning_scaling_factor", "hook_head_index", "hook_point_head_index")
 """Fields of older formats that change what an SAE does, and that SAELens leaves out."""
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -58,9 +58,7 @@ class Packed:
         windows = self.content[rows].long()
         if self.bos is not None:
             windows = torch.nn.functional.pad(windows, (1, 0), value=self.bos)
-        if self.device.type == "cuda":  # which then copies while Python goes on
-            return windows.pin_memory().to(self.device, non_blocking=True)
-        return windows.to(self.device)
+        return _moved(windows, self.device)
 
     def numel(self) -> int:
         """The number of tokens, every BOS included."""
@@ -76,6 +74,55 @@ class Packed:
         return replace(self, device=torch.device(device))
 
 
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Windows of several texts: the first ones of each, as many as the smallest has. All of one
+    text stand before those of the next; indexed as `Packed` is."""
+
+    parts: tuple["Training", ...]
+    device: torch.device = torch.device("cpu")
+    dtype = torch.long
+
+    @property
+    def each(self) -> int:
+        """How many windows each text gives."""
+        return min(map(len, self.parts))
+
+    @property
+    def shape(self) -> torch.Size:
+        """(windows, tokens in a window), the BOS included."""
+        return torch.Size([len(self), self.parts[0].shape[1]])
+
+    def __len__(self) -> int:
+        return len(self.parts) * self.each
+
+    def __getitem__(self, rows: int | slice | list[int] | torch.Tensor) -> torch.Tensor:
+        numbers = torch.arange(len(self))[rows]
+        windows = torch.empty(*numbers.shape, self.shape[1], dtype=self.dtype)
+        for place, part in enumerate(self.parts):
+            of_it = numbers // self.each == place
+            windows[of_it] = part[numbers[of_it] % self.each]
+        return _moved(windows, self.device)
+
+    def numel(self) -> int:
+        """The number of tokens, every BOS included."""
+        return self.shape.numel()
+
+    def to(self, device: str | torch.device) -> "Joined":
+        """The same windows for another device; they stay on disk."""
+        return replace(self, device=torch.device(device))
+
+
+Training: TypeAlias = torch.Tensor | Packed | Joined
+"""Training windows [windows, seq], int64."""
+
+
+def _moved(windows: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if device.type == "cuda":  # which then copies while Python goes on
+        return windows.pin_memory().to(device, non_blocking=True)
+    return windows.to(device)
+
+
 @dataclass(frozen=True)
 class Stream:
     """The tokens of a whole text."""
@@ -85,6 +132,8 @@ class Stream:
     """Where each document ends in `ids`, its EOS not included."""
     places: torch.Tensor  # [documents, 2] int64
     """The number of each document's file, and its line or 0."""
+    hashes: torch.Tensor  # [documents] int64
+    """The beginning of the hash of each document's text."""
     joint: int
     """Ids between two documents: 1, or 0 where the tokenizer has no EOS."""
     about: dict[str, Any]
@@ -135,7 +184,8 @@ def stream(source: documents.Source, tokenizer: "PreTrainedTokenizerBase") -> St
     ids = torch.empty(0, dtype=torch.int32)
     if n:
         ids = torch.from_file(str(path), shared=False, size=n, dtype=torch.int32)
-    return Stream(ids, index["ends"], index["places"], int(eos is not None), about)
+    joint = int(eos is not None)
+    return Stream(ids, index["ends"], index["places"], index["hashes"], joint, about)
 
 
 def _write(source: documents.Source, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
@@ -153,7 +203,9 @@ def _write(source: documents.Source, tokenizer: "PreTrainedTokenizerBase", folde
     raw.unlink()
     joint = int(eos is not None)
     ends = np.cumsum(lengths[order] + joint) - joint
-    index = {"ends": torch.from_numpy(ends), "places": torch.from_numpy(places[order])}
+    hashes = np.array([int.from_bytes(placed[n][0][:8], signed=True) for n in filled], np.int64)
+    numbers = {"ends": ends, "places": places[order], "hashes": hashes}
+    index = {name: torch.from_numpy(array) for name, array in numbers.items()}
     save_file(index, folder / "index.safetensors")
     left_out["empty"] += len(placed) - len(order)
     about |= {"documents": len(order), "tokens": int(lengths.sum()), "files": list(source.files)}

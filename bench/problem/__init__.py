@@ -6,29 +6,32 @@ names below; other packages also the modules.
 
 from bench.problem.batches import Batches
 from bench.problem.hooks import Hook, block_after
-from bench.problem.objectives import LOSSES, Seen, reconstruction
+from bench.problem.objectives import LOSSES, Seen, kl_with_and_without, reconstruction, weights_of
 from bench.problem.problem import Adapted, Problem, copy_of
-from bench.problem.sae import clamp_thresholds, correct, to_training
-from bench.problem.training import descend, falling
+from bench.problem.sae import center, clamp_thresholds, correct, freeze, to_training
+from bench.problem.training import Descent, descend
 
 __all__ = [
     "LOSSES",
     "Adapted",
     "Batches",
+    "Descent",
     "Hook",
     "Problem",
     "Seen",
     "batches",
     "blocks",
     "block_after",
+    "center",
     "clamp_thresholds",
     "clean_cache",
     "copy_of",
     "correct",
     "descend",
-    "falling",
+    "freeze",
     "gradient_check",
     "hooks",
+    "kl_with_and_without",
     "losses",
     "objectives",
     "oom",
@@ -37,4 +40,5 @@ __all__ = [
     "sae",
     "to_training",
     "training",
+    "weights_of",
 ]

@@ -36,6 +36,16 @@ def kl_and_mse(seen: "Seen") -> Float[Tensor, ""]:
     return 0.5 * (alpha * seen.kl + mse)
 
 
+def kl_with_and_without(keep: float) -> Callable[["Seen"], Tensor]:
+    """The loss KL(clean || adapted) + keep * KL(clean || adapted without its SAEs)."""
+
+    def loss(seen: Seen) -> Float[Tensor, ""]:
+        return seen.kl + keep * seen.kl_without_saes
+
+    loss.mean_over_tokens = True  # type: ignore[attr-defined]
+    return loss
+
+
 LOSSES = {"kl": kl_to_clean, "kl+mse": kl_and_mse}
 """What a method's field `loss` may say."""
 
@@ -88,10 +98,19 @@ class Seen:
     @cached_property
     def kl(self) -> Float[Tensor, ""]:
         """KL(clean || adapted) in nats per scored token."""
+        return self._kl(self.final)
+
+    @cached_property
+    def kl_without_saes(self) -> Float[Tensor, ""]:
+        """KL(clean || adapted) with the SAEs taken out, in nats per scored token."""
+        nothing = [torch.nn.Identity()] * len(self.adapted.saes)
+        return self._kl(self._scored(self.problem.final(self._clean, self.adapted, nothing)))
+
+    def _kl(self, final: Float[Tensor, "tokens d_model"]) -> Float[Tensor, ""]:
         problem, cache = self.problem, self.problem.clean_cache
         if cache:
-            return kl_to(cache.teacher(problem, self.tokens), self.final, problem.head).mean()
-        return kl(self.clean_final, self.final, problem.head).mean()
+            return kl_to(cache.teacher(problem, self.tokens), final, problem.head).mean()
+        return kl(self.clean_final, final, problem.head).mean()
 
     def _the_site_sees_clean(self) -> bool:
         """One SAE and no adapters: its input in the student pass is the clean one."""
@@ -106,6 +125,12 @@ def reconstruction(
 ) -> Float[Tensor, "tokens d_site"]:
     """What a SAELens SAE makes of activations: encode, then decode, once each."""
     return sae.decode(sae.encode(activations))
+
+
+def weights_of(activations: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens 1"]:
+    """1/|x|^2 of each token, their mean 1: a few tokens of huge norm else outweigh all others."""
+    weights = activations.square().sum(-1, keepdim=True).clamp_min(1e-12).reciprocal()
+    return weights / weights.mean()
 
 
 def splice(reconstruct: Callable[[Tensor], Tensor], rows: Int[Tensor, " rows"]) -> Callable:

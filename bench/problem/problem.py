@@ -45,6 +45,8 @@ class Adapted:
     """Block number -> the copy that runs in its place (`Problem.copy_of_blocks`)."""
     state: dict[str, Any] = field(default_factory=dict)
     """All that the next step depends on, by name: whatever has a `state_dict`."""
+    keep: tuple[str, ...] = ()
+    """Parts of the state that are kept beside the SAEs, for a run that goes on from there."""
 
 
 @dataclass
@@ -100,6 +102,7 @@ class Problem:
         batch_size: int = 4,
         micro_batch: int | None = None,
         clean_cache: CleanCache | None = None,
+        kept_state: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.bridge = bridge
         self.saes = saes.requires_grad_(False).eval()
@@ -110,6 +113,8 @@ class Problem:
         self._rows = WeakTensorKeyDictionary()
         self.batch_size = batch_size
         self.clean_cache = clean_cache
+        self.kept_state = kept_state
+        """() -> what the training of the SAEs has kept of its state (`Adapted.keep`), by part."""
         self.points = HookPoints(bridge)
         self.head = Head.of(bridge)
         self._blocks = Blocks(bridge)

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Module, ModuleList
 
-from bench.errors import Rejected
+from bench.distributed import shares
+from bench.errors import Rejected, unknown
 
 BANDWIDTH = 0.5
 """Width of the window around a JumpReLU's threshold in which a pre-activation moves it, in
@@ -131,6 +132,26 @@ def trainable(sae: Module) -> Module:
     training.load_state_dict(sae.state_dict())
     training.turn_off_forward_pass_hook_z_reshaping()
     return training.to(sae.W_dec.device)
+
+
+@torch.no_grad()
+def center(sae: Module, activations: Float[Tensor, "tokens d_in"]) -> None:
+    """Give an SAE that was never trained, whose decoder bias is 0, the mean of these as that bias.
+
+    Much as the SAEs of Chen et al. (2501.19406) start from their first batch.
+    """
+    if not sae.b_dec.any():
+        sae.b_dec.copy_(shares.mean(activations))
+
+
+def freeze(saes: Iterable[Module], names: Iterable[str]) -> None:
+    """Take these parameters of the SAEs out of training; `Usage` for one that an SAE lacks."""
+    for sae in saes:
+        known = dict(sae.named_parameters())
+        for name in names:
+            if name not in known:
+                raise unknown("parameter of the SAE", name, known)
+            known[name].requires_grad_(False)
 
 
 @torch.no_grad()

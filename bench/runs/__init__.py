@@ -13,5 +13,7 @@ __all__ = [
     "process",
     "setup",
     "torchrun",
+    "tune",
+    "tuned",
     "worker",
 ]

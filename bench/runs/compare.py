@@ -94,7 +94,7 @@ def check_request(request: Request) -> None:
 
 def lock_key(entry: Entry, spec: Spec, seed: int) -> str:
     """What the run of this method and seed is locked by: all that it is, its SAE aside."""
-    return digest([entry.name, entry.settings, asdict(spec), seed])[:16]
+    return digest([entry.name, entry.settings, asdict(entry.asked.spec_of(spec)), seed])[:16]
 
 
 def run_all(

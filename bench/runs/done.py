@@ -13,6 +13,7 @@ from bench.harness import checkpoint
 from bench.harness.checkpoint import check_unchanged
 from bench.io.record import Run, digest, read, read_folder
 from bench.loading import documents, hub, models, packages, sae_sources, saes
+from bench.runs import tuned
 
 ENDED = ("finished", "diverged")
 """Ends that are results: such a run is not run again unless `--fresh` asks for it."""
@@ -47,11 +48,14 @@ def all_of(request: Request, wanted: list[tuple[MethodRequest, int]]) -> list[Ru
         return None
     runs = []
     for asked, seed in wanted:
-        run = there.get(digest([asked.label, [*asked.sets], asdict(request.spec), seed]))
+        spec = asdict(asked.spec_of(request.spec))
+        run = there.get(digest([asked.label, [*asked.sets], spec, seed]))
         if run is None or not _sure(run, request.spec):
             return None
         if status(run.path, now(request.spec, asked.name)) is None:
             return None
+        if request.tuned:
+            tuned.check_model(request.tuned, request.spec, run.header["model"]["sha256"])
         runs.append(run)
     return runs
 

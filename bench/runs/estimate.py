@@ -1,5 +1,7 @@
 """How long a comparison will take here, said before it starts: two clean passes are timed."""
 
+from collections.abc import Iterable
+
 import torch
 
 from bench.harness.meter import timed
@@ -8,8 +10,8 @@ from bench.problem.problem import Adapted, Problem
 from bench.runs.loaded import Loaded
 
 
-def seconds(loaded: Loaded, n_runs: int, trains_sae: bool) -> float:
-    """Rough seconds for `n_runs` runs on what was loaded and, if need be, the SAE's training.
+def seconds(loaded: Loaded, steps: Iterable[int], trains_sae: bool) -> float:
+    """Rough seconds for runs of so many steps each on what was loaded and, if need be, the SAE's.
 
     Operations are counted in clean passes of a training batch: a student pass and its backward
     run the blocks after the site twice and more, a KL multiplies by the unembedding three times.
@@ -23,8 +25,8 @@ def seconds(loaded: Loaded, n_runs: int, trains_sae: bool) -> float:
     step = clean * (1 + 2.3 * after + 3.5 * head)
     evaluation = clean * (after + 1.2 * head) / batch
     whole = evaluation * spec.val_tokens
-    run = (spec.steps + 2) * step + len(doubling(spec.steps)) * evaluation * spec.curve_tokens
-    total = n_runs * (run + whole)
+    row = evaluation * spec.curve_tokens
+    total = sum((n + 2) * step + len(doubling(n)) * row + whole for n in steps)
     if trains_sae:
         total += spec.sae_tokens / batch * clean * 1.5 * (1 - after) + 2 * whole
     return total

@@ -44,8 +44,9 @@ class Loaded:
     @property
     def recipe(self) -> dict[str, Any]:
         """The fields of the spec that make an own or fresh SAE what it is, at any share."""
+        others = ("sae_share", "sae_set", "sae_decoder")  # of its training and what follows
         fields = asdict(self.spec).items()
-        return {k: v for k, v in fields if k.startswith("sae_") and k != "sae_share"}
+        return {k: v for k, v in fields if k.startswith("sae_") and k not in others}
 
     def problem(self, saes: torch.nn.ModuleList) -> Problem:
         """A `Problem` with these SAEs."""
@@ -103,7 +104,7 @@ def load(spec: Spec, folder: Path, tell: bool = True, shard: bool = False) -> Lo
 
 def fields_of(spec: Spec) -> dict[str, Any]:
     """The fields of a spec that model and text depend on."""
-    others = ("name", "sae", "steps", "cache_clean")
+    others = ("name", "sae", "steps", "cache_clean", "held_out")
     return {k: v for k, v in asdict(spec).items() if not k.startswith(others)}
 
 

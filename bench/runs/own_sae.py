@@ -1,5 +1,6 @@
 """The SAEs of a spec: own ones are trained by a run like any other, random ones are drawn."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,9 @@ def _folders(loaded: Loaded, mse: Entry, every: float) -> list[Path]:
         return fresh_folders(loaded)
     if spec.sae != "own":
         return [sae_sources.locate(sae) for sae in spec.saes]
+    if spec.sae_decoder == "shuffled":
+        trained = replace(loaded, spec=replace(spec, sae_decoder="trained"))
+        return [shuffled(folder) for folder in _folders(trained, mse, every)]
     own = own_folder(loaded, mse)
     if not own.exists():
         # Under torchrun nobody could break that wait off.
@@ -62,6 +66,17 @@ def fresh_folder(loaded: Loaded, index: int) -> Path:
     if not folder.exists():
         with new_folder(folder) as temporary:
             saes.save_fresh(spec, index, width, temporary)
+    return folder
+
+
+def shuffled(trained: Path) -> Path:
+    """The folder of the same SAE with the rows of its decoder exchanged, made on first use."""
+    folder = cache_root() / "saes" / f"shuffled-{saes.sha256(trained)[:16]}"
+    if not folder.exists():
+        with new_folder(folder) as temporary:
+            leave = shutil.ignore_patterns(saes.STATE)
+            shutil.copytree(trained, temporary, ignore=leave, dirs_exist_ok=True)
+            saes.shuffle(temporary)
     return folder
 
 

@@ -46,16 +46,21 @@ def fetch(spec: Spec) -> Path:
     folder = models.locate(spec.model, spec.weights)
     for sae in filter(sae_sources.from_hub, spec.saes):
         sae_sources.locate(sae)
-    if spec.text in documents.STREAMS:
-        documents.fetch(spec.text, spec.stream_tokens)
+    for text in _streamed(spec):
+        documents.fetch(text, spec.stream_tokens)
     return folder
+
+
+def _streamed(spec: Spec) -> list[str]:
+    """The streamed ones among the sources of the spec's text."""
+    return [one.text for one in documents.by_source(spec) if one.text in documents.STREAMS]
 
 
 def asks_the_hub(spec: Spec) -> bool:
     """Whether a source of the spec is one that only the network has."""
     model = hub.is_id(spec.model) and spec.weights == "pretrained"
     saes = any(map(sae_sources.from_hub, spec.saes))
-    return model or saes or spec.text in documents.STREAMS
+    return model or saes or bool(_streamed(spec))
 
 
 def check_writable(out: Path) -> None:

@@ -1,6 +1,7 @@
 """Model, text and SAE -> harness and header, with everything that can be cached cached."""
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class Bench:
 
     def name(self, entry: Entry, seed: int) -> str:
         """The name of the run of this method and seed."""
-        spec = asdict(self.spec)
+        spec = asdict(entry.asked.spec_of(self.spec))
         return run_name(entry.name, entry.settings, spec, seed, self.sae["sha256"])
 
     def header(self, entry: Entry, seed: int) -> dict[str, object]:
@@ -52,7 +53,7 @@ class Bench:
             "sets": list(entry.asked.sets),
             "config": entry.settings,
             "source": entry.source,
-            "spec": asdict(self.spec),
+            "spec": asdict(entry.asked.spec_of(self.spec)),
             "seed": seed,
             "model": self.model,
             "text_sha256": source_sha256(self.spec),
@@ -69,12 +70,14 @@ def bench(loaded: Loaded, folders: list[Path]) -> Bench:
     """The `Bench` of the SAEs in `folders`; whatever is cached of them is not measured again."""
     spec = loaded.spec
     problem = loaded.problem(saes.load_all(folders, loaded.widths, spec.device))
+    problem.kept_state = partial(saes.kept_state, folders[0])
     sha256 = saes.sha256_of(folders)
     stem = str(cache_root() / "held-out" / loaded.key)
-    curve_file, validation_file = Path(f"{stem}-curve.safetensors"), Path(f"{stem}.safetensors")
-    curve = evaluate.clean_side(problem, loaded.text.curve, curve_file, with_kl=True)
-    whole = loaded.text.validation
-    validation = evaluate.clean_side(problem, whole, validation_file, with_kl=False)
+    curve_file = Path(f"{stem}-curve.safetensors")
+    curve = evaluate.clean_side(problem, loaded.text.curve, curve_file)
+    whole = loaded.text.held_out[spec.held_out]
+    stem += "-tuning" if spec.held_out == "tuning" else ""
+    validation = evaluate.clean_side(problem, whole, Path(f"{stem}.safetensors"))
     spliced_file = Path(f"{stem}-spliced-{sha256[:16]}.json")
     there = group.all_of(spliced_file.exists())
     known = cached_json(spliced_file, lambda: _spliced(problem, curve, validation), there)
@@ -85,13 +88,12 @@ def bench(loaded: Loaded, folders: list[Path]) -> Bench:
         "ce_ablated": evaluate.mean(known["ablated"]),
         "ce_full_clean": validation.ce_clean,
         "ce_full_spliced": spliced["validation"].ce,
+        "kl_full_spliced": spliced["validation"].kl,
         "documents": list(dict.fromkeys(validation.documents)),
         "split": loaded.text.split,
         "text_read": loaded.text.read,
         "train_tokens": loaded.text.train.numel(),
-        "l0_full": evaluate.mean(spliced["validation"].l0),
-        "fvu_full": evaluate.mean(spliced["validation"].fvu),
-        **evaluate.by_site(spliced["validation"], "_full"),
+        **evaluate.of_saes(spliced["validation"]),
     }
     trained, fresh = training_of(folders), spec.sae == "fresh"
     sae = {

@@ -20,7 +20,8 @@ from bench.errors import Rejected, RunFailed
 from bench.io import locks, ranks
 from bench.io.console import in_words, say
 from bench.io.files import new_file, set_aside
-from bench.runs import done, estimate, own_sae, setup
+from bench.loading import models
+from bench.runs import done, estimate, own_sae, setup, tuned
 from bench.runs.loaded import Loaded, load
 from bench.runs.preflight import check_model
 from bench.runs.setup import Bench
@@ -37,10 +38,12 @@ def prepare(
     """
     spec = request.spec
     folder, _ = check_model(spec, dict.fromkeys(asked for asked, _ in wanted))
+    if request.tuned:
+        tuned.check_model(request.tuned, spec, models.fingerprint(folder))
     loaded = load(spec, folder, shard=request.shard_model)
     mse = method.of_own_saes(spec)
     if trains_sae := has_to_train(loaded, mse):
-        say(expectation(loaded, _n_trained(asked for asked, _ in wanted), trains_sae))
+        say(expectation(loaded, [asked for asked, _ in wanted], trains_sae))
     bench = setup.bench(loaded, own_sae.folders(loaded, mse, request.every))
     if group.is_first():
         keep_sae_record(bench, request.out)
@@ -58,18 +61,13 @@ def prepare(
         runs.append((name, group.from_first(status)))
     todo = [asked for (asked, _), (_, status) in zip(wanted, runs, strict=True) if not status]
     if todo and not trains_sae:
-        say(expectation(loaded, _n_trained(todo), trains_sae))
+        say(expectation(loaded, todo, trains_sae))
     return folder, runs
 
 
 def has_to_train(loaded: Loaded, mse: Entry) -> bool:
     """Whether the spec's own SAE is not there yet."""
     return loaded.spec.sae == "own" and not own_sae.own_folder(loaded, mse).exists()
-
-
-def _n_trained(methods: Iterable[MethodRequest]) -> int:
-    """How many of these train anything."""
-    return sum(asked.name != "none" for asked in methods)
 
 
 def run(request: Request, asked: MethodRequest, seed: int) -> tuple[Path, Outcome]:
@@ -93,7 +91,7 @@ def run_on(bench: Bench, request: Request, asked: MethodRequest, seed: int) -> t
     name = bench.name(entry, seed)
     path = request.out / f"{name}.jsonl"
     header = bench.header(entry, seed)
-    steps, every = request.spec.steps, request.every
+    steps, every = asked.spec_of(request.spec).steps, request.every
     # All comparisons in a folder share their `none`, which takes no time: that is waited for.
     lock = locks.held(request.out, name, f"{asked.label} seed {seed}", wait=entry.name == "none")
     with lock if group.is_first() else nullcontext():
@@ -116,15 +114,16 @@ def check_sae(bench: Bench, force: bool) -> None:
     say("forced: " + "; ".join(bench.doubts))
 
 
-def expectation(loaded: Loaded, n_runs: int, trains_sae: bool) -> str:
+def expectation(loaded: Loaded, methods: Iterable[MethodRequest], trains_sae: bool) -> str:
     """One line on the runs ahead, and roughly how long they take here."""
     spec = loaded.spec
-    took = estimate.seconds(loaded, n_runs, trains_sae)
+    steps = [asked.spec_of(spec).steps for asked in methods if asked.name != "none"]
+    took = in_words(estimate.seconds(loaded, steps, trains_sae))
     first = "the SAE's training, then " if trains_sae else ""
-    tokens, runs = spec.batch_size * spec.seq_len, "run" if n_runs == 1 else "runs"
-    return (
-        f"{first}up to {n_runs} {runs} of {spec.steps} steps of {tokens:,} tokens: {in_words(took)}"
-    )
+    runs = "run" if len(steps) == 1 else "runs"
+    each = " to ".join(f"{n:,}" for n in sorted({min(steps, default=0), max(steps, default=0)}))
+    tokens = spec.batch_size * spec.seq_len
+    return f"{first}up to {len(steps)} {runs} of {each} steps of {tokens:,} tokens: {took}"
 
 
 def describe(bench: Bench) -> str:

@@ -99,6 +99,8 @@ def check_reference(spec: Spec, asked: MethodRequest) -> None:
     """
     if asked.name not in ("lora", "e2e"):
         raise Usage(f"speed: there is no plain step of '{asked.name}', expected lora or e2e")
+    if asked.steps is not None:
+        raise Usage(f"speed: '{asked.label}': a race takes pairs of steps: --pairs says how many")
     entry = load(asked)
     if getattr(entry.config, "dropout", 0) or getattr(entry.config, "loss", "kl") != "kl":
         raise Usage(f"speed: '{entry.label}': dropout and losses other than kl cannot be compared")

@@ -472,7 +472,7 @@ def test_the_figure_is_to_scale_and_names_what_it_shows(tmp_path):
     names = [text.get_text() for text in right.texts]
     assert "going on with reconstruction, 20%" in names and "LoRA and SAE together, 42%" in names
     assert not any("sae-lora" in name or "e2e" in name for name in names)
-    assert "SmolLM2-135M-Instruct, SAE after block 15 · 3 seeds" in figure.get_suptitle()
+    assert "SmolLM2-135M-Instruct Q4_1, SAE after block 15 · 3 seeds" in figure.get_suptitle()
     start = fmean(by_document(trunk_kl(0.75 * T) * 1.03))
     lines = [line for line in right.lines if len(line.get_xdata()) == len(STEPS)]
     assert len(lines) == 11

@@ -4,6 +4,7 @@ import math
 import random
 
 import pytest
+from scipy import stats
 
 from analysis.stats.gap import ce_difference, closed_at_end, difference
 from analysis.stats.speedup import (
@@ -82,6 +83,21 @@ def test_miss_is_not_a_speedup():
     assert speedup(misses, reaches, 0.1, "seconds") is None
     assert speedup(reaches, misses, 0.1, "seconds") is None
     assert speedups_by_seed(misses, reaches, 0.1, "seconds") == []
+
+
+def test_speedup_is_the_median_of_the_seeds_ratios():
+    """Seconds 1, 2, 9 against 2, 8, 3: the ratios are 2, 4 and a third, the medians 2 and 3."""
+    ours = [make("lora", seed, step_seconds=each) for seed, each in enumerate((1, 2, 9))]
+    theirs = [make("e2e", seed, step_seconds=each) for seed, each in enumerate((2, 8, 3))]
+    assert speedup(theirs, ours, 0.1, "seconds") == pytest.approx(2)
+    assert speedups_by_seed(theirs, ours, 0.1, "seconds") == pytest.approx([2, 4, 1 / 3])
+    # a seed in which the rival alone misses is above every ratio, one in which ours does below
+    theirs[0] = make("e2e", 0, (0, 0.01, 0.02))
+    assert speedup(theirs, ours, 0.1, "seconds") == pytest.approx(4)
+    ours[1] = make("lora", 1, (0, 0.01, 0.02))
+    assert speedup(theirs, ours, 0.1, "seconds") == pytest.approx(1 / 3)
+    elsewhere = [make("lora", seed) for seed in (7, 8, 9)]
+    assert speedup(theirs, elsewhere, 0.1, "seconds") is None
 
 
 def test_method_without_backward_passes_has_no_speedup_in_them():
@@ -176,15 +192,43 @@ def test_standard_error_of_the_closed_share_agrees_with_a_bootstrap():
     assert closed.error == pytest.approx(spread, rel=0.1)
 
 
-def test_closed_share_averages_seeds_within_documents():
-    """Seeds that err in opposite directions on a document leave no error over documents."""
+def test_closed_share_counts_seeds_as_well_as_documents():
+    """Seeds that err in opposite directions on a document leave an error over seeds alone."""
     up = make(seed=0, gains=[0.15, 0.10, 0.08, 0.14])
     down = make(seed=1, gains=[0.05, 0.06, 0.04, 0.06])
     closed = closed_at_end([up, down])
     # spliced - clean is 0.5, 0.4, 0.3, 0.5; the mean gain is a fifth of each
     assert closed.share == pytest.approx(0.2)
-    assert closed.error == pytest.approx(0, abs=1e-12)
-    assert (closed.low, closed.high) == pytest.approx((0.21 / 1.7, 0.47 / 1.7))
+    shares = [0.47 / 1.7, 0.21 / 1.7]
+    assert closed.error == pytest.approx(stats.sem(shares), rel=0.05)
+    assert closed.df == pytest.approx(1, abs=0.1)
+    assert closed.low < 0 < 0.4 < closed.high
+    assert (closed.seeds, closed.documents, closed.over) == (2, 4, "seeds and documents")
+    alone = closed_at_end([up])
+    assert (alone.low, alone.high, alone.over) == (None, None, "documents")
+
+
+def test_closed_share_in_kl():
+    """KL of the spliced model is the gap, as the clean model's own is 0."""
+    runs = [make(seed=seed, kl_full_spliced=[0.5, 0.6, 0.4, 0.5]) for seed in (0, 1)]
+    assert closed_at_end(runs, "kl") is None, "records without KL at the end"
+    for run, kept in zip(runs, (0.7, 0.8), strict=True):
+        run.end["kl_full"] = [kept * kl for kl in run.header["kl_full_spliced"]]
+    closed = closed_at_end(runs, "kl")
+    assert closed.share == pytest.approx(0.25) and closed.seeds == 2
+    assert closed_at_end(runs) is None, "no CE at the end"
+    found = ce_difference(runs[:1], runs[1:], "kl")
+    assert (found.mean, found.seeds) == (pytest.approx(-0.05), 0)
+    assert ce_difference(runs, runs) is None
+
+
+@pytest.mark.parametrize(("wide", "told"), [(0.12, True), (0.125, False)])
+def test_a_share_takes_a_gap_two_errors_above_0(wide, told):
+    """Gaps of mean 0.1 with the error wide / sqrt(6), the same for either seed."""
+    spliced = [3.1, 3.1 + wide, 3.1, 3.1 - wide]
+    losses = {"ce_full_clean": [3.0] * 4, "ce_full_spliced": spliced}
+    runs = [make(seed=seed, gains=[0.01] * 4, **losses) for seed in (0, 1)]
+    assert (closed_at_end(runs) is not None) == told
 
 
 def test_closed_share_without_its_measurements():
@@ -201,11 +245,11 @@ def test_difference_is_paired_by_document():
     assert found.mean == pytest.approx(-0.02)
     assert found.error == pytest.approx(0, abs=1e-12)
     assert (found.lower, found.seeds) == (1, 1)
-    assert found.distinguishable
+    assert found.low is None and not found.distinguishable, "one seed alone"
     noisy = ce_difference(ours, [make("e2e", gains=[0.0, 0.2, 0.0, 0.12])])
     # differences -0.1, 0.12, -0.06, 0.02: mean -0.005, sd 0.0971, standard error 0.0486
     assert noisy.error == pytest.approx(0.0486, abs=1e-4)
-    assert not noisy.distinguishable
+    assert noisy.over == "documents"
     assert ce_difference(ours, [make("e2e", end="error")]) is None
 
 
@@ -213,3 +257,23 @@ def test_difference_by_seeds_of_one_s_own():
     found = difference({0: [3.0, 4.0], 1: [3.2, 4.2]}, {0: [3.1, 4.3], 1: [3.0, 4.2]})
     assert found.mean == pytest.approx(-0.05)
     assert (found.lower, found.seeds) == (1, 2)
+    assert not found.distinguishable
+    theirs = {seed: [3.0 + 0.1 * seed, 4.0, 5.0] for seed in (0, 1)}
+    lower = {
+        seed: [loss - 0.2 - 0.01 * i for i, loss in enumerate(theirs[seed])] for seed in theirs
+    }
+    assert difference(lower, theirs).distinguishable and difference(theirs, lower).distinguishable
+
+
+def test_two_seeds_do_not_tell_apart_what_is_four_errors_below_0():
+    theirs = {0: [3.0, 4.0, 5.0], 1: [3.2, 4.2, 5.1]}
+    ours = {s: [loss - (0.15, 0.25)[s] for loss in losses] for s, losses in theirs.items()}
+    found = difference(ours, theirs)
+    assert (found.mean, found.error, found.lower) == pytest.approx((-0.2, 0.05, 2))
+    assert found.low < 0 < found.high and not found.distinguishable
+
+
+def test_difference_of_runs_that_share_no_seed_has_no_interval():
+    found = difference({0: [3.0, 4.0], 1: [3.2, 4.2]}, {5: [3.1, 4.3]})
+    assert found.mean == pytest.approx(-0.1)
+    assert (found.lower, found.seeds, found.low) == (0, 0, None)

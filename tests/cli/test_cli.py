@@ -51,7 +51,7 @@ def test_a_comparison_from_first_use_to_the_figure(bench, draws, tmp_path, monke
 
     mse = next(run.name for run in runs if run.header["method"] == "mse" and run.header["seed"] < 2)
     kept = sorted(path.name for path in (tmp_path / "a" / mse).glob("sae-*"))
-    assert kept == ["sae-025", "sae-050", "sae-075", "sae-100"]
+    assert kept == [f"sae-{share:03d}" for share in (*range(10, 80, 10), 75, 80, 90, 95, 100)]
     assert SAE.load_from_disk(tmp_path / "a" / mse / "sae-100").cfg.k == 4
     cost = json.loads((tmp_path / "a" / mse / "sae-050" / "cost.json").read_text())
     assert cost["share"] == 0.5 and cost["cost"]["tokens"] == 480 + 48
@@ -153,7 +153,7 @@ WRONG = [  # arguments, what the one line must say, whether torch may be importe
     (["--text", "/nope"], "no text at '/nope'", False),
     (["--seeds", "a"], "--seeds 'a': expected whole numbers", False),
     (["--steps", "many"], "--steps: invalid int value: 'many'", False),
-    (["--sae-share", "0.15"], "--sae-share 0.15: expected 0.1, 0.2, ... or 1", False),
+    (["--sae-share", "0.15"], "--sae-share 0.15: expected 0.1, 0.2, ... 1, 0.75 or 0.95", False),
     (["--sae", "fresh", "--sae-share", "0.5"], "--sae-share 0.5: only with --sae own", False),
     (["--steps", "0"], "--steps must be at least 1, got 0", False),
     (["--spliced", "some"], "unknown --spliced 'some'", False),

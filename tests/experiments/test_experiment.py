@@ -17,7 +17,8 @@ from bench.runs import process
 from tests.conftest import LoadedOnce, call_here
 from tests.helpers import tiny
 
-NAMES = [name for name in plans.EXPERIMENTS if name not in plans.FULL_ONLY]
+OTHERS = (*plans.FULL_ONLY, *plans.OF_FRONTIER)
+NAMES = [name for name in plans.EXPERIMENTS if name not in OTHERS]
 SMALL = {
     "site": tiny.SITE,
     "seq_len": 12,

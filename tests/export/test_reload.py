@@ -9,8 +9,9 @@ import bench
 from bench.config import method
 from bench.errors import Rejected, Usage
 from bench.export import reload
+from bench.export.export import pairs_of, write_adapter
 from bench.io.record import read
-from bench.loading import saes
+from bench.loading import peft_format, saes
 from tests.export.test_export import run_of, validation_tokens
 from tests.helpers import tiny
 from tests.test_lora import spliced_logits
@@ -20,7 +21,9 @@ from tests.test_lora import spliced_logits
 def test_the_ce_of_the_record(small, family, tmp_path):
     tiny.write_model(tmp_path / "model", family)
     rules = {"spliced": "not-special", "prepend_bos": "true"}
-    methods = "lora:lr=0.01,e2e,mse,linear:lr=0.01,affine,ridge,joint,full:lr=0.001"
+    methods = (
+        "lora:lr=0.01,e2e,mse,linear:lr=0.01,affine,ridge,joint,full:lr=0.001,sae_lora:lr=0.01"
+    )
     arguments = ("--methods", methods, "--out", tmp_path)
     code, _, err = small("compare", *arguments, model=tmp_path / "model", **rules)
     assert code == 0, err
@@ -28,6 +31,10 @@ def test_the_ce_of_the_record(small, family, tmp_path):
     runs = [run for run in map(read, tmp_path.glob("*.jsonl")) if run.header["seed"] == 0]
     assert {run.header["method"] for run in runs} == set(method.names())
     for run in runs:
+        if pairs := pairs_of(run):
+            (tmp_path / run.name / "peft").mkdir()
+            write_adapter(run, pairs, tmp_path / run.name / "peft")
+            assert peft_format.load(tmp_path / run.name / "peft").keys() == pairs.keys()
         bridge = bench.load(run.path)
         with torch.no_grad():
             logits = bridge(tokens, use_cache=False)

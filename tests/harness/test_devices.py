@@ -89,7 +89,7 @@ def scores(path):
     problem, one = tiny.problem(), entry("lora")
     seed_all(0)
     windows = Windows(tiny.windows(4, seed=5), list("aabb"))
-    held_out = clean_side(problem, windows, path, with_kl=True)
+    held_out = clean_side(problem, windows, path)
     batches = Batches(problem.train, 2, 3, seed=0)
     run = drive(one.module, problem, batches, one.config, Meter(problem.bridge))
     return [measure(problem, held_out, adapted) for _, adapted in run]

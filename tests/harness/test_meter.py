@@ -55,11 +55,12 @@ def test_an_exception_stops_the_clock(clock):
 
 
 def test_the_schedule_doubles_and_ends_at_the_end():
-    assert doubling(16) == [0, 1, 2, 4, 8, 16]
-    assert doubling(20) == [0, 1, 2, 4, 8, 16, 20]
+    assert doubling(16) == [0, 1, 2, 3, 4, 6, 8, 11, 16]
+    assert doubling(20) == [0, 1, 2, 3, 4, 6, 8, 11, 16, 20]
+    assert doubling(0) == [0]
     assert doubling(1) == [0, 1]
-    assert checkpoints(10, 20) == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
-    assert checkpoints(10, 3) == [1, 2, 3]
+    assert checkpoints((0.5, 0.75, 1.0), 20) == {10: [0.5], 15: [0.75], 20: [1.0]}
+    assert checkpoints((0.1, 0.5, 1.0), 2) == {1: [0.1, 0.5], 2: [1.0]}
 
 
 def test_batches_are_a_function_of_the_seed_and_the_cursor():

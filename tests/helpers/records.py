@@ -19,6 +19,7 @@ def make(
     end="finished",
     gains=None,
     losses=None,
+    step_tokens=512,
     **header,
 ):
     """A run that closes `shares` of the gap at `steps`; `gains` is its CE drop per document.
@@ -35,7 +36,7 @@ def make(
             "seconds": step * step_seconds,
             "forwards": 2 * step,
             "backwards": backwards * step,
-            "tokens": 512 * step,
+            "tokens": step_tokens * step,
         }
         for step, share in zip(steps, shares, strict=True)
     ]

@@ -9,6 +9,7 @@ import pytest
 from bench.config.specs import named
 from bench.errors import Rejected, Unavailable, Usage
 from bench.loading import documents, text
+from bench.runs.preflight import asks_the_hub, check_inputs
 from tests.helpers import tiny
 
 
@@ -124,6 +125,64 @@ def test_the_hash_of_a_text_is_of_names_and_contents(tmp_path):
     assert len(hashes) == 4
 
 
+def texts_of(text):
+    return [one.text for one in documents.by_source(named("smollm2-135m", text=text))]
+
+
+def test_sources_are_joined_by_a_plus_that_is_in_no_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert texts_of("sotu+corpora/novels95") == ["sotu", "corpora/novels95"]
+    assert texts_of("a+b+pile-uncopyrighted") == ["a", "b", "pile-uncopyrighted"]
+    for alone in ("a+b", "c+c.txt", "random+d"):
+        (tmp_path / alone).mkdir()
+        assert texts_of(alone) == [alone]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sotu+", "'sotu\\+': a source is empty"),
+        ("+", "a source is empty"),
+        ("random+sotu", "'random\\+sotu': a source is 'random', which nothing can be joined to"),
+        ("sotu+random", "a source is 'random'"),
+        ("sotu+sotu", "'sotu\\+sotu': 'sotu' is there twice"),
+        ("here+sotu+./here/", "'./here/' is there twice"),
+        ("sotu+nope+here", "no text at 'nope': expected sotu"),
+        ("here+sotu+gone.txt", "no text at 'gone.txt'"),
+    ],
+)
+def test_sources_that_cannot_be_joined(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "a.txt").write_text("a")
+    spec = named("smollm2-135m", text=text)
+    for look in (documents.check_source, check_inputs, documents.source_sha256):
+        with pytest.raises(Usage, match=message) as caught:
+            look(spec)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_hash_of_two_sources_is_of_both_in_their_order(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(name)
+    a, b = (f"{tmp_path}/{name}.txt" for name in "ab")
+    specs = [named("smollm2-135m", text=text) for text in (a, b, f"{a}+{b}", f"{b}+{a}")]
+    hashes = {documents.source_sha256(spec) for spec in specs}
+    (tmp_path / "b.txt").write_text("c")
+    assert len(hashes | {documents.source_sha256(specs[2])}) == 5
+
+
+def test_of_a_joined_stream_that_is_not_there_the_hub_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPLICEBENCH_CACHE", str(tmp_path / "cache"))
+    asked = []
+    monkeypatch.setattr(documents.hub, "reach", lambda name, kind: asked.append((name, kind)))
+    spec = named("smollm2-135m", text="sotu+redpajama-v2")
+    documents.check_source(spec)
+    assert asked == [(documents.REDPAJAMA, "dataset")]
+    assert documents.source_sha256(spec) is None and asks_the_hub(spec)
+    assert not asks_the_hub(named("smollm2-135m", text=f"sotu+{tmp_path}"))
+
+
 def test_what_was_read_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("SPLICEBENCH_CACHE", str(tmp_path / "cache"))
     tiny.write_text(tmp_path / "text")
@@ -131,10 +190,10 @@ def test_what_was_read_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "text" / "blank.txt").write_text("")
     (tmp_path / "text" / "notes.md").write_text("x")
     settings = {"seq_len": 12, "batch_size": 2, "curve_docs": 2, "curve_tokens": 48}
-    spec = named(
-        "smollm2-135m", text=str(tmp_path / "text"), **settings, val_docs=4, val_tokens=192
-    )
+    settings |= {"tune_docs": 1, "val_docs": 4, "val_tokens": 192}
+    spec = named("smollm2-135m", text=str(tmp_path / "text"), **settings)
     assert text.in_words(text.load(spec, tiny.tokenizer(), tiny.VOCABULARY)) == (
         "text: files 26 read, not read: 1 .md; documents 24, 1 duplicate and 1 empty left out; "
-        "tokens 14,400, 5 fill no window; held out by document: 4 for validation, 2 for the curve"
+        "tokens 14,400, 4 fill no window; held out by document: 4 for validation, 2 for the curve, "
+        "1 for tuning"
     )

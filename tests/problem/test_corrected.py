@@ -88,8 +88,9 @@ def test_a_correction_folds_or_is_refused_before_it_is_trained(kind, scaled, mak
 def test_ridge_is_least_squares_with_rows_for_the_pull(shrink):
     y, x = X[:40], torch.randn(40, tiny.WIDTH, generator=torch.Generator().manual_seed(9))
     ridge = Ridge(tiny.WIDTH)
-    ridge.add(y[:15], x[:15])
-    ridge.add(y[15:], x[15:])
+    even = torch.ones(len(y), 1)
+    ridge.add(y[:15], x[:15], even[:15])
+    ridge.add(y[15:], x[15:], even[15:])
     ridge.solve(shrink)
     centred_y, centred_x = (v.double() - v.double().mean(0) for v in (y, x))
     pull = (shrink * centred_y.square().mean() * len(y)).sqrt()

@@ -106,7 +106,7 @@ def test_a_run_says_that_memory_ran_out(bench, tmp_path, monkeypatch):
     assert code == 0, err
     (run,) = runs_of(tmp_path, "e2e")
     assert run.end["memory"] == [{"micro_batch": 1, "loss_changed": True, "step": 0}]
-    assert [row["micro_batch"] for row in run.rows] == [1, 1, 1, 1]
+    assert {row["micro_batch"] for row in run.rows} == {1}
     assert run.rows[-1]["backwards"] == 2 * 4  # what ran out did so in the warm-up, off the clock
     assert "micro-batch" in out
 

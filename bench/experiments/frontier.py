@@ -1,0 +1,214 @@
+"""The frontier: given T seconds in all, how many for the SAE's own training, and what then?
+
+An SAE is trained on reconstruction at a step size that does not fall (the trunk). At a share of T
+every arm forks from it, gets the rest of T, and lets its step size fall to 0: `mse` goes on with
+reconstruction, Adam included; the others adapt. Seconds become steps by what a step was measured
+to take; a record has the seconds that its own took.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.config.method import own_label
+from bench.config.spec import Spec, own_training
+from bench.errors import Rejected
+from bench.experiments.job import Job, seeded
+
+if TYPE_CHECKING:
+    from bench.experiments.scales import Scale
+
+TUNED = "tuned.json"
+SCHEDULE = "warmup=0.03:decay=1"
+ARMS = {
+    "mse": f"mse:adam=kept:{SCHEDULE}",
+    "lora": f"lora:{SCHEDULE}",
+    "e2e": f"e2e:{SCHEDULE}",
+    "e2e-mse": f"e2e:loss=kl+mse:{SCHEDULE}",
+    "joint": f"joint:{SCHEDULE}",
+    "affine": f"affine:{SCHEDULE}",
+    "sae-lora": f"sae_lora:rank=64:{SCHEDULE}",
+    "sae-lora-2": f"sae_lora:rank=2:{SCHEDULE}",
+    "lora-keep": f"lora:keep=1:{SCHEDULE}",
+    "mse-weighted": f"mse:adam=kept:weighted=true:{SCHEDULE}",
+    "ridge": "ridge",
+}
+"""Arm -> its label, the step size aside."""
+MAIN = ("mse", "lora", "e2e")
+"""The arms that fork at every share of T, run longest and on most seeds."""
+QUARTER = 0.25
+"""The share of T that every arm gets; the comparisons decided before the runs are made there."""
+FORKS = (QUARTER, 0.05, 0.5)
+CONTROLS = {
+    "frozen": {"mse": ":freeze=W_dec", "lora": "", "e2e": ":freeze=W_dec"},
+    "shuffled": {"lora": "", "e2e": ""},
+}
+"""Decoder of a control's SAE -> its arms, with what their labels add."""
+MEASURED = ("mse", "lora", "e2e", "e2e-mse", "joint", "sae-lora", "lora-keep", "mse-lora")
+"""The arms whose SAEs and adapters are measured for what they did to the latents."""
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """One setting of the frontier."""
+
+    spec: Spec
+    """Its own SAE is trained for all of T; `sae_set` keeps that step size from falling."""
+    steps: dict[str, int]
+    """Arm -> its steps in a quarter of T; `e2e-scratch` -> its steps in all of T."""
+    rates: dict[str, str]
+    """Arm -> the settings that `bench tune` chose for it, such as `lr=1e-3`."""
+    seeds: tuple[int, ...]
+    """Of the main arms."""
+    others: tuple[int, ...] = ()
+    """Of the other arms, the other forks and the controls: none where it has only the main ones."""
+    forks: tuple[float, ...] = field(default=FORKS)
+    """Shares of T that the main arms get."""
+
+
+def frontier(scale: "Scale") -> Iterator[Job]:
+    """Every arm from the same SAE, with the rest of T (SmolLM2-135M, T = 1,800 s on two cores)."""
+    yield from _plan(scale.frontiers["frontier"])
+
+
+def frontier_long(scale: "Scale") -> Iterator[Job]:
+    """The main arms with three times as long."""
+    yield from _plan(scale.frontiers["frontier-long"])
+
+
+def frontier_gemma3(scale: "Scale") -> Iterator[Job]:
+    """The main arms on Gemma-3-270M."""
+    yield from _plan(scale.frontiers["frontier-gemma3"])
+
+
+def _plan(setting: Frontier) -> Iterator[Job]:
+    """Seed by seed, so that a sitting that is broken off leaves whole seeds."""
+    for seed in setting.seeds:
+        yield _trunk(setting, seed)
+        for arm in MAIN:
+            yield _arm(setting, seed, arm)
+    for seed in setting.others:
+        for arm in [arm for arm in ARMS if arm not in MAIN]:
+            yield _arm(setting, seed, arm)
+        yield _annealed_first(setting, seed)
+        yield _from_scratch(setting, seed)
+        for share in setting.forks[1:]:
+            for arm in MAIN:
+                yield _arm(setting, seed, arm, share)
+        yield from _controls(setting, seed)
+
+
+def _trunk(setting: Frontier, seed: int, sae: str = "trained") -> Job:
+    spec = replace(seeded(setting.spec, seed), sae_decoder=sae)
+    place = ("trunk", own_label(spec), own_training(spec), seed, {"sae": _name(sae)})
+    return Job(*place, run_seed=spec.sae_seed, trains_own=spec)
+
+
+def _arm(
+    setting: Frontier,
+    seed: int,
+    arm: str,
+    share: float = QUARTER,
+    sae: str = "trained",
+    add: str = "",
+) -> Job:
+    rate = setting.rates.get(arm, "")
+    label = ":".join(filter(None, [f"{ARMS[arm]}{add}", rate]))
+    spec = _forked(setting, seed, share, setting.steps[arm], sae)
+    return Job(arm, label, spec, seed, {"fork": share, "sae": _name(sae)})
+
+
+def _forked(setting: Frontier, seed: int, share: float, steps: int, sae: str = "trained") -> Spec:
+    """The spec of a run that starts from the trunk at 1 - `share`; `steps` fill a quarter of T."""
+    n_steps = max(1, round(steps * share / QUARTER))
+    spec = seeded(setting.spec, seed)
+    return replace(spec, sae_share=round(1 - share, 2), steps=n_steps, sae_decoder=sae)
+
+
+def _annealed_first(setting: Frontier, seed: int) -> Job:
+    """LoRA around a finished SAE: `mse` anneals it in the first half, LoRA has the second."""
+    first = _arm(setting, seed, "mse")
+    half = replace(first, spec=replace(first.spec, steps=max(1, first.spec.steps // 2)))
+    lora = _arm(setting, seed, "lora")
+    spec = replace(lora.spec, steps=max(1, lora.spec.steps // 2))
+    at = {"fork": QUARTER, "sae": "own"}
+    return Job("mse-lora", lora.label, spec, seed, at, after=half)
+
+
+def _from_scratch(setting: Frontier, seed: int) -> Job:
+    """The SAE trained end to end for all of T."""
+    spec = seeded(setting.spec, seed)
+    training = replace(own_training(spec), steps=setting.steps["e2e-scratch"])
+    rate = setting.rates.get("e2e-scratch", "")
+    label = ":".join(filter(None, [ARMS["e2e"], rate]))
+    at = {"fork": 1.0, "sae": "own"}
+    return Job("e2e-scratch", label, training, seed, at, run_seed=spec.sae_seed)
+
+
+def _controls(setting: Frontier, seed: int) -> Iterator[Job]:
+    """The main arms around SAEs whose decoder directions mean nothing."""
+    for sae, arms in CONTROLS.items():
+        if sae == "frozen":
+            yield _trunk(setting, seed, sae)
+        for arm, add in arms.items():
+            yield _arm(setting, seed, arm, sae=sae, add=add)
+
+
+def _name(decoder: str) -> str:
+    return "own" if decoder == "trained" else decoder
+
+
+def _measuring(measure: str) -> Callable[["Scale"], Iterator[Job]]:
+    """The plan of a measurement of the arms at a quarter of T."""
+
+    def plan(scale: "Scale") -> Iterator[Job]:
+        setting = scale.frontiers["frontier"]
+        for seed in setting.others:
+            runs = {arm: _arm(setting, seed, arm) for arm in MEASURED if arm in ARMS}
+            runs["mse-lora"] = _annealed_first(setting, seed)
+            for arm in MEASURED:
+                yield replace(runs[arm], after=runs[arm], measure=measure)
+
+    plan.__name__ = f"frontier_{measure.replace('-', '_')}"
+    plan.__doc__ = f"The measure `{measure}` of the arms."
+    return plan
+
+
+LIKE = {"sae-lora-2": "sae-lora", "lora-keep": "lora", "mse-weighted": "mse"}
+"""Arm -> the arm whose step size it has: it is not tuned itself."""
+
+
+def rates(folder: Path, scratch: Path | None = None) -> dict[str, str]:
+    """Arm -> the settings in `folder`/tuned.json, those of `e2e-scratch` in `scratch`; {} without.
+
+    Raises `Rejected` for a damaged file.
+    """
+    chosen = _chosen(folder)
+    found = {arm: chosen[label] for arm, label in ARMS.items() if label in chosen}
+    found |= {arm: found[other] for arm, other in LIKE.items() if other in found}
+    of_scratch = _chosen(scratch).get(ARMS["e2e"]) if scratch else None
+    return found | ({"e2e-scratch": of_scratch} if of_scratch else {})
+
+
+def _chosen(folder: Path) -> dict[str, str]:
+    """Label without its steps -> the settings that were chosen for it."""
+    path = folder / TUNED
+    if not path.exists():
+        return {}
+    try:
+        methods = json.loads(path.read_text(encoding="utf-8"))["methods"]
+        return {
+            re.sub(":steps=[^:]*", "", label): ":".join(
+                f"{k}={v:g}" for k, v in one["choice"].items()
+            )
+            for label, one in methods.items()
+        }
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise Rejected(f"{path}: damaged: expected what `python -m bench tune` writes") from None
+
+
+MEASURES = ("no-sae", "latents", "effects", "probing")
+PLANS = (frontier, frontier_long, frontier_gemma3, *map(_measuring, MEASURES))

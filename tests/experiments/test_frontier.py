@@ -1,0 +1,140 @@
+"""The frontier on a tiny model: what forks from what, with which SAE, steps and settings."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from analysis.records import manifest
+from bench.config.spec import SHARES, Spec
+from bench.errors import Fault
+from bench.experiments import frontier, plans
+from bench.experiments.frontier import Frontier, rates
+from bench.experiments.scales import LAPTOP, SCALES, STEPS
+from bench.io.files import cache_root
+from bench.loading import models
+from bench.runs import process
+from methods import mse
+from tests.conftest import LoadedOnce, call_here
+from tests.experiments.test_experiment import SMALL
+
+
+@pytest.fixture(scope="module")
+def made(folder, tmp_path_factory):
+    """The whole frontier with one seed, and one of its measurements."""
+    from bench.experiments.experiment import experiment
+
+    out = tmp_path_factory.mktemp("frontier")
+    spec = replace(Spec(), model=str(folder / "model"), text=str(folder / "text"), **SMALL)
+    spec = replace(spec, sae_set="decay=0:warmup=0.01", sae_tokens=960)
+    steps = dict.fromkeys(STEPS, 4)
+    setting = Frontier(spec, steps, {"lora": "lr=1e-3"}, seeds=(0,), others=(0,))
+    scale = replace(LAPTOP, name="frontier", has=(), frontiers={"frontier": setting})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
+        patch.setitem(SCALES, "frontier", lambda: scale)
+        patch.setattr(process, "call", call_here)
+        patch.setattr(models, "load", LoadedOnce(models.load))
+        ended = experiment(["frontier", "frontier-no-sae"], "frontier", out)
+        assert ended.failed == {}
+        again = experiment(["frontier", "frontier-no-sae"], "frontier", out)
+        assert again.todo == 0
+        return manifest.load(out)["frontier"], cache_root()
+
+
+def one(made, role, **at):
+    (run,) = made[0].runs(role, **at)
+    return run
+
+
+def cached(made, run):
+    """The tensors of the SAE that a run began with."""
+    (place,) = run.header["sae"]["cached"]
+    return load_file(made[1] / place / "sae_weights.safetensors")
+
+
+def test_every_arm_forks_from_the_same_sae(made):
+    trunk = one(made, "trunk", sae="own")
+    assert trunk.header["config"]["decay"] == 0
+    first = one(made, "mse", fork=0.25, sae="own").header["sae"]
+    for arm in frontier.ARMS:
+        run = one(made, arm, fork=0.25, sae="own")
+        assert run.header["sae"] == first and first["share"] == 0.75
+        assert first["run"] == trunk.name
+        assert run.header["sae_cost"]["tokens"] == 0.75 * trunk.rows[-1]["tokens"]
+        schedule = {field: run.header["config"].get(field) for field in ("warmup", "decay")}
+        assert schedule == {"warmup": 0.03, "decay": 1.0} or arm == "ridge"
+
+
+def test_forks_get_their_share_of_the_steps(made):
+    for arm in frontier.MAIN:
+        steps = [one(made, arm, fork=f, sae="own").rows[-1]["step"] for f in (0.05, 0.25, 0.5)]
+        assert steps == [1, 4, 8]
+    shares = [one(made, "lora", fork=f, sae="own").header["sae"]["share"] for f in (0.05, 0.5)]
+    assert shares == [0.95, 0.5]
+
+
+def test_tuned_step_sizes_are_taken(made):
+    assert one(made, "lora", fork=0.5, sae="own").header["config"]["lr"] == 1e-3
+
+
+def test_lora_around_a_finished_sae_goes_on_from_it(made):
+    run = one(made, "mse-lora")
+    assert run.rows[-1]["step"] == 2
+    trunk, cost = one(made, "trunk", sae="own"), run.header["sae_cost"]
+    assert cost["tokens"] == 0.75 * trunk.rows[-1]["tokens"] + 2 * 24
+    assert run.header["sae"]["run"].startswith("mse-")
+
+
+def test_controls_have_directions_that_mean_nothing(made):
+    shuffled = cached(made, one(made, "lora", fork=0.25, sae="shuffled"))
+    own = cached(made, one(made, "lora", fork=0.25, sae="own"))
+    assert torch.equal(shuffled["W_enc"], own["W_enc"])
+    assert not torch.equal(shuffled["W_dec"], own["W_dec"])
+    assert torch.equal(shuffled["W_dec"].sum(1).sort().values, own["W_dec"].sum(1).sort().values)
+    frozen = cached(made, one(made, "e2e", fork=0.25, sae="frozen"))
+    trunk = one(made, "trunk", sae="frozen")
+    assert trunk.header["config"]["freeze"] == ["W_dec"]
+    begun = cached(made, trunk)["W_dec"]
+    unit = [w / w.norm(dim=-1, keepdim=True) for w in (begun, frozen["W_dec"])]
+    assert torch.allclose(*unit, atol=1e-5)
+    assert not torch.allclose(frozen["W_enc"], cached(made, trunk)["W_enc"], atol=1e-5)
+    for arm in ("mse", "e2e"):
+        assert one(made, arm, fork=0.25, sae="frozen").header["config"]["freeze"] == ["W_dec"]
+
+
+def test_e2e_from_scratch_starts_at_random(made):
+    assert one(made, "e2e-scratch").header["sae"]["source"] == "fresh"
+
+
+def test_the_real_frontier_forks_at_shares_that_are_kept():
+    assert mse.CHECKPOINTS == SHARES
+    for name in ("frontier", "frontier-long", "frontier-gemma3"):
+        for job in plans.jobs(name, "frontier"):
+            assert job.spec.sae_share in SHARES
+    whole = [job for job in plans.jobs("frontier", "frontier") if job.role in frontier.MAIN]
+    assert {job.seed for job in whole if job.at["fork"] == 0.25} == {0, 1, 2, 3, 4}
+
+
+def test_tuned_files_are_read_or_refused(tmp_path):
+    assert rates(tmp_path) == {}
+    lora, e2e = frontier.ARMS["lora"], frontier.ARMS["e2e"]
+    methods = {
+        f"{lora}:steps=220": {"choice": {"lr": 0.001}},
+        f"{frontier.ARMS['joint']}:steps=9": {"choice": {"lr": 0.01, "sae_lr": 2e-4}},
+    }
+    (tmp_path / "tuned.json").write_text(json.dumps({"methods": methods}))
+    (tmp_path / "scratch").mkdir()
+    of_scratch = {f"{e2e}:steps=880": {"choice": {"lr": 0.004}}}
+    (tmp_path / "scratch" / "tuned.json").write_text(json.dumps({"methods": of_scratch}))
+    assert rates(tmp_path, tmp_path / "scratch") == {
+        "lora": "lr=0.001",
+        "lora-keep": "lr=0.001",
+        "joint": "lr=0.01:sae_lr=0.0002",
+        "e2e-scratch": "lr=0.004",
+    }
+    (tmp_path / "tuned.json").write_text("{}")
+    with pytest.raises(Fault, match="damaged"):
+        rates(tmp_path)
