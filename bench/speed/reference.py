@@ -50,6 +50,7 @@ class Reference:
         self.sae = SAE.load_from_disk(sae_folder, device=device, dtype="float32")
         self.layer, self.lr, self.clip, self.skipped = layer, lr, clip, skipped
         self.adapters, self.spliced = adapters, False
+        self.centered = adapters is not None or bool(self.sae.b_dec.any())
 
     def prepare(self, weights: dict[str, Tensor] | None = None) -> None:
         """Hook the SAE in; make the adapters and the optimizer.
@@ -92,6 +93,9 @@ class Reference:
             return output
         hidden = output[0] if isinstance(output, tuple) else output
         first, rest = hidden[:, : self.skipped], hidden[:, self.skipped :]
+        if not self.centered:  # an SAE that was never trained starts at the mean of a batch
+            self.sae.b_dec.data.copy_(rest.float().flatten(0, 1).mean(0))
+            self.centered = True
         hidden = torch.cat([first, self.sae(rest).to(hidden.dtype)], 1)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 

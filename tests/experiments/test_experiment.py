@@ -210,7 +210,7 @@ def test_the_full_scale_is_the_papers_own():
         10,
         15,
     ]
-    for name in plans.EXPERIMENTS:
+    for name in plans.expanded(["all"], "full"):
         for job in plans.jobs(name, "full"):
             for sae, site in zip(job.spec.saes, job.spec.sites, strict=True):
                 if sae.startswith("saelens:"):

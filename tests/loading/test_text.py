@@ -442,5 +442,5 @@ def test_short_documents_give_a_comparison_with_errors(small, tmp_path):
     assert run.header["split"] == "by group of documents" and len(run.end["ce_full"]) == 4
     assert run.header["text_read"]["documents"] == 200
     assert "held out by group of documents: 4 for validation, 2 for the curve" in out
-    assert "standard error over groups of documents" in " ".join(out.split())
+    assert "mean over 4 groups of documents" in " ".join(out.split())
     assert closed_at_end([run]) is None or closed_at_end([run]).error > 0
