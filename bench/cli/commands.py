@@ -78,7 +78,7 @@ def experiment(arguments: Namespace) -> None:
     from bench.experiments.experiment import experiment as run
 
     a = arguments
-    ended = run(a.names, a.scale, a.out, a.dry_run, a.fresh, a.checkpoint_every)
+    ended = run(a.names, a.scale, a.out, a.dry_run, a.fresh, a.checkpoint_every, a.minutes)
     if ended:
         from bench.cli import show
 

@@ -84,6 +84,8 @@ def parser() -> Parser:
     )
     experiment.add_argument("--scale", default="laptop", help="laptop (default), full, ...")
     experiment.add_argument("--out", help="folder of the records (default: results/SCALE)")
+    text = "end before a run that would end after so many minutes (default: do all)"
+    experiment.add_argument("--minutes", type=seconds, default=math.inf, help=text, metavar="X")
     experiment.add_argument("--dry-run", action="store_true", help="list the runs, run none")
     experiment.add_argument("--fresh", action="store_true", help="run again what is already done")
     add_every(experiment)

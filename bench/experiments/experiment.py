@@ -6,6 +6,7 @@ each takes the jobs that no other one is at.
 """
 
 import json
+import math
 from collections.abc import Iterable
 from contextlib import ExitStack, nullcontext
 from itertools import chain
@@ -53,8 +54,12 @@ def experiment(
     dry_run: bool = False,
     fresh: bool = False,
     every: float = EVERY,
+    minutes: float = math.inf,
 ) -> Ended | None:
     """Run the missing runs of these experiments -> `Ended`; with `dry_run` only list them -> None.
+
+    It ends before the first that is expected to end after so many `minutes`: a run that is broken
+    off and resumed is not ranked on seconds.
 
     Raises `Usage` for an unknown name or a record that another version made, `Locked` for `fresh`
     while another process is at one of the jobs. A run that diverged or raised is in
@@ -85,7 +90,7 @@ def experiment(
         if fresh:
             set_all_aside(pool, wanted)
         work = Work(todo, plans, pool, every)
-        work.do_all()
+        work.do_all(minutes)
     return Ended(pool.folder, work.failed, len(todo))
 
 
@@ -151,26 +156,33 @@ class Work:
         self._left, self._all = list(todo), len(todo)
         steps = sorted({job.method.spec_of(job.spec).steps for job in todo})
         self._times = Times(process.call(runner.estimated, todo[0], steps))
+        for run in pool.runs.values():
+            self._times.add_run(run)
         self._asked: dict[str, clock.Reading] = {}
         """Job -> when a comparison was last found at it."""
         self.failed: dict[str, tuple[str, int]] = {}
         """Job -> (why, exit code)."""
         say(f"{len(todo)} runs to do: {self._times.of(todo)}")
 
-    def do_all(self) -> None:
+    def do_all(self, minutes: float = math.inf) -> None:
         """Try every job once, in order; wait for those that other processes are at.
 
         A job whose record a comparison holds costs a process to ask for: rarely, then.
         """
         write_manifests(self._plans, self._pool)
-        waits = False
+        waits, began = False, clock.read()
         while self._left:
             before = len(self._left)
             for job in [*self._left]:
                 waiting = job.after and job.after.key in {other.key for other in self._left}
                 asked = self._asked.get(job.key)
-                if not waiting and (not asked or clock.read().since(asked).seconds > PATIENCE):
-                    self._try(job)
+                if waiting or (asked and clock.read().since(asked).seconds <= PATIENCE):
+                    continue
+                if clock.read().since(began).seconds + self._times.expected(job) > 60 * minutes:
+                    left = f"left with it: {self._times.of(self._left)}"
+                    say(f"{job.in_short} would end after {minutes:g} minutes; {left}")
+                    return write_manifests(self._plans, self._pool)
+                self._try(job)
             if len(self._left) == before:
                 if not waits:
                     say(f"{before} runs left, which other processes are at or go on from: waiting")

@@ -116,6 +116,20 @@ def test_records_alone_are_enough_to_know_what_is_done(experiment, made, tmp_pat
     assert code == 0 and "nothing to do" in out
 
 
+def test_no_run_is_begun_that_would_end_too_late(experiment, made, tmp_path):
+    """By what another seed took, as its record says: here a second or so, and a minute beside."""
+    shutil.copytree(made, tmp_path / "part")
+    _, gone = manifest.load(tmp_path / "part")["timing"].of("lora", share=0.5)
+    gone.run.path.unlink()
+    arguments = ("timing", "--out", tmp_path / "part", "--minutes")
+    code, out, err = experiment(*arguments, "0.5")
+    assert code == 0, err
+    assert "lora seed 1 share=0.5 would end after 0.5 minutes; left with it: about" in out
+    assert not gone.run.path.exists()
+    code, out, err = experiment(*arguments, "5")
+    assert code == 0 and "[1/1]" in out and gone.run.path.exists(), err
+
+
 def test_what_is_missing_is_run_and_nothing_else(experiment, made, tmp_path):
     shutil.copytree(made, tmp_path / "part")
     part = tmp_path / "part"
