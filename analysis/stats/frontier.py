@@ -12,7 +12,7 @@ from statistics import fmean, median
 from typing import Any
 
 from analysis.records.manifest import Entry, Experiment
-from analysis.stats.crossed import Estimate, equivalence, holm, ratio
+from analysis.stats.crossed import Estimate, crossed, equivalence, holm, ratio
 from analysis.stats.speedup import resumed, sae_cost
 from bench.errors import Rejected
 from bench.io.record import Run
@@ -132,7 +132,7 @@ def closed(
     """Share of the gap that an arm closes, or what it closes more `than` another.
 
     On the documents whose names begin with `text`, and the seeds that have all of it. None
-    without such, and where the gap is not above 0 in each seed.
+    without such, and where the gap is not two of its errors above 0.
     """
     before, clean = starts(experiment, arm, outcome)
     ours = ends(experiment, arm, outcome)
@@ -147,9 +147,9 @@ def closed(
         b, c, t, o = ([losses[n] for n in kept or range(len(losses))] for losses in tables)
         gaps.append([x - y for x, y in zip(b, c, strict=True)])
         gains.append([x - y for x, y in zip(t, o, strict=True)])
-    if not gaps or (text and not kept) or min(map(fmean, gaps)) <= 0:
+    if not gaps or (text and not kept) or not (whole := crossed(gaps)).value > 0:
         return None
-    return ratio(gains, gaps)
+    return None if whole.value < 2 * (whole.error or 0.0) else ratio(gains, gaps)
 
 
 def _kept(entries: list[Entry], text: str) -> list[int]:

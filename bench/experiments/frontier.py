@@ -9,13 +9,13 @@ to take; a record has the seconds that its own took.
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.config.method import own_label
 from bench.config.spec import Spec, own_training
-from bench.errors import Rejected
+from bench.errors import Rejected, Usage
 from bench.experiments.job import Job, seeded
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ ARMS = {
 """Arm -> its label, the step size aside."""
 MAIN = ("mse", "lora", "e2e")
 """The arms that fork at every share of T, run longest and on most seeds."""
+SCRATCH = "e2e-scratch"
 QUARTER = 0.25
 """The share of T that every arm gets; the comparisons decided before the runs are made there."""
 FORKS = (QUARTER, 0.05, 0.5)
@@ -47,8 +48,8 @@ CONTROLS = {
     "shuffled": {"lora": "", "e2e": ""},
 }
 """Decoder of a control's SAE -> its arms, with what their labels add."""
-MEASURED = ("mse", "lora", "e2e", "e2e-mse", "joint", "sae-lora", "lora-keep", "mse-lora")
-"""The arms whose SAEs and adapters are measured for what they did to the latents."""
+MEASURED = ("mse", "lora", "e2e", "e2e-mse", "joint", "sae-lora", "lora-keep")
+"""The arms, with `mse-lora`, that are measured for what they did to the latents."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,15 @@ class Frontier:
     steps: dict[str, int]
     """Arm -> its steps in a quarter of T; `e2e-scratch` -> its steps in all of T."""
     rates: dict[str, str]
-    """Arm -> the settings that `bench tune` chose for it, such as `lr=1e-3`."""
+    """Arm -> the settings that `bench tune` chose for it, such as `lr=1e-3`; others do not run."""
     seeds: tuple[int, ...]
     """Of the main arms."""
     others: tuple[int, ...] = ()
     """Of the other arms, the other forks and the controls: none where it has only the main ones."""
-    forks: tuple[float, ...] = field(default=FORKS)
+    forks: tuple[float, ...] = FORKS
     """Shares of T that the main arms get."""
+    tuned_in: str = "results/frontier-tuning"
+    """The folder of that choice."""
 
 
 def frontier(scale: "Scale") -> Iterator[Job]:
@@ -85,16 +88,25 @@ def frontier_gemma3(scale: "Scale") -> Iterator[Job]:
 
 
 def _plan(setting: Frontier) -> Iterator[Job]:
-    """Seed by seed, so that a sitting that is broken off leaves whole seeds."""
+    """Seed by seed, so that a sitting that is broken off leaves whole seeds.
+
+    Raises `Usage` where a main arm has not been tuned; another one is left out until it has.
+    """
+    for arm in MAIN:
+        if arm not in setting.rates:
+            place = f"{setting.tuned_in}/{TUNED}"
+            raise Usage(f"'{arm}' is not tuned: expected it in {place}")
+    arms = [arm for arm in ARMS if arm not in MAIN and arm in setting.rates]
     for seed in setting.seeds:
         yield _trunk(setting, seed)
         for arm in MAIN:
             yield _arm(setting, seed, arm)
     for seed in setting.others:
-        for arm in [arm for arm in ARMS if arm not in MAIN]:
+        for arm in arms:
             yield _arm(setting, seed, arm)
         yield _annealed_first(setting, seed)
-        yield _from_scratch(setting, seed)
+        if SCRATCH in setting.rates:
+            yield _from_scratch(setting, seed)
         for share in setting.forks[1:]:
             for arm in MAIN:
                 yield _arm(setting, seed, arm, share)
@@ -115,8 +127,7 @@ def _arm(
     sae: str = "trained",
     add: str = "",
 ) -> Job:
-    rate = setting.rates.get(arm, "")
-    label = ":".join(filter(None, [f"{ARMS[arm]}{add}", rate]))
+    label = f"{ARMS[arm]}{add}:{setting.rates[arm]}"
     spec = _forked(setting, seed, share, setting.steps[arm], sae)
     return Job(arm, label, spec, seed, {"fork": share, "sae": _name(sae)})
 
@@ -141,11 +152,10 @@ def _annealed_first(setting: Frontier, seed: int) -> Job:
 def _from_scratch(setting: Frontier, seed: int) -> Job:
     """The SAE trained end to end for all of T."""
     spec = seeded(setting.spec, seed)
-    training = replace(own_training(spec), steps=setting.steps["e2e-scratch"])
-    rate = setting.rates.get("e2e-scratch", "")
-    label = ":".join(filter(None, [ARMS["e2e"], rate]))
+    training = replace(own_training(spec), steps=setting.steps[SCRATCH])
+    label = f"{ARMS['e2e']}:{setting.rates[SCRATCH]}"
     at = {"fork": 1.0, "sae": "own"}
-    return Job("e2e-scratch", label, training, seed, at, run_seed=spec.sae_seed)
+    return Job(SCRATCH, label, training, seed, at, run_seed=spec.sae_seed)
 
 
 def _controls(setting: Frontier, seed: int) -> Iterator[Job]:
@@ -167,9 +177,10 @@ def _measuring(measure: str) -> Callable[["Scale"], Iterator[Job]]:
     def plan(scale: "Scale") -> Iterator[Job]:
         setting = scale.frontiers["frontier"]
         for seed in setting.others:
-            runs = {arm: _arm(setting, seed, arm) for arm in MEASURED if arm in ARMS}
+            there = [arm for arm in MEASURED if arm in setting.rates]
+            runs = {arm: _arm(setting, seed, arm) for arm in there}
             runs["mse-lora"] = _annealed_first(setting, seed)
-            for arm in MEASURED:
+            for arm in runs:
                 yield replace(runs[arm], after=runs[arm], measure=measure)
 
     plan.__name__ = f"frontier_{measure.replace('-', '_')}"
@@ -190,7 +201,7 @@ def rates(folder: Path, scratch: Path | None = None) -> dict[str, str]:
     found = {arm: chosen[label] for arm, label in ARMS.items() if label in chosen}
     found |= {arm: found[other] for arm, other in LIKE.items() if other in found}
     of_scratch = _chosen(scratch).get(ARMS["e2e"]) if scratch else None
-    return found | ({"e2e-scratch": of_scratch} if of_scratch else {})
+    return found | ({SCRATCH: of_scratch} if of_scratch else {})
 
 
 def _chosen(folder: Path) -> dict[str, str]:

@@ -253,6 +253,22 @@ def test_no_gap_no_share(tmp_path):
     assert row["CE closed, %"] == "-" and row["KL closed, %"] != "-"
 
 
+def test_no_share_of_a_gap_that_is_less_than_two_errors(tmp_path):
+    """A gap of 0.2 nats that differs by document from -1.3 to 1.7 may be none."""
+
+    def unsure(run):
+        signs = [0.2 + 1.5 * (-1) ** n for n in range(len(CLEAN))]
+        header = {
+            **run.header,
+            "ce_full_spliced": [c + s for c, s in zip(CLEAN, signs, strict=True)],
+        }
+        return replace(run, header=header)
+
+    entries = planned(seeds=(0, 1), roles=("mse",), forks=(), controls=())
+    row = row_of(page_of(tmp_path, changed(entries, unsure, "mse")), "mse")
+    assert row["CE closed, %"] == "-" and row["KL closed, %"] != "-"
+
+
 def test_a_resumed_run_keeps_its_loss_and_has_no_place_on_seconds(tmp_path):
     def resumed(run):
         return replace(run, end={**run.end, "timing": "resumed", "segments": 2})

@@ -20,6 +20,9 @@ from methods import mse
 from tests.conftest import LoadedOnce, call_here
 from tests.experiments.test_experiment import SMALL
 
+CHOSEN = {arm: "shrink=10" if arm == "ridge" else "clip=1" for arm in STEPS}
+"""As if every arm had been tuned."""
+
 
 @pytest.fixture(scope="module")
 def made(folder, tmp_path_factory):
@@ -30,7 +33,7 @@ def made(folder, tmp_path_factory):
     spec = replace(Spec(), model=str(folder / "model"), text=str(folder / "text"), **SMALL)
     spec = replace(spec, sae_set="decay=0:warmup=0.01", sae_tokens=960)
     steps = dict.fromkeys(STEPS, 4)
-    setting = Frontier(spec, steps, {"lora": "lr=1e-3"}, seeds=(0,), others=(0,))
+    setting = Frontier(spec, steps, {**CHOSEN, "lora": "lr=1e-3"}, seeds=(0,), others=(0,))
     scale = replace(LAPTOP, name="frontier", has=(), frontiers={"frontier": setting})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPLICEBENCH_CACHE", str(folder / "cache"))
@@ -109,12 +112,27 @@ def test_e2e_from_scratch_starts_at_random(made):
     assert one(made, "e2e-scratch").header["sae"]["source"] == "fresh"
 
 
-def test_the_real_frontier_forks_at_shares_that_are_kept():
+def real(monkeypatch, chosen):
+    """The plans of the real frontier, with these step sizes."""
+    scale = SCALES["frontier"]()
+    tuned = {name: replace(one, rates=chosen) for name, one in scale.frontiers.items()}
+    monkeypatch.setitem(SCALES, "frontier", lambda: replace(scale, frontiers=tuned))
+    return {name: plans.jobs(name, "frontier") for name in tuned}
+
+
+def test_nothing_is_run_at_a_step_size_that_was_not_tuned(monkeypatch):
+    with pytest.raises(Fault, match="'e2e' is not tuned.*frontier-tuning/tuned.json"):
+        real(monkeypatch, {"mse": "lr=1", "lora": "lr=1"})
+    found = real(monkeypatch, {"mse": "lr=1", "lora": "lr=1", "e2e": "lr=1"})
+    assert {job.role for job in found["frontier"]} == {"trunk", *frontier.MAIN, "mse-lora"}
+
+
+def test_the_real_frontier_forks_at_shares_that_are_kept(monkeypatch):
     assert mse.CHECKPOINTS == SHARES
-    for name in ("frontier", "frontier-long", "frontier-gemma3"):
-        for job in plans.jobs(name, "frontier"):
-            assert job.spec.sae_share in SHARES
-    whole = [job for job in plans.jobs("frontier", "frontier") if job.role in frontier.MAIN]
+    found = real(monkeypatch, CHOSEN)
+    for jobs in found.values():
+        assert all(job.spec.sae_share in SHARES for job in jobs)
+    whole = [job for job in found["frontier"] if job.role in frontier.MAIN]
     assert {job.seed for job in whole if job.at["fork"] == 0.25} == {0, 1, 2, 3, 4}
 
 
