@@ -21,6 +21,8 @@ OUTCOMES = {"KL": "kl", "CE": "ce"}
 """Outcome -> the stem of its fields, which are per validation document."""
 PRIMARY = 0.25
 """The fork that the comparisons are of."""
+TWICE = "mse-lora"
+"""The arm that begins with an SAE which was trained on after the fork."""
 BASE = "mse"
 """The arm that does nothing else: the SAE's own training goes on."""
 MARGIN = 0.025
@@ -29,6 +31,8 @@ LEVEL = 0.05
 """A p below it is evidence."""
 TUNED = "{}*-tuning*/tuned.json"
 """Beside a folder of this name: the files of `bench tune`."""
+FAMILY = {"frontier": 26, "frontier-long": 6, "frontier-gemma3": 6}
+"""Experiment -> how many comparisons were planned: of 13 pairs, or 3, in two outcomes."""
 MATURE = 0.15
 """An SAE is mature where the last doubling of its tokens moved the gap by less."""
 
@@ -115,12 +119,16 @@ def ends(experiment: Experiment, arm: Arm, outcome: str) -> Losses:
 def starts(experiment: Experiment, arm: Arm, outcome: str) -> tuple[Losses, Losses]:
     """(losses of the SAE at an arm's fork, of the clean model), from the headers of the runs that
     start there, `mse` before others: `mse-lora` begins with an SAE that was trained on."""
-    before, clean = {}, {}
+    before, clean, saes = {}, {}, dict[int, Any]()
     fork, field = arm.base.fork, OUTCOMES[outcome]
     there = experiment.of(None, fork=fork, sae=arm.sae)
     for entry in sorted(there, key=lambda entry: entry.role != BASE):
         losses = entry.header.get(f"{field}_full_spliced")
         of_clean = [0.0] * len(losses or ()) if field == "kl" else entry.header["ce_full_clean"]
+        if entry.run and entry.role != TWICE:
+            sae = entry.header["sae"].get("sha256")
+            if saes.setdefault(entry.seed, sae) != sae:
+                raise Rejected(f"{entry.name}: seed {entry.seed} forks from another SAE, too")
         if losses and None not in losses and entry.seed not in before:
             before[entry.seed], clean[entry.seed] = losses, of_clean
     return before, clean
@@ -165,9 +173,12 @@ def gap(experiment: Experiment, arm: Arm, outcome: str) -> float | None:
 
 
 def left(experiment: Experiment, arm: Arm, outcome: str) -> float | None:
-    """Nats that an arm leaves between the model and the clean one; mean over seeds, documents."""
+    """Nats that an arm leaves between the model and the clean one; mean over the seeds that all
+    arms have, so that it can be held against another arm's, and over documents."""
     losses, (_, clean) = ends(experiment, arm, outcome), starts(experiment, arm, outcome)
     both = losses.keys() & clean.keys()
+    for other in arms(experiment, arm.sae):
+        both = both & ends(experiment, other, outcome).keys() or both
     return fmean(fmean(losses[s]) - fmean(clean[s]) for s in both) if both else None
 
 
@@ -180,7 +191,10 @@ def verdicts(experiment: Experiment) -> Family:
     found = {key: closed(experiment, key[1], key[0], than=key[2]) for key in keys}
     more = {key: estimate for key, estimate in found.items() if estimate}
     ps = {key: p for key, estimate in more.items() if (p := estimate.p()) is not None}
-    adjusted = dict(zip(ps, holm({str(key): p for key, p in ps.items()}).values(), strict=True))
+    # What was planned counts as open until it is there: the family does not grow with the runs.
+    planned = {str(n): 1.0 for n in range(FAMILY.get(experiment.name, len(ps)) - len(ps))}
+    family = holm({**{str(key): p for key, p in ps.items()}, **planned})
+    adjusted = {key: family[str(key)] for key in ps}
     return {k: Verdict(m, adjusted.get(k), _word(m, adjusted.get(k))) for k, m in more.items()}
 
 
@@ -210,7 +224,8 @@ def tuning_seconds(run: Run) -> float | None:
 
     That lies in tuning/ beside the record, or in NAME-tuning/ beside its folder NAME. None where no
     search was of the run's model, method and settings; of several the one that names most of them,
-    then the nearest in steps. Raises `Rejected` for another file.
+    then the nearest in steps. Its steps count at the pace of the run itself: in a search they may
+    have found much of their work done. Raises `Rejected` for another file.
     """
     folder, steps = run.path.parent.resolve(), run.header["spec"].get("steps") or 1
     fitting = []
@@ -221,8 +236,12 @@ def tuning_seconds(run: Run) -> float | None:
                 fitting += [e for e in file["methods"].values() if _tuned_for(e, run)]
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             raise Rejected(f"{path}: not a file of `bench tune` ({error!r})") from None
-    found = [(-len(_settings(e)), abs(math.log(e["steps"] / steps)), e["seconds"]) for e in fitting]
-    return float(min(found)[2]) if found else None
+    found = [
+        (-len(_settings(e)), abs(math.log(e["steps"] / steps)), e["steps"] * len(e["tried"]))
+        for e in fitting
+    ]
+    last = run.rows[-1]
+    return min(found)[2] * last["seconds"] / last["step"] if found and last["step"] else None
 
 
 def _tuned_for(entry: dict[str, Any], run: Run) -> bool:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.config.method import own_label
 from bench.config.spec import Spec, own_training
@@ -146,7 +146,8 @@ def _annealed_first(setting: Frontier, seed: int) -> Job:
     lora = _arm(setting, seed, "lora")
     spec = replace(lora.spec, steps=max(1, lora.spec.steps // 2))
     at = {"fork": QUARTER, "sae": "own"}
-    return Job("mse-lora", lora.label, spec, seed, at, after=half)
+    # Other windows than those that the first half has just read.
+    return Job("mse-lora", lora.label, spec, seed, at, run_seed=seed + 100, after=half)
 
 
 def _from_scratch(setting: Frontier, seed: int) -> Job:
@@ -192,25 +193,35 @@ LIKE = {"sae-lora-2": "sae-lora", "lora-keep": "lora", "mse-weighted": "mse"}
 """Arm -> the arm whose step size it has: it is not tuned itself."""
 
 
-def rates(folder: Path, scratch: Path | None = None) -> dict[str, str]:
+TUNED_ON = ("model", "site", "text", "sae_k", "sae_width", "seq_len", "batch_size")
+"""Fields of the spec that a choice is for; around a trunk's SAE also these."""
+OF_TRUNK = ("sae", "sae_lr", "sae_set", "sae_tokens")
+
+
+def rates(spec: Spec, folder: Path, scratch: Path) -> dict[str, str]:
     """Arm -> the settings in `folder`/tuned.json, those of `e2e-scratch` in `scratch`; {} without.
 
-    Raises `Rejected` for a damaged file.
+    Raises `Rejected` for a damaged file, or one of another setting than `spec`.
     """
-    chosen = _chosen(folder)
+    chosen = _chosen(folder, {name: getattr(spec, name) for name in (*TUNED_ON, *OF_TRUNK)})
     found = {arm: chosen[label] for arm, label in ARMS.items() if label in chosen}
     found |= {arm: found[other] for arm, other in LIKE.items() if other in found}
-    of_scratch = _chosen(scratch).get(ARMS["e2e"]) if scratch else None
+    from_scratch = {name: getattr(spec, name) for name in TUNED_ON}
+    of_scratch = _chosen(scratch, from_scratch).get(ARMS["e2e"])
     return found | ({SCRATCH: of_scratch} if of_scratch else {})
 
 
-def _chosen(folder: Path) -> dict[str, str]:
-    """Label without its steps -> the settings that were chosen for it."""
+def _chosen(folder: Path, wanted: dict[str, Any]) -> dict[str, str]:
+    """Label without its steps -> the settings that were chosen for it, on a spec as `wanted`."""
     path = folder / TUNED
     if not path.exists():
         return {}
     try:
-        methods = json.loads(path.read_text(encoding="utf-8"))["methods"]
+        file = json.loads(path.read_text(encoding="utf-8"))
+        methods, there = file["methods"], {name: file["spec"].get(name) for name in wanted}
+        if there != wanted:
+            differ = ", ".join(name for name in wanted if there[name] != wanted[name])
+            raise Rejected(f"{path}: tuned with another {differ}")
         return {
             re.sub(":steps=[^:]*", "", label): ":".join(
                 f"{k}={v:g}" for k, v in one["choice"].items()

@@ -111,7 +111,8 @@ def bench(loaded: Loaded, folders: list[Path]) -> Bench:
         problem, curve, validation, spliced["validation"], seconds_of, {} if fresh else cost
     )
     metadata = [saes.metadata(folder) for folder in folders]
-    doubts = () if fresh else doubts_of(spec, metadata, measured, loaded.model["type"])
+    control = spec.sae_decoder != "trained"  # whose SAE is not to explain anything
+    doubts = () if fresh or control else doubts_of(spec, metadata, measured, loaded.model["type"])
     return Bench(spec, harness, loaded.model, sae, cost, record, measured, doubts)
 
 

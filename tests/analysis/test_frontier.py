@@ -12,7 +12,7 @@ from analysis.figures.frontier import _apart
 from analysis.records import manifest
 from analysis.report import report
 from analysis.stats.crossed import holm, ratio
-from analysis.stats.frontier import Arm, closed, maturity, tuning_seconds, verdicts
+from analysis.stats.frontier import Arm, closed, left, maturity, tuning_seconds, verdicts
 from analysis.stats.usable import finished
 from analysis.tables.experiments import tables
 from analysis.tables.frontier import markdown
@@ -177,11 +177,32 @@ def test_the_family_is_judged_by_holm_and_by_equivalence(tmp_path):
     against_mse = {(role, "mse") for role in CLOSES if role != "mse"}
     assert pairs == against_mse | {("lora", "e2e")} and len(found) == 2 * len(pairs)
     raw = {str(n): verdict.more.p() for n, verdict in enumerate(found.values())}
-    assert [v.p for v in found.values()] == list(holm(raw).values())
+    open_yet = {f"planned {n}": 1.0 for n in range(26 - len(raw))}
+    assert len(raw) < 26, "what was planned and is not there yet counts"
+    assert [v.p for v in found.values()] == list(holm(raw | open_yet).values())[: len(raw)]
     words = {arm.role: v.word for (outcome, arm, than), v in found.items() if than.role == "mse"}
     assert words["joint"] == "better" and words["ridge"] == words["e2e-scratch"] == "worse"
     assert words["mse-weighted"] == "the same"
     assert found["KL", Arm("lora"), Arm("e2e")].more.value < 0, "lora closes less than e2e"
+
+
+def test_arms_of_a_seed_that_fork_from_two_saes_are_refused(tmp_path):
+    def another(run):
+        return replace(run, header={**run.header, "sae": {**run.header["sae"], "sha256": "f" * 64}})
+
+    entries = planned(roles=("mse", "lora"), controls=())
+    with pytest.raises(Rejected, match="seed 0 forks from another SAE"):
+        verdicts(loaded(tmp_path, changed(entries, another, "lora", fork=0.25)))
+
+
+def test_what_arms_leave_is_of_the_seeds_that_all_have(tmp_path):
+    """Else an easy seed that others lack makes an arm look better."""
+    entries = planned(roles=("mse", "lora"), controls=())
+    fewer = [e for e in entries if (e[0], e[1]) != ("lora", 2)]
+    whole, part = (loaded(tmp_path / n, e) for n, e in (("a", entries), ("b", fewer)))
+    both = [entry for entry in entries if entry[1] != 2]
+    assert left(part, Arm("mse"), "KL") == left(loaded(tmp_path / "c", both), Arm("mse"), "KL")
+    assert left(part, Arm("mse"), "KL") != left(whole, Arm("mse"), "KL")
 
 
 def test_what_cannot_be_told_apart_is_not_called_the_same(tmp_path):
@@ -359,16 +380,17 @@ def test_measurements_are_columns_and_no_tables_of_their_own(tmp_path):
 
 
 def tuned(folder, searches, model=SPEC["model"]):
-    """FOLDER/tuned.json; a search is label -> (the step size chosen, seconds, steps)."""
+    """FOLDER/tuned.json; a search is label -> (the step size chosen, rates tried, steps)."""
     methods = {
         label: {
             "method": label.partition(":")[0],
             "label": label,
             "choice": {"lr": choice},
-            "seconds": spent,
+            "seconds": 1.0,
+            "tried": [{}] * tried,
             "steps": steps,
         }
-        for label, (choice, spent, steps) in searches.items()
+        for label, (choice, tried, steps) in searches.items()
     }
     folder.mkdir()
     told = json.dumps({"spec": {"model": model}, "methods": methods})
@@ -383,11 +405,11 @@ CONFIGS = {
     "e2e-mse": {"lr": 0.001, "loss": "kl+mse", "weighted": True},
 }
 SEARCHES = {
-    "lora:steps=64": (0.0025, 50.0, 64),
-    "lora:steps=200": (0.0025001, 400.0, 256),
-    "e2e": (0.001, 600.0, 256),
-    "e2e:loss=kl+mse:weighted=true": (0.001, 800.0, 256),
-    "mse": (0.002, 100.0, 256),
+    "lora:steps=64": (0.0025, 5, 64),
+    "lora:steps=200": (0.0025001, 4, 256),
+    "e2e": (0.001, 6, 256),
+    "e2e:loss=kl+mse:weighted=true": (0.001, 8, 256),
+    "mse": (0.002, 4, 256),
 }
 
 
@@ -403,12 +425,16 @@ def test_seconds_with_tuning_are_of_the_search_that_the_run_rests_on(tmp_path, p
     folder = tmp_path / "frontier"
     folder.mkdir()
     tuned(tmp_path / place, SEARCHES)
-    others = {"mse": (0.5, 9.0, 256), "lora": (0.0025, 9.0, 256)}
+    others = {"mse": (0.5, 9, 256), "lora": (0.0025, 9, 256)}
     tuned(tmp_path / "frontier-gemma-tuning", others, "package:gemma3-270m")
     page = page_of(folder, configured(planned(roles=tuple(CONFIGS), forks=(), controls=())))
     costs = {role: row_of(page, role)["+ tuning"] for role in CONFIGS}
-    expected = {"lora": "2,200", "lora-keep": "2,200", "e2e": "2,400", "e2e-mse": "2,600"}
-    assert costs == {**expected, "mse": "-"}, "mse did not run with what was chosen"
+    whole, expected = manifest.load(folder)["frontier"], {"mse": "-"}
+    for role, tried in {"lora": 4, "lora-keep": 4, "e2e": 6, "e2e-mse": 8}.items():
+        last = whole.runs(role)[0].rows[-1]
+        spent = float(row_of(page, role)["seconds"].replace(",", ""))
+        expected[role] = f"{spent + 256 * tried * last['seconds'] / last['step']:,.0f}"
+    assert costs == expected, "mse did not run with what was chosen"
     (tmp_path / place / "tuned.json").write_text("[1]")
     run = manifest.load(folder)["frontier"].runs("lora")[0]
     with pytest.raises(Rejected, match="tuned.json: not a file of"):

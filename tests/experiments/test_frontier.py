@@ -1,7 +1,7 @@
 """The frontier on a tiny model: what forks from what, with which SAE, steps and settings."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -89,6 +89,7 @@ def test_lora_around_a_finished_sae_goes_on_from_it(made):
     trunk, cost = one(made, "trunk", sae="own"), run.header["sae_cost"]
     assert cost["tokens"] == 0.75 * trunk.rows[-1]["tokens"] + 2 * 24
     assert run.header["sae"]["run"].startswith("mse-")
+    assert run.header["seed"] == 100  # other windows than those of the first half
 
 
 def test_controls_have_directions_that_mean_nothing(made):
@@ -137,22 +138,28 @@ def test_the_real_frontier_forks_at_shares_that_are_kept(monkeypatch):
 
 
 def test_tuned_files_are_read_or_refused(tmp_path):
-    assert rates(tmp_path) == {}
+    spec = SCALES["frontier"]().spec
+    assert rates(spec, tmp_path, tmp_path) == {}
     lora, e2e = frontier.ARMS["lora"], frontier.ARMS["e2e"]
     methods = {
         f"{lora}:steps=220": {"choice": {"lr": 0.001}},
         f"{frontier.ARMS['joint']}:steps=9": {"choice": {"lr": 0.01, "sae_lr": 2e-4}},
     }
-    (tmp_path / "tuned.json").write_text(json.dumps({"methods": methods}))
+    of_spec = asdict(replace(spec, sae_share=0.75, sae_seed=1_500))
+    (tmp_path / "tuned.json").write_text(json.dumps({"spec": of_spec, "methods": methods}))
     (tmp_path / "scratch").mkdir()
     of_scratch = {f"{e2e}:steps=880": {"choice": {"lr": 0.004}}}
-    (tmp_path / "scratch" / "tuned.json").write_text(json.dumps({"methods": of_scratch}))
-    assert rates(tmp_path, tmp_path / "scratch") == {
+    fresh = {**of_spec, "sae": "fresh", "sae_lr": 1.0}
+    text = json.dumps({"spec": fresh, "methods": of_scratch})
+    (tmp_path / "scratch" / "tuned.json").write_text(text)
+    assert rates(spec, tmp_path, tmp_path / "scratch") == {
         "lora": "lr=0.001",
         "lora-keep": "lr=0.001",
         "joint": "lr=0.01:sae_lr=0.0002",
         "e2e-scratch": "lr=0.004",
     }
+    with pytest.raises(Fault, match="tuned with another sae_lr, sae_set"):
+        rates(replace(spec, sae_lr=0.5, sae_set=""), tmp_path, tmp_path / "scratch")
     (tmp_path / "tuned.json").write_text("{}")
     with pytest.raises(Fault, match="damaged"):
-        rates(tmp_path)
+        rates(spec, tmp_path, tmp_path)
