@@ -11,7 +11,6 @@ from functools import partial, wraps
 from typing import Literal
 
 from torch import Tensor
-from torch.nn import ModuleList
 
 from bench.loading import peft_format
 from bench.problem import (
@@ -57,18 +56,19 @@ def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapte
     hooks = lora.frozen(problem, config.adapter) if config.adapter else []
     adapted = Adapted(saes=saes, hooks=hooks, state={"saes": saes})
     untrained = any(not sae.b_dec.any() for sae in saes)
-    loss = centered(saes, LOSSES[config.loss]) if untrained else LOSSES[config.loss]
+    loss = centered(adapted, LOSSES[config.loss]) if untrained else LOSSES[config.loss]
     put_right = partial(clamp_thresholds, saes)
     yield from descend(problem, batches, adapted, config, loss, after_step=put_right)
 
 
-def centered(saes: ModuleList, loss: Callable[[Seen], Tensor]) -> Callable[[Seen], Tensor]:
-    """The loss, in whose first pass an SAE that was never trained starts as under `mse`."""
+def centered(adapted: Adapted, loss: Callable[[Seen], Tensor]) -> Callable[[Seen], Tensor]:
+    """The loss, in whose first step an SAE that was never trained starts as under `mse`."""
 
     @wraps(loss)
     def of(seen: Seen) -> Tensor:
-        for sae, site in zip(saes, seen.sites, strict=True):
-            center(sae, site)
+        if not adapted.state["schedule"].last_epoch:
+            for sae, site in zip(adapted.saes, seen.sites, strict=True):
+                center(sae, site)
         return loss(seen)
 
     return of

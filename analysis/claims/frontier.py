@@ -25,15 +25,12 @@ from analysis.claims.evidence import (
     three_ways,
 )
 from analysis.stats.crossed import Estimate, Table, crossed, equivalence, ratio
+from analysis.stats.frontier import LEVEL, MARGIN, PRIMARY
 from analysis.stats.gap import Loss, difference, end_losses, spliced_losses
 from analysis.stats.usable import ends, spliced
 from analysis.tables.notes import percent
 from bench.io.record import Run
 
-QUARTER = 0.25
-"""Share of the time that the arms get."""
-MARGIN = 0.025
-"""Of the gap, within which two shares are equal (two one-sided tests at 5%)."""
 RANKS = (2, 64)
 """Of the pairs on the SAE's own weights, as in Karvonen's data."""
 TIMES = (5, 30)
@@ -60,7 +57,7 @@ def as_much_around_random_directions(case: Evidence) -> Finding:
                 raise Untestable(f"{method} closes {closes} around the trained SAE, needs 5%")
             less = [crossed(_less(shares["own"], shares[sae])) for sae in list(shares)[1:]]
             p = equivalence(less[0], MARGIN)
-            equal.append(p is not None and p < 0.05)
+            equal.append(p is not None and p < LEVEL)
             outside.append(above(less[0], MARGIN) or below(less[0], -MARGIN))
             closed = [percent(mean.value) for mean in means.values()]
             rows.append([method, outcome.upper(), *closed, *map(_points, less)])
@@ -76,7 +73,7 @@ def _around(case: Evidence) -> dict[str, dict[str, dict[int, Run]]]:
 
     def runs(*saes: str) -> dict[str, dict[str, dict[int, Run]]]:
         return {
-            method: {sae: case.runs("frontier", method, fork=QUARTER, sae=sae) for sae in saes}
+            method: {sae: case.runs("frontier", method, fork=PRIMARY, sae=sae) for sae in saes}
             for method in ("lora", "e2e")
         }
 
@@ -135,7 +132,7 @@ def low_rank_on_the_sae(case: Evidence) -> Finding:
     """Low-rank pairs on the SAE's own weights get more than half of what e2e on all of them gains
     in CE in the same time: the whole interval of the ratio of gains above 50%, at rank 2 and at
     rank 64. Refuted where one lies below."""
-    e2e, ratios = case.runs("frontier", "e2e", fork=QUARTER, sae="own"), {}
+    e2e, ratios = case.runs("frontier", "e2e", fork=PRIMARY, sae="own"), {}
     whole = minus(spliced(e2e), ends(e2e))
     if not above(crossed(whole)) and len(e2e) > 1:
         raise Untestable(f"e2e gains {nats(crossed(whole))}, needs an interval above 0")
@@ -156,7 +153,7 @@ def low_rank_on_the_sae(case: Evidence) -> Finding:
 def _low_rank(case: Evidence) -> list[dict[int, Run]]:
     """The runs of each rank that was planned."""
     roles = [role for role in case.plan("frontier").roles if role in ("sae-lora", "sae-lora-2")]
-    return [case.runs("frontier", role, fork=QUARTER, sae="own") for role in roles]
+    return [case.runs("frontier", role, fork=PRIMARY, sae="own") for role in roles]
 
 
 def keeps_the_model(case: Evidence) -> Finding:
@@ -164,7 +161,7 @@ def keeps_the_model(case: Evidence) -> Finding:
     clean model as plain LoRA, and it closes at least nine tenths of the share of the gap that
     plain LoRA closes (CE; the whole interval of each difference). Refuted where one lies on the
     other side."""
-    place: dict[str, object] = {"fork": QUARTER, "sae": "own"}
+    place: dict[str, object] = {"fork": PRIMARY, "sae": "own"}
     harms: list[Table] = []
     shares: list[Table] = []
     for role in ("lora-keep", "lora"):

@@ -19,8 +19,8 @@ from analysis.stats.frontier import (
     Arm,
     arms,
     closed,
-    ends,
     gap,
+    left,
     maturity,
     seconds,
 )
@@ -122,13 +122,12 @@ def _caption(experiment: Experiment, found: dict[Arm, End | None]) -> str:
 
 def _end(experiment: Experiment, timed: Experiment, arm: Arm) -> End | None:
     """Its interval is of the difference from `mse`, for `mse` from the SAE at the fork."""
-    losses, nats = ends(experiment, arm, "KL"), gap(experiment, arm, "KL")
+    kl, nats = left(experiment, arm, "KL"), gap(experiment, arm, "KL")
     than = None if arm.role == BASE else arm.base
     share, more = closed(experiment, arm, "KL"), closed(experiment, arm, "KL", than=than)
     at = seconds(timed, arm)
-    if not (losses and nats and share and more) or at is None:
+    if kl is None or not (nats and share and more) or at is None:
         return None
-    kl = fmean(map(fmean, losses.values()))
     if more.low is None or more.high is None:
         return End(arm, at, kl, kl, kl, share.value)
     below, above = nats * (more.high - more.value), nats * (more.value - more.low)

@@ -28,6 +28,8 @@ def conclusions(comparison: Comparison) -> str:
     lines = ["What may be concluded (in brackets: 95% intervals over seeds and documents):"]
     for first, second in pairs:
         lines += [_told(comparison, first, second), *_seconds(comparison, first, second)]
+    if comparison.one_sae and len(comparison.seeds) > 1:
+        lines.append("All seeds are around one SAE: nothing is said of another.")
     if len(pairs) > 1:
         chance = "Where nothing differs, chance tells a pair apart in 5% of cases"
         lines.append(f"{chance}; here are {len(pairs)} pairs.")

@@ -14,6 +14,7 @@ from analysis.stats.crossed import Estimate
 from analysis.stats.frontier import (
     BASE,
     BETTER,
+    FAMILY,
     MARGIN,
     MATURE,
     OUTCOMES,
@@ -53,7 +54,7 @@ NAMES = {
 }
 """Role -> what it does, for a reader who knows no method here."""
 
-FRONTIERS = ("frontier", "frontier-long", "frontier-gemma3")
+FRONTIERS = tuple(FAMILY)
 """The experiments that this table is of."""
 
 SAES = {"own": "trained", "frozen": "random directions", "shuffled": "shuffled decoder"}

@@ -62,16 +62,7 @@ def parser() -> Parser:
     compare.add_argument("--tuned", metavar="FOLDER", help=text)
     add_every(compare)
     add_problem(compare, methods="lora,e2e")
-    tune = commands.add_parser("tune", help="the step size of each method", description=TUNE)
-    tune.set_defaults(sets=[])
-    tune.add_argument(
-        "methods", metavar="METHODS", help="comma-separated, such as lora,e2e:decay=1"
-    )
-    text = "folder of the records and of tuned.json (default: runs/tuning)"
-    tune.add_argument("--out", default="runs/tuning", metavar="FOLDER", help=text)
-    tune.add_argument("--force", action="store_true", help="even with an SAE that check doubts")
-    add_every(tune)
-    add_spec(tune)
+    add_tune(commands.add_parser("tune", help="the step size of each method", description=TUNE))
     text = "our step against plain Hugging Face and PEFT"
     speed = commands.add_parser("speed", help=text, description=SPEED)
     speed.add_argument("--pairs", type=int, default=5, help="timed pairs of steps (default: 5)")
@@ -106,6 +97,19 @@ def parser() -> Parser:
     commands.add_parser("specs", help="the named specs, one line each")
     commands.add_parser("methods", help="the methods, one line each")
     return top
+
+
+def add_tune(tune: Parser) -> None:
+    """What `tune` takes."""
+    tune.set_defaults(sets=[])
+    tune.add_argument(
+        "methods", metavar="METHODS", help="comma-separated, such as lora,e2e:decay=1"
+    )
+    text = "folder of the records and of tuned.json (default: runs/tuning)"
+    tune.add_argument("--out", default="runs/tuning", metavar="FOLDER", help=text)
+    tune.add_argument("--force", action="store_true", help="even with an SAE that check doubts")
+    add_every(tune)
+    add_spec(tune)
 
 
 def add_every(command: Parser) -> None:

@@ -6,22 +6,20 @@ reconstruction, Adam included; the others adapt. Seconds become steps by what a 
 to take; a record has the seconds that its own took.
 """
 
-import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.config.method import own_label
+from bench.config.method import STEPS, MethodRequest, own_label
 from bench.config.spec import Spec, own_training
 from bench.errors import Rejected, Usage
 from bench.experiments.job import Job, seeded
+from bench.runs import tuned
 
 if TYPE_CHECKING:
     from bench.experiments.scales import Scale
 
-TUNED = "tuned.json"
 SCHEDULE = "warmup=0.03:decay=1"
 ARMS = {
     "mse": f"mse:adam=kept:{SCHEDULE}",
@@ -43,6 +41,7 @@ SCRATCH = "e2e-scratch"
 QUARTER = 0.25
 """The share of T that every arm gets; the comparisons decided before the runs are made there."""
 FORKS = (QUARTER, 0.05, 0.5)
+"""The shares of T that the main arms get."""
 CONTROLS = {
     "frozen": {"mse": ":freeze=W_dec", "lora": "", "e2e": ":freeze=W_dec"},
     "shuffled": {"lora": "", "e2e": ""},
@@ -66,8 +65,6 @@ class Frontier:
     """Of the main arms."""
     others: tuple[int, ...] = ()
     """Of the other arms, the other forks and the controls: none where it has only the main ones."""
-    forks: tuple[float, ...] = FORKS
-    """Shares of T that the main arms get."""
     tuned_in: str = "results/frontier-tuning"
     """The folder of that choice."""
 
@@ -82,11 +79,6 @@ def frontier_long(scale: "Scale") -> Iterator[Job]:
     yield from _plan(scale.frontiers["frontier-long"])
 
 
-def frontier_gemma3(scale: "Scale") -> Iterator[Job]:
-    """The main arms on Gemma-3-270M."""
-    yield from _plan(scale.frontiers["frontier-gemma3"])
-
-
 def _plan(setting: Frontier) -> Iterator[Job]:
     """Seed by seed, so that a sitting that is broken off leaves whole seeds.
 
@@ -94,7 +86,7 @@ def _plan(setting: Frontier) -> Iterator[Job]:
     """
     for arm in MAIN:
         if arm not in setting.rates:
-            place = f"{setting.tuned_in}/{TUNED}"
+            place = f"{setting.tuned_in}/{tuned.FILE}"
             raise Usage(f"'{arm}' is not tuned: expected it in {place}")
     arms = [arm for arm in ARMS if arm not in MAIN and arm in setting.rates]
     for seed in setting.seeds:
@@ -107,7 +99,7 @@ def _plan(setting: Frontier) -> Iterator[Job]:
         yield _annealed_first(setting, seed)
         if SCRATCH in setting.rates:
             yield _from_scratch(setting, seed)
-        for share in setting.forks[1:]:
+        for share in FORKS[1:]:
             for arm in MAIN:
                 yield _arm(setting, seed, arm, share)
         yield from _controls(setting, seed)
@@ -191,8 +183,6 @@ def _measuring(measure: str) -> Callable[["Scale"], Iterator[Job]]:
 
 LIKE = {"sae-lora-2": "sae-lora", "lora-keep": "lora", "mse-weighted": "mse"}
 """Arm -> the arm whose step size it has: it is not tuned itself."""
-
-
 TUNED_ON = ("model", "site", "text", "sae_k", "sae_width", "seq_len", "batch_size")
 """Fields of the spec that a choice is for; around a trunk's SAE also these."""
 OF_TRUNK = ("sae", "sae_lr", "sae_set", "sae_tokens")
@@ -213,24 +203,22 @@ def rates(spec: Spec, folder: Path, scratch: Path) -> dict[str, str]:
 
 def _chosen(folder: Path, wanted: dict[str, Any]) -> dict[str, str]:
     """Label without its steps -> the settings that were chosen for it, on a spec as `wanted`."""
-    path = folder / TUNED
-    if not path.exists():
+    if not (folder / tuned.FILE).exists():
         return {}
+    file = tuned.read(folder)
     try:
-        file = json.loads(path.read_text(encoding="utf-8"))
-        methods, there = file["methods"], {name: file["spec"].get(name) for name in wanted}
-        if there != wanted:
-            differ = ", ".join(name for name in wanted if there[name] != wanted[name])
-            raise Rejected(f"{path}: tuned with another {differ}")
+        if differ := [name for name in wanted if file["spec"].get(name) != wanted[name]]:
+            raise Rejected(f"{folder / tuned.FILE}: tuned with another {', '.join(differ)}")
+        choices = {label: one["choice"].items() for label, one in file["methods"].items()}
         return {
-            re.sub(":steps=[^:]*", "", label): ":".join(
-                f"{k}={v:g}" for k, v in one["choice"].items()
+            MethodRequest(label).without(STEPS).label: ":".join(
+                f"{field}={value:{tuned.DIGITS}}" for field, value in choice
             )
-            for label, one in methods.items()
+            for label, choice in choices.items()
         }
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise Rejected(f"{path}: damaged: expected what `python -m bench tune` writes") from None
+        raise Rejected(f"{folder / tuned.FILE}: not a file of `tune`") from None
 
 
 MEASURES = ("no-sae", "latents", "effects", "probing")
-PLANS = (frontier, frontier_long, frontier_gemma3, *map(_measuring, MEASURES))
+PLANS = (frontier, frontier_long, *map(_measuring, MEASURES))

@@ -74,6 +74,16 @@ def test_one_seed_decides_nothing():
 BOTH = (("lora", 0), ("e2e", 1))
 
 
+def test_one_sae_for_all_seeds_says_nothing_of_another():
+    sides = runs("lora", 0.1), runs("e2e", 0.3)
+    caveat = "All seeds are around one SAE: nothing is said of another."
+    assert caveat in said(*sides)
+    for run in [run for side in sides for run in side]:
+        run.header["sae"] = {**run.header["sae"], "sha256": f"of seed {run.header['seed']}"}
+    assert caveat not in said(*sides)
+    assert caveat not in said(*(runs(label, seeds=1) for label in ("lora", "e2e")))
+
+
 def test_a_diverged_label_decides_nothing():
     ended = runs("e2e")
     for run in ended:

@@ -146,11 +146,12 @@ def test_tuned_files_are_read_or_refused(tmp_path):
         f"{frontier.ARMS['joint']}:steps=9": {"choice": {"lr": 0.01, "sae_lr": 2e-4}},
     }
     of_spec = asdict(replace(spec, sae_share=0.75, sae_seed=1_500))
-    (tmp_path / "tuned.json").write_text(json.dumps({"spec": of_spec, "methods": methods}))
+    file = {"spec": of_spec, "model": {}}
+    (tmp_path / "tuned.json").write_text(json.dumps({**file, "methods": methods}))
     (tmp_path / "scratch").mkdir()
     of_scratch = {f"{e2e}:steps=880": {"choice": {"lr": 0.004}}}
     fresh = {**of_spec, "sae": "fresh", "sae_lr": 1.0}
-    text = json.dumps({"spec": fresh, "methods": of_scratch})
+    text = json.dumps({**file, "spec": fresh, "methods": of_scratch})
     (tmp_path / "scratch" / "tuned.json").write_text(text)
     assert rates(spec, tmp_path, tmp_path / "scratch") == {
         "lora": "lr=0.001",
@@ -161,5 +162,5 @@ def test_tuned_files_are_read_or_refused(tmp_path):
     with pytest.raises(Fault, match="tuned with another sae_lr, sae_set"):
         rates(replace(spec, sae_lr=0.5, sae_set=""), tmp_path, tmp_path / "scratch")
     (tmp_path / "tuned.json").write_text("{}")
-    with pytest.raises(Fault, match="damaged"):
+    with pytest.raises(Fault, match="tuned.json: not a file of `tune`"):
         rates(spec, tmp_path, tmp_path)
