@@ -6,6 +6,7 @@ Drawn on `Figure` itself, not through pyplot: no window, no backend to choose, n
 import math
 from pathlib import Path
 from statistics import median
+from textwrap import wrap
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -203,7 +204,7 @@ def _speedups(axes: Axes, comparison: Comparison, styles: dict[str, Style]) -> N
     seeds = "; shade: single seeds" if len(comparison.seeds) > 1 else ""
     seconds = "filled: seconds; " if comparison.one_clock else ""
     axes.set_title(f"{seconds}open: backward passes{seeds}")
-    axes.set_ylabel(f"speedup over {rival}")
+    axes.set_ylabel("\n".join(wrap(f"speedup over {rival}", 32, break_long_words=False)))
     axes.set_xlim(0, 1.04 * marked[-1])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     _ratio_scale(axes, ratios)

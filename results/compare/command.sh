@@ -2,4 +2,4 @@
 # The records were copied from runs/.
 set -e
 cd "$(dirname "$0")/../.."
-make compare
+make compare METHODS=lora,e2e

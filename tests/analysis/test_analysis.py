@@ -38,6 +38,7 @@ def test_report_writes_figures_and_a_table_with_the_right_numbers(tmp_path):
     assert text.endswith(
         "lora and e2e: lora is better (difference -0.0425 [-0.0577, -0.0273] nats CE; 3\n"
         "  seeds, 4 documents).\n"
+        "All seeds are around one SAE: nothing is said of another.\n"
     )
     assert "The SAE itself has cost 100 seconds, 0 backwards, 5,120 tokens" in text
     assert max(map(len, text.splitlines())) <= 110
