@@ -155,7 +155,7 @@ def test_sources_that_cannot_be_joined(tmp_path, monkeypatch, text, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "a.txt").write_text("a")
-    spec = named("smollm2-135m", weights="random", text=text)
+    spec = named("gpt2-small", weights="random", sae="own", text=text)
     for look in (documents.check_source, check_inputs, documents.source_sha256):
         with pytest.raises(Usage, match=message) as caught:
             look(spec)
