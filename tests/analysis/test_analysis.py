@@ -78,6 +78,16 @@ def test_variants_share_a_colour_and_get_names_of_their_own(tmp_path):
     assert first["color"] == second["color"] and first["linestyle"] != second["linestyle"]
 
 
+def test_a_long_label_stays_beside_its_axis(tmp_path):
+    labels = [f"mse:adam=kept:warmup=0.03:decay=1:steps=818:lr={lr}" for lr in (9.6e-05, 0.00024)]
+    (comparison,) = load(write(tmp_path, *(make("mse", label=label) for label in labels)))
+    figure = figures.draw(comparison)
+    figure.canvas.draw()
+    axes = figure.axes[3]
+    assert labels[0] in axes.get_ylabel().replace("\n", "")
+    assert axes.yaxis.label.get_window_extent().height < axes.get_window_extent().height
+
+
 def test_random_weights_are_not_drawn_as_losses(tmp_path):
     text, paths = report(write(tmp_path, *rivals(weights="random")))
     assert [path.name for path in paths] == ["table.txt"]
