@@ -190,7 +190,7 @@ def _whole(
     trunk = _curve(axes, timed.of("trunk", sae="own"), factors, TRUNK, shaded=True)
     shown = {arm: end for arm, end in reached.items() if arm.role in WHOLE}
     first = max(end.at for end in shown.values()) / 10
-    inside = [kl for at, kl in trunk if at >= first] + [end.high for end in shown.values()]
+    inside = [kl for at, kl in trunk if at >= first] + [end.kl for end in shown.values()]
     for arm, end in shown.items():
         curve = _curve(axes, arm.of(timed), factors, _line(arm))
         _point(axes, end, size=6)
@@ -224,7 +224,9 @@ def _last_part(
     for arm, end in shown.items():
         _curve(axes, arm.of(timed), factors, _line(arm))
         _point(axes, end)
-    lowest, highest = min(e.low for e in shown.values()), max(e.high for e in shown.values())
+    # An interval of two seeds may reach below 0, where this axis has no place.
+    lowest = max(min(e.low for e in shown.values()), 0.5 * min(e.kl for e in shown.values()))
+    highest = max(e.high for e in shown.values())
     wide = ((1 - 1.04 * PRIMARY) * base.at, 1.01 * base.at)
     _scales(axes, wide, (0.97 * lowest, 1.03 * max(start, highest)))
     axes.set_xlabel(f"the last {PRIMARY:.0%} of the seconds")

@@ -532,6 +532,19 @@ def test_the_figure_is_to_scale_and_names_what_it_shows(tmp_path):
     assert left.get_xscale() == left.get_yscale() == "log"
 
 
+def test_the_whole_range_shows_every_end_however_wide_its_interval(tmp_path):
+    entries = planned(seeds=(0, 1), roles=("mse", "lora"), forks=(), controls=())
+    shares = iter((0.2, 0.5))
+    wide = changed(entries, lambda run: arm("lora", run.header["seed"], share=next(shares)), "lora")
+    for axes in figures.draw(loaded(tmp_path, wide)).axes:
+        low, high = axes.get_ylim()
+        assert low > 0.1, "an interval that reaches below 0 does not take the panel"
+        ends = [line for line in axes.lines if line.get_marker() in ("^", "o")]
+        curves = [line for line in axes.lines if len(line.get_xdata()) == len(STEPS)]
+        assert len(ends) == len(curves) == 2
+        assert all(low < line.get_ydata()[-1] < high for line in ends + curves)
+
+
 def test_names_beside_a_panel_never_overlap():
     places = _apart([0.99, 0.98, 0.5, 0.5, 0.499, 0.03, 0.02, 0.0])
     steps = [above - below for above, below in zip(places, places[1:], strict=False)]
