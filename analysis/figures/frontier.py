@@ -60,7 +60,8 @@ POINTS: Style = {"textcoords": "offset points"}
 NO_BASE = f"{NAMES[BASE]}:\nno run with a KL on the validation set, timed in one go"
 CAPTION = (
     "Markers: the end, on {documents} held-out documents; bars: 95% over seeds and documents, of "
-    "the difference from bold black (its own: from the fork). Grey: within {margin:.1%} of the gap."
+    "the difference from bold black (its own: from the fork); some leave the panel. "
+    "Grey: within {margin:.1%} of the gap."
     "\nCurves: on the way, on other documents, scaled to the held-out ones by one factor a seed; "
     "median over seeds. All end with the step size at 0, the thin line does not."
 )
@@ -224,7 +225,7 @@ def _last_part(
     for arm, end in shown.items():
         _curve(axes, arm.of(timed), factors, _line(arm))
         _point(axes, end)
-    # An interval of two seeds may reach below 0, where this axis has no place.
+    # An interval of two seeds may reach below 0, where a logarithmic axis has no place.
     lowest = max(min(e.low for e in shown.values()), 0.5 * min(e.kl for e in shown.values()))
     highest = max(e.high for e in shown.values())
     wide = ((1 - 1.04 * PRIMARY) * base.at, 1.01 * base.at)
