@@ -90,7 +90,8 @@ def test_a_hook_inside_a_norm_sees_and_changes_it(point):
 def test_norms_are_those_of_transformers(family, dtype):
     """Exact where they are left to transformers; weights that are trained get their gradient."""
     torch.manual_seed(0)
-    norm = tiny.bridge(family).blocks[0].ln1.to(dtype)
+    model = tiny.bridge(family)  # kept: TransformerLens' hooks on a norm hold its attention weakly
+    norm = model.blocks[0].ln1.to(dtype)
     x = torch.randn(2, 5, norm.weight.numel(), dtype=dtype)
     expected = norm.original_component(x)
     assert isinstance(norm, norms.FusedNorm)
