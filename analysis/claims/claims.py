@@ -56,7 +56,7 @@ HEAD = """# The papers' claims and what the records say
 Made from the records by `python -m analysis FOLDER --claims`. C: Chen, Engels and Tegmark
 (2501.19406), K and SL: Karvonen (2503.17272 and its data), B: Braun et al. (2405.12241), RS:
 2602.14111, TM: "LoRA without regret", TA: after 2602.20904, IA: published finetunes of Gemma Scope
-2; "-" is a number that was not found, or not measured.
+2; "-" is a number that was not found, or not measured. Each claim's rule is at the end.
 
 A verdict has one of four values. `holds` and `refuted` are by the claim's rule, about the setting
 that is named, which mostly is not the paper's. `untestable here` names the guard that failed with
@@ -109,10 +109,11 @@ class Verdict:
 
     @property
     def said(self) -> str:
-        """The word, with the guard that failed."""
+        """The word, with the guard that failed or what was not run."""
         if self.finding.holds is not None:
             return f"**{self.word}**"
-        return f"{self.word}: {self.finding.guard}" if self.finding.guard else self.word
+        why = self.finding.guard or self.finding.missing
+        return f"{self.word}: {why}" if why else self.word
 
 
 def claims() -> list[Claim]:
@@ -178,11 +179,12 @@ def _judge(read: Evidence, place: Path) -> list[Verdict]:
 
 
 def markdown(judged: dict[str, list[Verdict]]) -> str:
-    """Name of a folder -> its verdicts, as Markdown."""
+    """Name of a folder -> its verdicts, as Markdown; then each claim's rule, once."""
     parts = [HEAD]
     for name, verdicts in judged.items():
-        parts += [f"## {name}\n", _summary(verdicts), *map(_section, verdicts)]
-    return "\n".join(parts)
+        found = [verdict for verdict in verdicts if verdict.word != NOT_RUN or verdict.finding.ours]
+        parts += [f"## {name}\n", _summary(verdicts), *(_section(name, each) for each in found)]
+    return "\n".join([*parts, "## The claims and their rules\n", *map(_rule, claims())])
 
 
 def _summary(verdicts: list[Verdict]) -> str:
@@ -195,20 +197,26 @@ def _summary(verdicts: list[Verdict]) -> str:
     return evidence.table(heads, rows) + "\n"
 
 
-def _section(verdict: Verdict) -> str:
-    """A claim's own section: everything that its verdict rests on."""
-    claim, finding, used = verdict.claim, verdict.finding, verdict.case.used
-    source = "; ".join(filter(None, [claim.setting, claim.source, claim.precision]))
-    items = {
-        "verdict": verdict.said,
-        "missing": finding.missing,
-        "paper": f"{claim.number or 'no number found'} ({source})",
-        "ours": finding.ours,
-        "rule": claim.rule or " ".join((RULES[claim.id].__doc__ or "").split()),
-    }
+def _section(name: str, verdict: Verdict) -> str:
+    """Everything that a claim's verdict in the folder `name` rests on."""
+    finding, used = verdict.finding, verdict.case.used
+    items = {"verdict": verdict.said, "ours": finding.ours}
     if used:
         items["setting"] = f"{evidence.setting(used)}; {seeds(verdict.case.seeds)}"
-        items["records"] = ", ".join(f"`{name}`" for name in sorted(used))
-    lines = [f"### {claim.id}: {claim.statement}\n"]
-    lines += [f"- {name}: {text}" for name, text in items.items() if text]
+        items["records"] = ", ".join(f"`{record}`" for record in sorted(used))
+    lines = [f"### {verdict.claim.id} in {name}\n", *_items(items)]
     return "\n".join([*lines, *(f"\n{part}" for part in finding.details), ""])
+
+
+def _rule(claim: Claim) -> str:
+    """A claim, where it is from, and what decides it."""
+    source = "; ".join(filter(None, [claim.setting, claim.source, claim.precision]))
+    items = {
+        "paper": f"{claim.number or 'no number found'} ({source})",
+        "rule": claim.rule or " ".join((RULES[claim.id].__doc__ or "").split()),
+    }
+    return "\n".join([f"### {claim.id}: {claim.statement}\n", *_items(items), ""])
+
+
+def _items(items: dict[str, str]) -> list[str]:
+    return [f"- {name}: {text}" for name, text in items.items() if text]

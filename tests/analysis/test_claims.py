@@ -290,6 +290,8 @@ def test_command_writes_every_claim(tmp_path, capsys):
     text = (tmp_path / "results" / "CLAIMS.md").read_text(encoding="utf-8")
     for claim in claims.claims():
         assert f"\n| {claim.id} | " in text and f"\n### {claim.id}: " in text
+    assert "| not run: experiment sparsity |" in text
+    assert "### C7 in laptop" in text and "### C2 in laptop" not in text
     assert "## laptop" in text and str(tmp_path) not in text
     assert "laptop: " in capsys.readouterr().out
     assert not list(tmp_path.rglob("*.png"))
