@@ -197,7 +197,8 @@ def _whole(
         _point(axes, end, size=6)
         if arm.role == BASE and curve:
             place: Style = {"rotation": 90, "ha": "center", "va": "bottom", "color": REFERENCE}
-            axes.annotate(f"last {arm.fork:.0%}", curve[0], (0, 8), **POINTS, **place)
+            above = (curve[0][0], max(kl for _, kl in curve))
+            axes.annotate(f"last {arm.fork:.0%}", above, (0, 8), **POINTS, **place)
         if arm.fork == 1:
             place = {"ha": "right", "va": "bottom", "color": _look(arm)[0], "fontsize": 9}
             axes.annotate("end to end\nfrom scratch", (end.at, end.kl), (-8, 4), **POINTS, **place)
