@@ -532,6 +532,17 @@ def test_the_figure_is_to_scale_and_names_what_it_shows(tmp_path):
     assert left.get_xscale() == left.get_yscale() == "log"
 
 
+def test_the_part_is_named_above_a_curve_that_first_rises(tmp_path):
+    def rises(run):
+        run.rows[1]["kl"] *= 1.3
+        return run
+
+    left = figures.draw(loaded(tmp_path, changed(planned(), rises, "mse"))).axes[0]
+    bold = next(line for line in left.lines if line.get_linewidth() > 2)
+    label = next(text for text in left.texts if text.get_text() == "last 25%")
+    assert label.xy[1] == max(bold.get_ydata()) > bold.get_ydata()[0]
+
+
 def test_the_whole_range_shows_every_end_however_wide_its_interval(tmp_path):
     entries = planned(seeds=(0, 1), roles=("mse", "lora"), forks=(), controls=())
     shares = iter((0.2, 0.5))
