@@ -141,7 +141,7 @@ def low_rank_on_the_sae(case: Evidence) -> Finding:
         rank = next(iter(runs.values())).header["config"].get("rank")
         ratios[rank] = ratio(minus(spliced(runs), ends(runs)), whole)
     words = [f"{r.value:.0%}{interval(r, '{:.0%}')} at rank {n}" for n, r in ratios.items()]
-    ours = f"of the gain of e2e: {', '.join(words)}"
+    ours = f"of the gain of e2e: {', '.join(words)}" if words else ""
     absent = [str(rank) for rank in RANKS if rank not in ratios]
     if absent:
         raise Missing(f"sae_lora in frontier at rank {' and '.join(absent)}", ours)

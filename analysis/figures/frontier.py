@@ -107,10 +107,17 @@ def _title(experiment: Experiment) -> str:
     header = experiment.entries[0].header
     spec = header.get("spec") or {}
     site = re.sub(r"^blocks\.(\d+)\.hook_resid_post$", r"after block \1", str(spec.get("site")))
-    parts = [f"{model_name(spec.get('model', ''))}, SAE {site}", of_seeds(len(experiment.seeds))]
+    parts = [f"{model_name(spec.get('model', ''))}, SAE {site}", _seeds(experiment)]
     parts += filter(None, [header.get("machine")])
     asked = "Which training makes good what splicing in an SAE breaks, at equal seconds?"
     return f"{asked}\n{' · '.join(parts)}"
+
+
+def _seeds(experiment: Experiment) -> str:
+    """`5 seeds`, or `3 to 5 seeds` where arms differ."""
+    counts = [len(arm.of(experiment)) for arm in arms(experiment)] or [len(experiment.seeds)]
+    few, most = min(counts), max(counts)
+    return of_seeds(most) if few == most else f"{few} to {of_seeds(most)}"
 
 
 def _caption(experiment: Experiment, found: dict[Arm, End | None]) -> str:

@@ -173,13 +173,32 @@ def gap(experiment: Experiment, arm: Arm, outcome: str) -> float | None:
 
 
 def left(experiment: Experiment, arm: Arm, outcome: str) -> float | None:
-    """Nats that an arm leaves between the model and the clean one; mean over the seeds that all
-    arms have, so that it can be held against another arm's, and over documents."""
+    """Nats that an arm leaves between the model and the clean one; mean over documents and over
+    the seeds of `mse`.
+
+    An arm with fewer seeds is placed by its difference from `mse` on those: an easy seed that it
+    lacks would else make it look worse.
+    """
+    ours = _left(experiment, arm, outcome)
+    base = _left(experiment, Arm(BASE, sae=arm.sae), outcome)
+    if both := ours.keys() & base.keys():
+        return fmean(base.values()) + fmean(ours[s] - base[s] for s in both)
+    return fmean(ours.values()) if ours else None
+
+
+def _left(experiment: Experiment, arm: Arm, outcome: str) -> dict[int, float]:
+    """Seed -> the nats that an arm leaves, mean over documents."""
     losses, (_, clean) = ends(experiment, arm, outcome), starts(experiment, arm, outcome)
-    both = losses.keys() & clean.keys()
-    for other in arms(experiment, arm.sae):
-        both = both & ends(experiment, other, outcome).keys() or both
-    return fmean(fmean(losses[s]) - fmean(clean[s]) for s in both) if both else None
+    return {s: fmean(losses[s]) - fmean(clean[s]) for s in losses.keys() & clean.keys()}
+
+
+def left_more(experiment: Experiment, arm: Arm, than: Arm, outcome: str) -> Estimate | None:
+    """Nats that an arm leaves more than another, whatever they fork from; on the seeds that have
+    both, None without."""
+    ours, theirs = ends(experiment, arm, outcome), ends(experiment, than, outcome)
+    seeds = sorted(ours.keys() & theirs.keys())
+    table = [[x - y for x, y in zip(ours[s], theirs[s], strict=True)] for s in seeds]
+    return crossed(table) if table else None
 
 
 def verdicts(experiment: Experiment) -> Family:

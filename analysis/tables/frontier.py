@@ -10,7 +10,7 @@ from typing import Any
 
 from analysis.records.comparison import grouped
 from analysis.records.manifest import Experiment, runs_of
-from analysis.stats.crossed import Estimate
+from analysis.stats.crossed import Estimate, crossed
 from analysis.stats.frontier import (
     BASE,
     BETTER,
@@ -28,6 +28,7 @@ from analysis.stats.frontier import (
     closed,
     gap,
     left,
+    left_more,
     maturity,
     seconds,
     tuning_seconds,
@@ -69,9 +70,10 @@ NOTE = (
     "seconds, or the share beside its name: those are not judged. Left: nats to the clean model at "
     "the end, which compare across forks. Seconds: the SAE's training before the fork and the arm; "
     "+ tuning: and the search for its step size. CE, no SAE: of the adapted model without the SAE, "
-    "less the clean one's. Kept: Jaccard of the latents active before and after. Effects: "
-    "correlation with the clean model of what zeroing a latent does, and before the arm. Probing: "
-    "balanced accuracy with 5 latents, and before. Blank: not measured, or seconds not in one go."
+    "less the clean one's, and its interval. Kept: Jaccard of the latents active before and after. "
+    "Effects: correlation with the clean model of what zeroing a latent does, and before the arm. "
+    "Probing: balanced accuracy with 5 latents, and before. Blank: not measured, or seconds not in "
+    "one go."
 )
 
 NO_VERDICT = "no verdict (one seed)"
@@ -190,8 +192,11 @@ def _numbers(value: Any, path: Sequence[str]) -> list[float]:
 
 
 def _no_sae(values: list[dict[str, Any]]) -> str:
-    without, clean = _mean(values, "ce_without_sae"), _mean(values, "ce_clean")
-    return BLANK if without is None or clean is None else f"{without - clean:+.3f}"
+    """What the adapted model without the SAE has more than the clean one, in nats of CE."""
+    fields = ("ce_without_sae", "ce_clean")
+    both = [[_numbers(value, [field]) for field in fields] for value in values]
+    harm = [[x - y for x, y in zip(*of_seed, strict=True)] for of_seed in both if all(of_seed)]
+    return _change(crossed(harm)) if harm else BLANK
 
 
 def _latents(values: list[dict[str, Any]]) -> str:
@@ -247,15 +252,21 @@ def _conclusions(experiment: Experiment, judged: Family) -> Iterator[str]:
 
 
 def _of_forks(experiment: Experiment) -> Iterator[str]:
-    """Of each role that was given several parts of the seconds, what it leaves by part."""
-    by_role = grouped(arms(experiment), lambda arm: arm.role)
-    for role, forks in by_role.items():
-        nats = {arm.fork: left(experiment, arm, "KL") for arm in forks}
-        known = {fork: value for fork, value in sorted(nats.items()) if value is not None}
-        if len(known) > 1:
-            each = ", ".join(f"{fork:.0%}: {value:.3f}" for fork, value in known.items())
-            best = min(known, key=known.__getitem__)
-            yield f"KL that {role} leaves by its part of the time: {each}; least with {best:.0%}."
+    """Of each role with other parts of the seconds, what it leaves more than with the main one."""
+    for role, forks in grouped(arms(experiment), lambda arm: arm.role).items():
+        others = sorted(arm.fork for arm in forks if arm.fork not in (PRIMARY, 1.0))
+        more = [left_more(experiment, Arm(role, f), Arm(role), "KL") for f in others]
+        each = [f"with {f:.0%} {_change(m)}" for f, m in zip(others, more, strict=True) if m]
+        if each:
+            main = f"KL that {role} leaves more than with {PRIMARY:.0%} of the time"
+            yield f"{main}: {', '.join(each)}."
+
+
+def _change(estimate: Estimate) -> str:
+    """`+0.012 [+0.003, +0.021]`, in nats."""
+    known = estimate.low is not None and estimate.error
+    ends = [f"{end:+.3f}" for end in (estimate.low, estimate.high) if known]
+    return f"{estimate.value:+.3f}" + (f" [{', '.join(ends)}]" if ends else "")
 
 
 def _maturity(experiment: Experiment) -> str:

@@ -214,6 +214,12 @@ def test_the_guard_that_failed_is_said_with_its_number(claim, world, guard, tmp_
     assert found.said.startswith("untestable here: ") and guard in found.said
 
 
+def test_a_claim_without_any_of_its_runs_gives_no_number(tmp_path):
+    low_rank(tmp_path, ranks=())
+    found = verdicts(tmp_path)["SL1"]
+    assert found.said.startswith("not run: sae_lora") and not found.finding.ours
+
+
 def test_a_gap_within_two_errors_of_0_carries_no_claim(tmp_path):
     bare = [3.5, 3.4, 3.5, 3.3]
     rivals(tmp_path, ce_full_spliced=bare)

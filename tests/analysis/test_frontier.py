@@ -11,7 +11,7 @@ from analysis import figures
 from analysis.figures.frontier import _apart
 from analysis.records import manifest
 from analysis.report import report
-from analysis.stats.crossed import holm, ratio
+from analysis.stats.crossed import crossed, holm, ratio
 from analysis.stats.frontier import Arm, closed, left, maturity, tuning_seconds, verdicts
 from analysis.stats.usable import finished
 from analysis.tables.experiments import tables
@@ -195,14 +195,18 @@ def test_arms_of_a_seed_that_fork_from_two_saes_are_refused(tmp_path):
         verdicts(loaded(tmp_path, changed(entries, another, "lora", fork=0.25)))
 
 
-def test_what_arms_leave_is_of_the_seeds_that_all_have(tmp_path):
-    """Else an easy seed that others lack makes an arm look better."""
+def test_an_arm_with_fewer_seeds_is_placed_by_its_difference_from_mse(tmp_path):
+    """Else an easy seed that it lacks makes it look worse."""
     entries = planned(roles=("mse", "lora"), controls=())
-    fewer = [e for e in entries if (e[0], e[1]) != ("lora", 2)]
+    fewer = [e for e in entries if (e[0], e[1]) not in (("lora", 0), ("lora", 1))]
     whole, part = (loaded(tmp_path / n, e) for n, e in (("a", entries), ("b", fewer)))
-    both = [entry for entry in entries if entry[1] != 2]
-    assert left(part, Arm("mse"), "KL") == left(loaded(tmp_path / "c", both), Arm("mse"), "KL")
-    assert left(part, Arm("mse"), "KL") != left(whole, Arm("mse"), "KL")
+    mse = left(whole, Arm("mse"), "KL")
+    assert left(part, Arm("mse"), "KL") == mse
+    ends = [part.runs(role, fork=0.25, sae="own") for role in ("lora", "mse")]
+    lora, others = ({run.header["seed"]: fmean(run.end["kl_full"]) for run in of} for of in ends)
+    placed = mse + lora[2] - others[2]
+    assert list(lora) == [2] and left(part, Arm("lora"), "KL") == pytest.approx(placed)
+    assert abs(lora[2] - placed) > 0.001
 
 
 def test_what_cannot_be_told_apart_is_not_called_the_same(tmp_path):
@@ -371,7 +375,9 @@ def test_measurements_are_columns_and_no_tables_of_their_own(tmp_path):
     measured(tmp_path, "probing", lambda role, seed: {"tokens_each": 512, "sites": {site: probes}})
     page = page_of(tmp_path, planned(roles=("mse", "lora", "e2e")))
     lora, e2e, mse = (row_of(page, role) for role in ("lora", "e2e", "mse"))
-    assert lora["CE, no SAE"] == "+0.065" and e2e["CE, no SAE"] == "+0.000"
+    harm = crossed([[0.1 + 0.03 * seed, 0.0] for seed in (0, 1, 2)])
+    assert lora["CE, no SAE"] == f"+0.065 [{harm.low:+.3f}, {harm.high:+.3f}]"
+    assert e2e["CE, no SAE"] == "+0.000", "no interval where all are alike"
     assert lora["kept"] == "0.70" and mse["kept"] == "-"
     assert lora["effects (was)"] == "0.80 (0.95)" and e2e["effects (was)"] == "-"
     assert lora["probing (was)"] == "0.70 (0.80)"
@@ -495,14 +501,17 @@ def test_documents_of_unequal_number_are_refused(tmp_path):
 
 
 def test_forks_are_compared_by_what_they_leave(tmp_path):
-    page = page_of(tmp_path, planned(roles=("mse", "lora", "e2e"), controls=()))
-    nats = {
-        fork: float(row_of(page, name)["KL left"])
-        for fork, name in (("5%", "lora 5%"), ("25%", "lora"), ("50%", "lora 50%"))
+    entries = planned(roles=("mse", "lora", "e2e"), controls=())
+    page = page_of(tmp_path, entries)
+    ends = {
+        (at["fork"], seed): run.end["kl_full"] for role, seed, at, run in entries if role == "lora"
     }
-    each = ", ".join(f"{fork}: {value:.3f}" for fork, value in nats.items())
-    least = min(nats, key=nats.get)
-    assert f"KL that lora leaves by its part of the time: {each}; least with {least}." in page
+    words = []
+    for fork in (0.05, 0.5):
+        pairs = [zip(ends[fork, seed], ends[0.25, seed], strict=True) for seed in (0, 1, 2)]
+        more = crossed([[x - y for x, y in pair] for pair in pairs])
+        words.append(f"with {fork:.0%} {more.value:+.3f} [{more.low:+.3f}, {more.high:+.3f}]")
+    assert f"KL that lora leaves more than with 25% of the time: {', '.join(words)}." in page
     assert "(" not in row_of(page, "lora 50%")["KL against mse"], "not in the family"
 
 
@@ -530,6 +539,14 @@ def test_the_figure_is_to_scale_and_names_what_it_shows(tmp_path):
     low, high = right.get_ylim()
     assert low < end < start < high
     assert left.get_xscale() == left.get_yscale() == "log"
+
+
+def test_the_title_counts_the_seeds_of_arms_not_of_the_trunk(tmp_path):
+    entries = planned(roles=("mse", "lora"), controls=())
+    fewer = [e for e in entries if (e[0], e[1]) != ("lora", 2)]
+    trunks = [e for e in entries if e[0] == "trunk" or e[1] != 2]
+    for folder, part, said in (("a", fewer, "2 to 3 seeds"), ("b", trunks, "· 2 seeds")):
+        assert said in figures.draw(loaded(tmp_path / folder, part)).get_suptitle()
 
 
 def test_the_part_is_named_above_a_curve_that_first_rises(tmp_path):
