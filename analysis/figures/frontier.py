@@ -116,8 +116,7 @@ def _title(experiment: Experiment) -> str:
 def _seeds(experiment: Experiment) -> str:
     """`5 seeds`, or `3 to 5 seeds` where arms differ."""
     counts = [len(arm.of(experiment)) for arm in arms(experiment)] or [len(experiment.seeds)]
-    few, most = min(counts), max(counts)
-    return of_seeds(most) if few == most else f"{few} to {of_seeds(most)}"
+    return (f"{min(counts)} to " if min(counts) < max(counts) else "") + of_seeds(max(counts))
 
 
 def _caption(experiment: Experiment, found: dict[Arm, End | None]) -> str:

@@ -173,14 +173,10 @@ def gap(experiment: Experiment, arm: Arm, outcome: str) -> float | None:
 
 
 def left(experiment: Experiment, arm: Arm, outcome: str) -> float | None:
-    """Nats that an arm leaves between the model and the clean one; mean over documents and over
-    the seeds of `mse`.
-
-    An arm with fewer seeds is placed by its difference from `mse` on those: an easy seed that it
-    lacks would else make it look worse.
-    """
-    ours = _left(experiment, arm, outcome)
-    base = _left(experiment, Arm(BASE, sae=arm.sae), outcome)
+    """Nats that an arm leaves between the model and the clean one; mean over documents and the
+    seeds of `mse`. With fewer it is placed by its difference from `mse`: an easy seed that it
+    lacks would else make it look worse."""
+    ours, base = (_left(experiment, a, outcome) for a in (arm, Arm(BASE, sae=arm.sae)))
     if both := ours.keys() & base.keys():
         return fmean(base.values()) + fmean(ours[s] - base[s] for s in both)
     return fmean(ours.values()) if ours else None

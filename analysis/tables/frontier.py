@@ -153,11 +153,13 @@ def _nats(value: float | None) -> str:
 
 def _share(estimate: Estimate | None) -> str:
     """`43.2 [38.1, 48.3]`, in percent."""
-    if estimate is None:
-        return BLANK
-    ends = [end for end in (estimate.low, estimate.high) if end is not None]
-    interval = f" [{', '.join(f'{100 * end:.1f}' for end in ends)}]" if ends else ""
-    return f"{100 * estimate.value:.1f}{interval}"
+    return BLANK if estimate is None else _interval(estimate, ".1f", 100)
+
+
+def _interval(e: Estimate, form: str = "+.3f", times: int = 1) -> str:
+    """`+0.012 [+0.003, +0.021]`; the value alone where its ends are no other."""
+    value, *ends = (format(times * x, form) for x in (e.value, e.low, e.high) if x is not None)
+    return value + (f" [{', '.join(ends)}]" if set(ends) - {value} else "")
 
 
 def _against(experiment: Experiment, judged: Family, arm: Arm, outcome: str) -> str:
@@ -196,7 +198,7 @@ def _no_sae(values: list[dict[str, Any]]) -> str:
     fields = ("ce_without_sae", "ce_clean")
     both = [[_numbers(value, [field]) for field in fields] for value in values]
     harm = [[x - y for x, y in zip(*of_seed, strict=True)] for of_seed in both if all(of_seed)]
-    return _change(crossed(harm)) if harm else BLANK
+    return _interval(crossed(harm)) if harm else BLANK
 
 
 def _latents(values: list[dict[str, Any]]) -> str:
@@ -256,17 +258,10 @@ def _of_forks(experiment: Experiment) -> Iterator[str]:
     for role, forks in grouped(arms(experiment), lambda arm: arm.role).items():
         others = sorted(arm.fork for arm in forks if arm.fork not in (PRIMARY, 1.0))
         more = [left_more(experiment, Arm(role, f), Arm(role), "KL") for f in others]
-        each = [f"with {f:.0%} {_change(m)}" for f, m in zip(others, more, strict=True) if m]
+        each = [f"with {f:.0%} {_interval(m)}" for f, m in zip(others, more, strict=True) if m]
         if each:
             main = f"KL that {role} leaves more than with {PRIMARY:.0%} of the time"
             yield f"{main}: {', '.join(each)}."
-
-
-def _change(estimate: Estimate) -> str:
-    """`+0.012 [+0.003, +0.021]`, in nats."""
-    known = estimate.low is not None and estimate.error
-    ends = [f"{end:+.3f}" for end in (estimate.low, estimate.high) if known]
-    return f"{estimate.value:+.3f}" + (f" [{', '.join(ends)}]" if ends else "")
 
 
 def _maturity(experiment: Experiment) -> str:
