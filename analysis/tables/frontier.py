@@ -72,8 +72,8 @@ NOTE = (
     "+ tuning: and the search for its step size. CE, no SAE: of the adapted model without the SAE, "
     "less the clean one's, and its interval. Kept: Jaccard of the latents active before and after. "
     "Effects: correlation with the clean model of what zeroing a latent does, and before the arm. "
-    "Probing: balanced accuracy with 5 latents, and before. Blank: not measured, or seconds not in "
-    "one go."
+    "Probing: balanced accuracy with 5 latents, and before. These four are of the seeds that were "
+    "measured; before is, for mse-lora, where LoRA began. Blank: not measured, or not in one go."
 )
 
 NO_VERDICT = "no verdict (one seed)"
