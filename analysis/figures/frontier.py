@@ -60,10 +60,10 @@ POINTS: Style = {"textcoords": "offset points"}
 NO_BASE = f"{NAMES[BASE]}:\nno run with a KL on the validation set, timed in one go"
 CAPTION = (
     "Markers: the end, on {documents} held-out documents; bars: 95% over seeds and documents, of "
-    "the difference from bold black (its own: from the fork). "
-    "Grey: right, within {margin:.1%} of the gap; left, the range over seeds."
-    "\nCurves: on the way, on other documents, scaled to the held-out ones by one factor a seed; "
-    "median over seeds. All end with the step size at 0, the thin line does not."
+    "the difference from bold black (its own: from the fork)."
+    "\nGrey: right, within {margin:.1%} of the gap; left, the range over seeds. Curves: on the "
+    "way, on other documents, scaled to the held-out ones by one factor a seed;"
+    "\nmedian over seeds. All end with the step size at 0, the thin line does not."
 )
 
 
