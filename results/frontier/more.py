@@ -1,0 +1,86 @@
+"""What docs/limits.md says of the frontier beyond its table: `python results/frontier/more.py`.
+
+None of it was planned: no verdict rests on it. The output is kept in more.txt.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+from scipy.special import stdtr
+
+from analysis.records import manifest
+from analysis.records.manifest import Experiment
+from analysis.stats.crossed import Estimate, holm
+from analysis.stats.frontier import FAMILY, OUTCOMES, Arm, closed, total_seconds, verdicts
+from analysis.stats.usable import finished
+
+MAIN = ("mse", "lora", "e2e")
+
+
+def _points(estimate: Estimate) -> str:
+    values = (estimate.value, estimate.low, estimate.high)
+    value, low, high = (f"{100 * (number or 0.0):+.1f}" for number in values)
+    return f"{value} [{low}, {high}]"
+
+
+def _pairs(frontier: Experiment) -> Iterator[str]:
+    yield "Points of the gap closed more, on the seeds that both have:"
+    for arm, than in (("lora-keep", "lora"), ("mse-lora", "lora"), ("mse-lora", "e2e")):
+        for outcome in OUTCOMES:
+            more = closed(frontier, Arm(arm), outcome, than=Arm(than))
+            yield f"  {outcome}, {arm} less {than}: {_points(more) if more else '-'}"
+
+
+def _by_text(frontier: Experiment) -> Iterator[str]:
+    for outcome in OUTCOMES:
+        for text in ("sotu/", "novels95/"):
+            found = {a: closed(frontier, Arm(a), outcome, text=text) for a in MAIN}
+            shares = [f"{arm} {_points(share)}" for arm, share in found.items() if share]
+            yield f"{outcome} closed, % of the gap on {text}: {', '.join(shares)}"
+
+
+def _without_seed_0(frontier: Experiment) -> Iterator[str]:
+    yield "Without seed 0:"
+    entries = [entry for entry in frontier.entries if entry.seed != 0]
+    for (outcome, arm, than), verdict in verdicts(replace(frontier, entries=entries)).items():
+        if arm.role in MAIN and verdict.p is not None:
+            more = f"{_points(verdict.more)}, p {verdict.p:.4f}"
+            yield f"  {outcome}, {arm.role} less {than.role}: {more}"
+
+
+def _with_the_seeds_alone(frontier: Experiment) -> Iterator[str]:
+    """Degrees of freedom as if documents did not count, where there are five seeds."""
+    found = {key: v.more for key, v in verdicts(frontier).items() if v.more.seeds == 5}
+    ps = {}
+    for (outcome, arm, than), more in found.items():
+        errors = abs(more.value) / (more.error or 1.0)
+        ps[f"{outcome}, {arm.role} less {than.role}"] = 2 * float(stdtr(4, -errors))
+    planned = {str(n): 1.0 for n in range(FAMILY["frontier"] - len(ps))}
+    adjusted = holm({**ps, **planned})
+    dfs = [more.df or 0.0 for more in found.values()]
+    yield f"p by Holm with 4 degrees of freedom, in place of {min(dfs):.1f} to {max(dfs):.1f}:"
+    yield from (f"  {name}: {adjusted[name]:.3f}" for name in ps)
+
+
+def _each_arm(frontier: Experiment) -> Iterator[str]:
+    yield "Mean over seeds, smallest and largest:"
+    for role in (*MAIN, "lora-keep", "mse-lora"):
+        runs = [entry.run for entry in Arm(role).of(frontier) if entry.run]
+        yield f"  {role}: seconds in all {_range(map(total_seconds, runs), ',.0f')}"
+        for field in ("fvu_full", "fvu_weighted_full", "dead_full"):
+            before = _range((run.header[field] for run in runs), ".3f")
+            after = _range(((run.end or {})[field] for run in runs), ".3f")
+            yield f"    {field}: {before} before, {after} after"
+
+
+def _range(numbers: Iterable[float], form: str) -> str:
+    values = list(numbers)
+    return f"{fmean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+if __name__ == "__main__":
+    experiment = finished(manifest.load(Path(__file__).parent)["frontier"])
+    parts = (_pairs, _by_text, _without_seed_0, _with_the_seeds_alone, _each_arm)
+    print("\n\n".join("\n".join(part(experiment)) for part in parts))
