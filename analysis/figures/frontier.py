@@ -86,8 +86,8 @@ def draw(experiment: Experiment) -> Figure:
     """Two panels: from the first seconds on, and the part that the arms of the main fork get."""
     figure = Figure((13, 6.2), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
-    figure.suptitle(_title(experiment), fontsize=12)
     timed, why = placed(experiment)
+    figure.suptitle(_title(experiment, timed), fontsize=12)
     found = {arm: _end(experiment, timed, arm) for arm in arms(experiment)}
     reached = {arm: end for arm, end in found.items() if end}
     if why or Arm(BASE) not in reached:
@@ -102,15 +102,13 @@ def draw(experiment: Experiment) -> Figure:
     return figure
 
 
-def _title(experiment: Experiment) -> str:
+def _title(experiment: Experiment, timed: Experiment) -> str:
     """The question, and what it was asked of."""
-    header = experiment.entries[0].header
-    spec = header.get("spec") or {}
-    site = re.sub(r"^blocks\.(\d+)\.hook_resid_post$", r"after block \1", str(spec.get("site")))
-    parts = [f"{model_name(spec.get('model', ''))}, SAE {site}", _seeds(experiment)]
-    parts += filter(None, [header.get("machine")])
+    header = (timed.entries or experiment.entries)[0].header
+    model, site = model_name(header["spec"]["model"]), header["spec"]["site"]
+    site = re.sub(r"^blocks\.(\d+)\.hook_resid_post$", r"after block \1", site)
     asked = "Which training makes good what splicing in an SAE breaks, at equal seconds?"
-    return f"{asked}\n{' · '.join(parts)}"
+    return "\n".join([asked, f"{model}, SAE {site} · {_seeds(experiment)} · {header['machine']}"])
 
 
 def _seeds(experiment: Experiment) -> str:
@@ -124,7 +122,7 @@ def _caption(experiment: Experiment, found: dict[Arm, End | None]) -> str:
     documents = len(experiment.runs(fork=PRIMARY)[0].header["ce_full_clean"])
     text = CAPTION.format(documents=documents, margin=MARGIN)
     lost = [f"{NAMES.get(a.role, a.role)} ({a.fork:.0%})" for a, end in found.items() if not end]
-    return text + (f"\nNot drawn, as not timed in one go: {', '.join(lost)}." if lost else "")
+    return text + (f"\nNot drawn, as not timed in one go here: {', '.join(lost)}." if lost else "")
 
 
 def _end(experiment: Experiment, timed: Experiment, arm: Arm) -> End | None:

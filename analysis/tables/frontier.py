@@ -70,10 +70,10 @@ NOTE = (
     "seconds, or the share beside its name: those are not judged. Left: nats to the clean model at "
     "the end, which compare across forks. Seconds: the SAE's training before the fork and the arm; "
     "+ tuning: and the search for its step size. CE, no SAE: of the adapted model without the SAE, "
-    "less the clean one's, and its interval. Kept: Jaccard of the latents active before and after. "
-    "Effects: correlation with the clean model of what zeroing a latent does, and before the arm. "
-    "Probing: balanced accuracy with 5 latents, and before. These four are of the seeds that were "
-    "measured; before is, for mse-lora, where LoRA began. Blank: not measured, or not in one go."
+    "less the clean one's. Kept: Jaccard of the latents active before and after. Effects: what "
+    "zeroing a latent does, as correlation with the clean model, and before the arm. Probing: "
+    "balanced accuracy with 5 latents, and before. These four: of the seeds measured; before is, "
+    "for mse-lora, where LoRA began. Blank: not measured, or not timed on the clock of most runs."
 )
 
 NO_VERDICT = "no verdict (one seed)"

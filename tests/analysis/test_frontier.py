@@ -196,13 +196,21 @@ def test_no_share_of_a_gap_that_is_less_than_two_errors(tmp_path):
     assert row["CE closed, %"] == "-" and row["KL closed, %"] != "-"
 
 
-def test_a_resumed_run_keeps_its_loss_and_has_no_place_on_seconds(tmp_path):
-    def resumed(run):
-        return replace(run, end={**run.end, "timing": "resumed", "segments": 2})
+def resumed(run):
+    return replace(run, end={**run.end, "timing": "resumed", "segments": 2})
 
+
+def elsewhere(run):
+    return replace(run, header={**run.header, "machine": "another, 2 cores"})
+
+
+@pytest.mark.parametrize("change", [resumed, elsewhere])
+def test_a_run_that_was_not_timed_alike_keeps_its_loss_and_has_no_place_on_seconds(
+    tmp_path, change
+):
     entries = planned(roles=("mse", "lora", "e2e"), controls=())
     plain = row_of(page_of(tmp_path, entries), "lora")
-    page = page_of(tmp_path, changed(entries, resumed, "lora", fork=0.25))
+    page = page_of(tmp_path, changed(entries, change, "lora", fork=0.25))
     row = row_of(page, "lora")
     assert row["seconds"] == "-" and row_of(page, "e2e")["seconds"] == "1,800"
     assert {k: v for k, v in row.items() if k != "seconds"} == {
@@ -210,7 +218,8 @@ def test_a_resumed_run_keeps_its_loss_and_has_no_place_on_seconds(tmp_path):
     }
     figure = figures.draw(manifest.load(tmp_path)["frontier"])
     assert not any(text.get_text().startswith("LoRA") for text in figure.axes[1].texts)
-    assert "not timed in one go: LoRA on the model (25%)" in figure.get_supxlabel()
+    missing = "not timed in one go here: LoRA on the model (25%)"
+    assert missing in figure.get_supxlabel() and "another" not in figure.get_suptitle()
 
 
 @pytest.mark.parametrize(("power", "mature"), [(0.4, False), (0.1, True)])
