@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from analysis import figures
+from analysis.figures import rates
 from analysis.figures.comparison import draw, save
 from analysis.records import manifest
 from analysis.records.comparison import load
@@ -27,16 +28,19 @@ def report(
     unless there are `names`: many runs that answer different questions make no one table.
 
     Else writes `table.txt` and, for each problem of the records, `curves.png` and `curves.pdf`
-    (`curves-2.png` and so on for a second) into `out`, by default the folder itself. Reads only
-    the records in `names`, where there are any. Raises `Usage` when the folder is missing,
-    `Rejected` when it holds no sound record.
+    (`curves-2.png` and so on for a second), or `rates.png` of a search for step sizes, into `out`,
+    by default the folder itself. Reads only the records in `names`, where there are any. Raises
+    `Usage` when the folder is missing, `Rejected` when it holds no sound record.
     """
     if names is None and _experiments_of(folder):
         return report_experiments(folder, out)
     comparisons = load(folder, names)
-    stems = ["curves", *(f"curves-{number}" for number in range(2, len(comparisons) + 1))]
-    pairs = zip(stems, comparisons, strict=True)
-    drawn = {stem: draw(comparison) for stem, comparison in pairs if not comparison.random}
+    stems = ["", *(f"-{number}" for number in range(2, len(comparisons) + 1))]
+    drawn = {}
+    for stem, each in zip(stems, comparisons, strict=True):
+        if not each.random:
+            name, figure = ("rates", rates.draw) if each.search else ("curves", draw)
+            drawn[name + stem] = figure(each)
     return _written(Path(out or folder), drawn, "table.txt", "\n\n".join(map(table, comparisons)))
 
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from analysis.figures import bars, comparison, frontier, stages, sweeps, timing, tokens
+from analysis.figures import bars, comparison, frontier, rates, stages, sweeps, timing, tokens
 from analysis.figures.style import LOOK
 from analysis.records.manifest import Experiment
 from analysis.stats.usable import finished
 from analysis.tables.frontier import FRONTIERS
 
-__all__ = ["DRAW", "comparison", "draw"]
+__all__ = ["DRAW", "comparison", "draw", "rates"]
 
 DRAW: dict[str, Callable[[Experiment], Figure]] = {
     **dict.fromkeys(FRONTIERS, frontier.draw),

@@ -1,6 +1,7 @@
 """A folder of records -> comparisons: the runs that faced one problem and may be ranked."""
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,11 @@ REFERENCE = "none"
 
 RIVAL = "e2e"
 """The method that speedups are measured against when it ran."""
+
+RATES = ("lr", "shrink")
+"""Fields of a config that a search varies, `sae_lr` along with `lr`."""
+RATE = re.compile(r"\b(?:sae_)?(?:lr|shrink)=[^:,]+[:,]?")
+"""The same in a label."""
 
 NOT_THE_PROBLEM = ("sae", "sae_seed", "device", "steps")
 """Fields of a spec that may differ inside one problem: an SAE is known by its hash or its recipe,
@@ -91,11 +97,26 @@ class Comparison:
         return {k: runs for k, runs in self.runs.items() if runs[0].header["method"] != REFERENCE}
 
     @property
+    def search(self) -> dict[str, list[list[Run]]]:
+        """Label without what was tried -> the runs of each value of it; {} unless these are a
+        search: three step sizes or more of every method."""
+        lines = grouped(self.trained.items(), lambda pair: RATE.sub("", pair[0]).rstrip(":"))
+        tried = {name: [runs for _, runs in pairs] for name, pairs in lines.items()}
+        rates = [{rate(runs[0]) for runs in values} for values in tried.values()]
+        return tried if all(len(of_line) >= 3 for of_line in rates) else {}
+
+    @property
     def rival(self) -> str | None:
         """Label of the rival: the first e2e, else the first label started; None without runs."""
         labels = list(self.trained)
         e2e = [k for k in labels if self.trained[k][0].header["method"] == RIVAL]
         return next(iter(e2e + labels), None)
+
+
+def rate(run: Run) -> tuple[str, float]:
+    """(field, value) of the config that a search varies; ("", 0) of a method that has none."""
+    found = [(name, run.header["config"].get(name)) for name in RATES]
+    return next(((name, float(value)) for name, value in found if value is not None), ("", 0.0))
 
 
 def clock(header: dict[str, Any]) -> tuple[Any, ...]:

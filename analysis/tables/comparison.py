@@ -17,10 +17,11 @@ WIDTH = 108
 def table(comparison: Comparison) -> str:
     """Everything there is to say about one problem, as text; what may be concluded comes last."""
     parts = [heading(comparison), results(comparison)]
-    if not comparison.random:
+    judged = not comparison.random and not comparison.search
+    if judged:
         parts.append(costs_to_targets(comparison))
     parts.append("\n".join(textwrap.fill(note, WIDTH) for note in notes(comparison)))
-    if not comparison.random:
+    if judged:
         parts.append(conclusions(comparison))
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -114,6 +114,9 @@ def _reading(comparison: Comparison) -> Iterator[str]:
         f"and {over} alike, paired (of one seed there is none). Seconds, backwards (LM backward "
         "passes) and tokens: median over finished seeds. Runs: finished, where nothing is said."
     )
+    if comparison.search:
+        yield "A search: it chooses step sizes and does not compare methods."
+        return
     if targets(comparison.trained):
         yield (
             "Costs are of first closing a share of the CE gap on the curve set, interpolated "
