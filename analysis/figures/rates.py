@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from analysis.figures.panels import handle, legend
+from analysis.figures.panels import handle, legend, say
 from analysis.figures.style import LOOK, REFERENCE, Style, line_styles
 from analysis.records.comparison import Comparison, grouped, rate
 from analysis.stats.gap import end_losses
@@ -52,7 +52,7 @@ def draw(comparison: Comparison) -> Figure:
 
 
 def _panel(axes: Axes, lines: list[tuple[list[list[Run]], Style]], measured: bool) -> None:
-    """A line for each method, its best ringed; what lies far above all seconds leaves the panel."""
+    """A line for each method, its best ringed; what lies far above every second best leaves it."""
     ends, second, at = [], [], []
     for tried, style in lines:
         points = sorted((rate(runs[0])[1], _loss(runs, measured)) for runs in tried)
@@ -63,6 +63,8 @@ def _panel(axes: Axes, lines: list[tuple[list[list[Run]], Style]], measured: boo
         second += there[:2][-1:]
         ends += there
         at += [value for value, _ in points]
+    if not ends:
+        return say(axes, "no run finished")
     low = min(ends)
     high = min(max(ends), low + max(2.5 * (max(second) - low), median(ends) - low))
     axes.set(xscale="log", ylim=(low - 0.08 * (high - low), high + 0.08 * (high - low)))

@@ -72,11 +72,16 @@ def timed(experiment: Experiment) -> tuple[Experiment, str]:
     return dataclasses.replace(experiment, entries=kept), why
 
 
-def placed(experiment: Experiment) -> tuple[Experiment, str]:
-    """`timed` on the clock of most runs, where the seconds of the SAE are counted in as well."""
+def on_one_clock(experiment: Experiment) -> Experiment:
+    """The part that most runs share the clock of; a figure or table of it says so."""
     clocks = grouped(experiment.entries, lambda entry: clock(entry.header))
     most = max(clocks.values(), key=len, default=[])
-    experiment, why = timed(dataclasses.replace(experiment, entries=most))
+    return dataclasses.replace(experiment, entries=most)
+
+
+def placed(experiment: Experiment) -> tuple[Experiment, str]:
+    """`timed`, where the seconds of the SAE are counted in as well."""
+    experiment, why = timed(experiment)
     known = all(sae_cost(run, "seconds") is not None for run in runs_of(experiment.entries))
     return experiment, why or ("" if known else UNKNOWN_COST)
 

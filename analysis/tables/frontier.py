@@ -34,7 +34,7 @@ from analysis.stats.frontier import (
     tuning_seconds,
     verdicts,
 )
-from analysis.stats.usable import finished, placed, unsound
+from analysis.stats.usable import finished, on_one_clock, placed, unsound
 from analysis.tables.comparison import WIDTH, aligned
 from analysis.tables.notes import BLANK, title
 
@@ -124,7 +124,7 @@ def _main(
     experiment: Experiment, measured: dict[str, Experiment], judged: Family, label: Label
 ) -> Rows:
     """A row for each arm: those that are judged first, `mse` at the head."""
-    timed, why = placed(experiment)
+    timed, why = placed(on_one_clock(experiment))
     planned = Experiment(experiment.name, experiment.plan, experiment.plan)
     rows = [["arm", *(f"{outcome} closed, %" for outcome in OUTCOMES)]]
     rows[0] += [f"{outcome} against {BASE}" for outcome in OUTCOMES]

@@ -56,6 +56,11 @@ def test_a_rate_that_diverged_is_not_the_best(tmp_path):
     assert next(line for line in axes.lines if line.get_ms() == 11).get_xdata() == [1e-3]
 
 
+def test_a_search_in_which_all_diverged_says_so(tmp_path):
+    (axes,) = rates.draw(searched(tmp_path, *tried("lora", "lr", LORA, end="diverged"))).axes
+    assert [text.get_text() for text in axes.texts] == ["no run finished"]
+
+
 def test_other_settings_are_another_line(tmp_path):
     decayed = {rate: ce - 0.05 for rate, ce in LORA.items()}
     runs = [*tried("lora", "lr", LORA), *tried("lora", "lr", decayed, decay=1)]
