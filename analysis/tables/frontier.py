@@ -71,9 +71,10 @@ NOTE = (
     "the end, which compare across forks. Seconds: the SAE's training before the fork and the arm; "
     "+ tuning: and the search for its step size. CE, no SAE: of the adapted model without the SAE, "
     "less the clean one's. Kept: Jaccard of the latents active before and after. Effects: what "
-    "zeroing a latent does, as correlation with the clean model, and before the arm. Probing: "
-    "balanced accuracy with 5 latents, and before. These four: of the seeds measured; before is, "
-    "for mse-lora, where LoRA began. Blank: not measured, or not timed on the clock of most runs."
+    "zeroing a latent does, as correlation with the clean model. Probing: balanced accuracy with 5 "
+    "latents. Change: from before the arm, for mse-lora from where LoRA began. These four are of "
+    "the seeds measured, the last three with intervals over seeds alone. Blank: not measured, or "
+    "not timed on the clock of most runs."
 )
 
 NO_VERDICT = "no verdict (one seed)"
@@ -177,10 +178,9 @@ def _against(experiment: Experiment, judged: Family, arm: Arm, outcome: str) -> 
     return f"{text} {verdict.word} ({p})"
 
 
-def _mean(values: list[dict[str, Any]], *path: str) -> float | None:
-    """Mean over seeds of the numbers at a path, `*` for every name; None where there are none."""
-    by_seed = [found for of_seed in values if (found := _numbers(of_seed, path))]
-    return fmean(map(fmean, by_seed)) if by_seed else None
+def _means(values: list[dict[str, Any]], *path: str) -> list[float | None]:
+    """Of each seed the mean of the numbers at a path, `*` for every name; None without any."""
+    return [fmean(found) if (found := _numbers(of_seed, path)) else None for of_seed in values]
 
 
 def _numbers(value: Any, path: Sequence[str]) -> list[float]:
@@ -202,32 +202,40 @@ def _no_sae(values: list[dict[str, Any]]) -> str:
 
 
 def _latents(values: list[dict[str, Any]]) -> str:
-    return _two(_mean(values, "*", "jaccard"))
+    known = [kept for kept in _means(values, "*", "jaccard") if kept is not None]
+    return _interval(_over_seeds(known), ".2f") if known else BLANK
 
 
 def _effects(values: list[dict[str, Any]]) -> str:
-    means = (_mean(values, "*", model, "correlation", "mean") for model in ("adapted", "before"))
-    return _two(*means)
+    models = ("adapted", "before")
+    return _change(*(_means(values, "*", model, "correlation", "mean") for model in models))
 
 
 def _probing(values: list[dict[str, Any]]) -> str:
     """As the adapted model has the latents, where that is another thing than on clean text."""
     which = ("adapted", "after", "before")
-    adapted, after, before = (_mean(values, "sites", "*", "*", w, "5", "mean") for w in which)
-    return _two(after if adapted is None else adapted, before)
+    adapted, after, before = (_means(values, "sites", "*", "*", w, "5", "mean") for w in which)
+    return _change(after if None in adapted else adapted, before)
 
 
-def _two(value: float | None, before: float | None = None) -> str:
-    """`0.81 (0.95)`."""
-    was = "" if before is None else f" ({before:.2f})"
-    return BLANK if value is None else f"{value:.2f}{was}"
+def _change(after: list[float | None], before: list[float | None]) -> str:
+    """`0.79: -0.021 [-0.039, -0.004]`: what it is, and what changed seed by seed."""
+    pairs = [(a, b) for a, b in zip(after, before, strict=True) if a is not None and b is not None]
+    if not pairs:
+        return BLANK
+    return f"{fmean(a for a, _ in pairs):.2f}: {_interval(_over_seeds([a - b for a, b in pairs]))}"
+
+
+def _over_seeds(values: list[float]) -> Estimate:
+    """With an interval over seeds alone: a measure is one number for all documents."""
+    return crossed([[value] * 2 for value in values])
 
 
 MEASURED: dict[str, tuple[str, Callable[[list[dict[str, Any]]], str]]] = {
     "no-sae": ("CE, no SAE", _no_sae),
     "latents": ("kept", _latents),
-    "effects": ("effects (was)", _effects),
-    "probing": ("probing (was)", _probing),
+    "effects": ("effects, change", _effects),
+    "probing": ("probing, change", _probing),
 }
 """The experiment of measurements behind the name -> (head of its column, values of seeds as a
 cell)."""

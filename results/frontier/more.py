@@ -12,7 +12,7 @@ from scipy.special import stdtr
 
 from analysis.records import manifest
 from analysis.records.manifest import Experiment
-from analysis.stats.crossed import Estimate, holm
+from analysis.stats.crossed import Estimate, crossed, holm
 from analysis.stats.frontier import FAMILY, OUTCOMES, Arm, closed, total_seconds, verdicts
 from analysis.stats.usable import finished
 
@@ -65,14 +65,16 @@ def _with_the_seeds_alone(frontier: Experiment) -> Iterator[str]:
 
 
 def _each_arm(frontier: Experiment) -> Iterator[str]:
-    yield "Mean over seeds, smallest and largest:"
+    yield "Mean over seeds, smallest and largest; change: 95% interval over seeds alone:"
     for role in (*MAIN, "lora-keep", "mse-lora"):
         runs = [entry.run for entry in Arm(role).of(frontier) if entry.run]
         yield f"  {role}: seconds in all {_range(map(total_seconds, runs), ',.0f')}"
         for field in ("fvu_full", "fvu_weighted_full", "dead_full"):
-            before = _range((run.header[field] for run in runs), ".3f")
-            after = _range(((run.end or {})[field] for run in runs), ".3f")
-            yield f"    {field}: {before} before, {after} after"
+            pairs = [(run.header[field], (run.end or {})[field]) for run in runs]
+            before, after = (_range(values, ".3f") for values in zip(*pairs, strict=True))
+            change = crossed([[after - before] * 2 for before, after in pairs])
+            ends = f"{change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
+            yield f"    {field}: {before} before, {after} after, change {ends}"
 
 
 def _range(numbers: Iterable[float], form: str) -> str:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from statistics import fmean
 
 import pytest
+from scipy import stats
 
 from analysis import figures
 from analysis.records import manifest
@@ -145,7 +146,7 @@ def test_what_is_missing_is_blank_or_counted(tmp_path):
     assert row_of(page, "e2e")["seeds"] == "2 of 3" and row_of(page, "lora")["seeds"] == "2 of 3"
     assert "lora seed 1 is not finished (diverged): left out." in page
     row = row_of(page, "mse")
-    assert {row[head] for head in ("CE, no SAE", "kept", "effects (was)", "+ tuning")} == {"-"}
+    assert {row[head] for head in ("CE, no SAE", "kept", "effects, change", "+ tuning")} == {"-"}
     assert row["KL against mse"] == "-"
 
 
@@ -277,8 +278,13 @@ def test_measurements_are_columns_and_no_tables_of_their_own(tmp_path):
         },
     )
     measured(tmp_path, "latents", lambda role, seed: {site: {"jaccard": 0.6 + 0.1 * seed}})
-    spread = {"before": {"correlation": {"mean": 0.95}}, "adapted": {"correlation": {"mean": 0.8}}}
-    measured(tmp_path, "effects", lambda role, seed: {site: spread} if role == "lora" else {})
+    fell = [0.13, 0.15, 0.17]
+
+    def effects(role, seed):
+        means = {"before": 0.9 + 0.05 * seed, "adapted": 0.9 + 0.05 * seed - fell[seed]}
+        return {site: {model: {"correlation": {"mean": means[model]}} for model in means}}
+
+    measured(tmp_path, "effects", lambda role, seed: effects(role, seed) if role == "lora" else {})
     probes = {
         "party": {"before": {"5": {"mean": 0.7}}, "after": {"5": {"mean": 0.6}, "1": {"mean": 0}}},
         "era": {"before": {"5": {"mean": 0.9}}, "after": {"5": {"mean": 0.8}}},
@@ -289,11 +295,14 @@ def test_measurements_are_columns_and_no_tables_of_their_own(tmp_path):
     harm = crossed([[0.1 + 0.03 * seed, 0.0] for seed in (0, 1, 2)])
     assert lora["CE, no SAE"] == f"+0.065 [{harm.low:+.3f}, {harm.high:+.3f}]"
     assert e2e["CE, no SAE"] == "+0.000", "no interval where all are alike"
-    assert lora["kept"] == "0.70" and mse["kept"] == "-"
-    assert lora["effects (was)"] == "0.80 (0.95)" and e2e["effects (was)"] == "-"
-    assert lora["probing (was)"] == "0.70 (0.80)"
+    ends = stats.ttest_1samp([0.6, 0.7, 0.8], 0).confidence_interval()
+    assert lora["kept"] == f"0.70 [{ends.low:.2f}, {ends.high:.2f}]" and mse["kept"] == "-"
+    ends = stats.ttest_1samp([-change for change in fell], 0).confidence_interval()
+    effects_of_lora = f"0.80: -0.150 [{ends.low:+.3f}, {ends.high:+.3f}]"
+    assert lora["effects, change"] == effects_of_lora and e2e["effects, change"] == "-"
+    assert lora["probing, change"] == "0.70: -0.100", "no interval where all are alike"
     text = report(tmp_path)[0]
-    assert "frontier-" not in text and "0.80 (0.95)" in text
+    assert "frontier-" not in text and effects_of_lora in text
 
 
 def tuned(folder, searches, model=SPEC["model"]):
