@@ -30,7 +30,8 @@ case "$*" in
 "-m bench compare "*) mkdir -p "$last"; echo > "$last/table.txt";;
 esac
 """
-SLOW = "echo > begun; trap 'sleep 0.3; echo > wrote; exit 143' TERM; sleep 15 & wait; exit 143"
+ON_TERM = "kill $!; sleep 0.3; echo > wrote; exit 143"
+SLOW = f"echo > begun; trap '{ON_TERM}' TERM; sleep 15 & wait; exit 143"
 DEAF = "echo > begun; trap '' TERM; sleep 60"
 
 
