@@ -8,6 +8,7 @@ to take; a record has the seconds that its own took.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ def frontier_long(scale: "Scale") -> Iterator[Job]:
 
 
 def _plan(setting: Frontier) -> Iterator[Job]:
-    """Seed by seed, so that a sitting that is broken off leaves whole seeds.
+    """Seed by seed, so that a sitting that is broken off leaves whole seeds; other forks last.
 
     Raises `Usage` where a main arm has not been tuned; another one is left out until it has.
     """
@@ -99,10 +100,9 @@ def _plan(setting: Frontier) -> Iterator[Job]:
         yield _annealed_first(setting, seed)
         if SCRATCH in setting.rates:
             yield _from_scratch(setting, seed)
-        for share in FORKS[1:]:
-            for arm in MAIN:
-                yield _arm(setting, seed, arm, share)
         yield from _controls(setting, seed)
+    for seed, share, arm in product(setting.others, FORKS[1:], MAIN):
+        yield _arm(setting, seed, arm, share)
 
 
 def _trunk(setting: Frontier, seed: int, sae: str = "trained") -> Job:
