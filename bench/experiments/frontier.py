@@ -57,7 +57,7 @@ class Frontier:
     """One setting of the frontier."""
 
     spec: Spec
-    """Its own SAE is trained for all of T; `sae_set` keeps that step size from falling."""
+    """`sae_set` keeps the step size of its own SAE from falling."""
     steps: dict[str, int]
     """Arm -> its steps in a quarter of T; `e2e-scratch` -> its steps in all of T."""
     rates: dict[str, str]
@@ -66,6 +66,8 @@ class Frontier:
     """Of the main arms."""
     others: tuple[int, ...] = ()
     """Of the other arms, the other forks and the controls: none where it has only the main ones."""
+    trunk: float = 1.0
+    """The share of T that its own SAE is trained for: no less than to the last fork."""
     tuned_in: str = "results/frontier-tuning"
     """The folder of that choice."""
 
@@ -128,7 +130,8 @@ def _forked(setting: Frontier, seed: int, share: float, steps: int, sae: str = "
     """The spec of a run that starts from the trunk at 1 - `share`; `steps` fill a quarter of T."""
     n_steps = max(1, round(steps * share / QUARTER))
     spec = seeded(setting.spec, seed)
-    return replace(spec, sae_share=round(1 - share, 2), steps=n_steps, sae_decoder=sae)
+    at = round((1 - share) / setting.trunk, 2)
+    return replace(spec, sae_share=at, steps=n_steps, sae_decoder=sae)
 
 
 def _annealed_first(setting: Frontier, seed: int) -> Job:

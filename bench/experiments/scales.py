@@ -189,10 +189,10 @@ def _frontier() -> Scale:
     smol = replace(Spec(), **MIXED, sae_tokens=1_728_512, sae_lr=1e-3)
     tuned = rates(smol, results / "frontier-tuning", results / "frontier-tuning-scratch")
     tripled = {arm: 3 * steps for arm, steps in STEPS.items()}
-    long = replace(smol, sae_tokens=3 * smol.sae_tokens)
+    long = replace(smol, sae_tokens=3 * smol.sae_tokens * 3 // 4)  # as far as its one fork
     frontiers = {
         "frontier": Frontier(smol, STEPS, tuned, seeds=(0, 1, 2, 3, 4), others=(0, 1, 2)),
-        "frontier-long": Frontier(long, tripled, tuned, seeds=(0, 1)),
+        "frontier-long": Frontier(long, tripled, tuned, seeds=(0, 1), trunk=0.75),
     }
     has = (*frontiers, *(f"frontier-{measure}" for measure in MEASURES))
     return replace(LAPTOP, name="frontier", spec=smol, swept=smol, has=has, frontiers=frontiers)

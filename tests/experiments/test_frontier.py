@@ -135,6 +135,11 @@ def test_the_real_frontier_forks_at_shares_that_are_kept(monkeypatch):
         assert all(job.spec.sae_share in SHARES for job in jobs)
     whole = [job for job in found["frontier"] if job.role in frontier.MAIN]
     assert {job.seed for job in whole if job.at["fork"] == 0.25} == {0, 1, 2, 3, 4}
+    quarters = [[job.spec for job in jobs if job.at.get("fork") == 0.25] for jobs in found.values()]
+    short, long = ({s.sae_share * s.sae_tokens for s in specs} for specs in quarters)
+    assert short == {0.75 * SCALES["frontier"]().spec.sae_tokens}
+    assert long == {3 * tokens for tokens in short}, "and its trunk is not trained further"
+    assert {spec.sae_share for spec in quarters[1]} == {1.0}
 
 
 def test_tuned_files_are_read_or_refused(tmp_path):
