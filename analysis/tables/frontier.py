@@ -71,7 +71,8 @@ NOTE = (
     "the end, which compare across forks. Seconds: the SAE's training before the fork and the arm; "
     "+ tuning: and the search for its step size. CE, no SAE: of the adapted model without the SAE, "
     "less the clean one's. Kept: Jaccard of the latents active before and after. Effects: what "
-    "zeroing a latent does, as correlation with the clean model. Probing: balanced accuracy with 5 "
+    "zeroing a latent does, as correlation with the clean model, of those that are among the most "
+    "active both before and after. Probing: balanced accuracy with 5 "
     "latents. Change: from before the arm, for mse-lora from where LoRA began. These four are of "
     "the seeds measured, the last three with intervals over seeds alone. Blank: not measured, or "
     "not timed on the clock of most runs."
@@ -207,8 +208,19 @@ def _latents(values: list[dict[str, Any]]) -> str:
 
 
 def _effects(values: list[dict[str, Any]]) -> str:
-    models = ("adapted", "before")
-    return _change(*(_means(values, "*", model, "correlation", "mean") for model in models))
+    pairs = [list(_in_both(sites)) for sites in values]
+    after, before = ([fmean(p[n] for p in of) if of else None for of in pairs] for n in (0, 1))
+    return _change(after, before)
+
+
+def _in_both(sites: dict[str, Any]) -> Iterator[tuple[float, float]]:
+    """(effect after, effect before) of the latents that are among the most active both times."""
+    for models in sites.values():
+        was, now = (
+            dict(zip(models[m]["latents"], models[m]["correlation_by_latent"], strict=True))
+            for m in ("before", "adapted")
+        )
+        yield from ((now[n], was[n]) for n in now if None not in (now[n], was.get(n)))
 
 
 def _probing(values: list[dict[str, Any]]) -> str:

@@ -281,8 +281,11 @@ def test_measurements_are_columns_and_no_tables_of_their_own(tmp_path):
     fell = [0.13, 0.15, 0.17]
 
     def effects(role, seed):
-        means = {"before": 0.9 + 0.05 * seed, "adapted": 0.9 + 0.05 * seed - fell[seed]}
-        return {site: {model: {"correlation": {"mean": means[model]}} for model in means}}
+        was = 0.9 + 0.05 * seed
+        now = was - fell[seed]
+        before = {"latents": [7, 1, 2, 3, 4], "correlation_by_latent": [0.1, was, was, None, 0.5]}
+        after = {"latents": [3, 2, 9, 4, 1], "correlation_by_latent": [0.2, now, 0.3, None, now]}
+        return {site: {"before": before, "adapted": after}}
 
     measured(tmp_path, "effects", lambda role, seed: effects(role, seed) if role == "lora" else {})
     probes = {
