@@ -1,6 +1,7 @@
 """The figure of the frontier: KL to the clean model against all seconds, the SAE's included."""
 
 import re
+import textwrap
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -87,9 +88,9 @@ def draw(experiment: Experiment) -> Figure:
     figure = Figure((13, 6.2), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     timed, why = placed(on_one_clock(experiment))
-    figure.suptitle(_title(experiment, timed), fontsize=12)
     found = {arm: _end(experiment, timed, arm) for arm in arms(experiment)}
     reached = {arm: end for arm, end in found.items() if end}
+    figure.suptitle(_title(experiment, timed, list(reached)), fontsize=12)
     if why or Arm(BASE) not in reached:
         for axes in (left, right):
             panels.say(axes, why or NO_BASE)
@@ -102,18 +103,19 @@ def draw(experiment: Experiment) -> Figure:
     return figure
 
 
-def _title(experiment: Experiment, timed: Experiment) -> str:
+def _title(experiment: Experiment, timed: Experiment, drawn: list[Arm]) -> str:
     """The question, and what it was asked of."""
     header = (timed.entries or experiment.entries)[0].header
     model, site = model_name(header["spec"]["model"]), header["spec"]["site"]
     site = re.sub(r"^blocks\.(\d+)\.hook_resid_post$", r"after block \1", site)
     asked = "Which training makes good what splicing in an SAE breaks, at equal seconds?"
-    return "\n".join([asked, f"{model}, SAE {site} · {_seeds(experiment)} · {header['machine']}"])
+    counted, machine = _seeds(experiment, drawn), header["machine"]
+    return f"{asked}\n{model}, SAE {site} · {counted} · {machine}"
 
 
-def _seeds(experiment: Experiment) -> str:
-    """`5 seeds`, or `3 to 5 seeds` where arms differ."""
-    counts = [len(arm.of(experiment)) for arm in arms(experiment)] or [len(experiment.seeds)]
+def _seeds(experiment: Experiment, drawn: list[Arm]) -> str:
+    """`5 seeds`, or `3 to 5 seeds` where the arms that are drawn differ."""
+    counts = [len(arm.of(experiment)) for arm in drawn] or [len(experiment.seeds)]
     return (f"{min(counts)} to " if min(counts) < max(counts) else "") + of_seeds(max(counts))
 
 
@@ -122,7 +124,8 @@ def _caption(experiment: Experiment, found: dict[Arm, End | None]) -> str:
     documents = len(experiment.runs(fork=PRIMARY)[0].header["ce_full_clean"])
     text = CAPTION.format(documents=documents, margin=MARGIN)
     lost = [f"{NAMES.get(a.role, a.role)} ({a.fork:.0%})" for a, end in found.items() if not end]
-    return text + (f"\nNot drawn, as not timed in one go here: {', '.join(lost)}." if lost else "")
+    missing = f"Not drawn, as not timed in one go here: {', '.join(lost)}."
+    return "\n".join([text, *(textwrap.wrap(missing, 160) if lost else [])])
 
 
 def _end(experiment: Experiment, timed: Experiment, arm: Arm) -> End | None:

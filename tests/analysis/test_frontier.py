@@ -23,6 +23,7 @@ from tests.helpers.frontier import (
     T,
     arm,
     changed,
+    elsewhere,
     loaded,
     planned,
     trunk,
@@ -199,10 +200,6 @@ def test_no_share_of_a_gap_that_is_less_than_two_errors(tmp_path):
 
 def resumed(run):
     return replace(run, end={**run.end, "timing": "resumed", "segments": 2})
-
-
-def elsewhere(run):
-    return replace(run, header={**run.header, "machine": "another, 2 cores"})
 
 
 @pytest.mark.parametrize("change", [resumed, elsewhere])

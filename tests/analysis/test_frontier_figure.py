@@ -12,6 +12,7 @@ from tests.helpers.frontier import (
     arm,
     by_document,
     changed,
+    elsewhere,
     loaded,
     planned,
     trunk_kl,
@@ -50,6 +51,17 @@ def test_the_title_counts_the_seeds_of_arms_not_of_the_trunk(tmp_path):
     trunks = [e for e in entries if e[0] == "trunk" or e[1] != 2]
     for folder, part, said in (("a", fewer, "2 to 3 seeds"), ("b", trunks, "· 2 seeds")):
         assert said in figures.draw(loaded(tmp_path / folder, part)).get_suptitle()
+
+
+def test_arms_that_are_not_drawn_are_named_within_the_page_and_not_counted(tmp_path):
+    entries = planned(controls=())
+    entries = [e for e in entries if e[1] == 0 or e[0] in ("trunk", "mse", "lora")]
+    for role in {e[0] for e in entries} - {"trunk", "mse", "lora"}:
+        entries = changed(entries, elsewhere, role)
+    figure = figures.draw(loaded(tmp_path, entries))
+    lines = figure.get_supxlabel().splitlines()
+    assert sum("Not drawn" in line for line in lines) == 1 and max(map(len, lines)) <= 165
+    assert " · 3 seeds · " in figure.get_suptitle()
 
 
 def test_the_part_is_named_above_a_curve_that_first_rises(tmp_path):

@@ -104,6 +104,11 @@ def planned(seeds=(0, 1, 2), roles=tuple(CLOSES), forks=(0.05, 0.5), controls=("
     return entries
 
 
+def elsewhere(run):
+    """The run as if another machine had made it."""
+    return replace(run, header={**run.header, "machine": "another, 2 cores"})
+
+
 def changed(entries, change, role, **at):
     """The entries, with `change` made to the runs of a role at these values."""
     return [
