@@ -83,6 +83,11 @@ def crossed(values: Table) -> Estimate:
     return Estimate(value, error, df, value - wide, value + wide, seeds, documents)
 
 
+def of_seeds(values: Sequence[float]) -> Estimate:
+    """A value of each seed, each for all documents together: the interval is over seeds alone."""
+    return crossed([[value] * 2 for value in values])
+
+
 def _variance(y: np.ndarray) -> tuple[float, float]:
     """[seed, document] -> (variance of the mean, its degrees of freedom)."""
     by_seed, by_document = y.mean(1, keepdims=True), y.mean(0, keepdims=True)

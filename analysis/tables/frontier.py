@@ -10,7 +10,7 @@ from typing import Any
 
 from analysis.records.comparison import grouped
 from analysis.records.manifest import Experiment, runs_of
-from analysis.stats.crossed import Estimate, crossed
+from analysis.stats.crossed import Estimate, crossed, of_seeds
 from analysis.stats.frontier import (
     BASE,
     BETTER,
@@ -72,10 +72,10 @@ NOTE = (
     "+ tuning: and the search for its step size. CE, no SAE: of the adapted model without the SAE, "
     "less the clean one's. Kept: Jaccard of the latents active before and after. Effects: what "
     "zeroing a latent does, as correlation with the clean model, of those that are among the most "
-    "active both before and after. Probing: balanced accuracy with 5 "
-    "latents. Change: from before the arm, for mse-lora from where LoRA began. These four are of "
-    "the seeds measured, the last three with intervals over seeds alone. Blank: not measured, or "
-    "not timed on the clock of most runs."
+    "active both before and after. Probing: balanced accuracy with 5 latents. Change: from before "
+    "the arm, for mse-lora from where LoRA began. These four are of the seeds measured, the last "
+    "three with intervals over seeds alone. Blank: not measured, or not timed on the clock of most "
+    "runs."
 )
 
 NO_VERDICT = "no verdict (one seed)"
@@ -204,7 +204,7 @@ def _no_sae(values: list[dict[str, Any]]) -> str:
 
 def _latents(values: list[dict[str, Any]]) -> str:
     known = [kept for kept in _means(values, "*", "jaccard") if kept is not None]
-    return _interval(_over_seeds(known), ".2f") if known else BLANK
+    return _interval(of_seeds(known), ".2f") if known else BLANK
 
 
 def _effects(values: list[dict[str, Any]]) -> str:
@@ -235,12 +235,7 @@ def _change(after: list[float | None], before: list[float | None]) -> str:
     pairs = [(a, b) for a, b in zip(after, before, strict=True) if a is not None and b is not None]
     if not pairs:
         return BLANK
-    return f"{fmean(a for a, _ in pairs):.2f}: {_interval(_over_seeds([a - b for a, b in pairs]))}"
-
-
-def _over_seeds(values: list[float]) -> Estimate:
-    """With an interval over seeds alone: a measure is one number for all documents."""
-    return crossed([[value] * 2 for value in values])
+    return f"{fmean(a for a, _ in pairs):.2f}: {_interval(of_seeds([a - b for a, b in pairs]))}"
 
 
 MEASURED: dict[str, tuple[str, Callable[[list[dict[str, Any]]], str]]] = {

@@ -12,7 +12,7 @@ from scipy.special import stdtr
 
 from analysis.records import manifest
 from analysis.records.manifest import Experiment
-from analysis.stats.crossed import Estimate, crossed, holm
+from analysis.stats.crossed import Estimate, holm, of_seeds
 from analysis.stats.frontier import FAMILY, OUTCOMES, Arm, closed, total_seconds, verdicts
 from analysis.stats.usable import finished
 
@@ -72,7 +72,7 @@ def _each_arm(frontier: Experiment) -> Iterator[str]:
         for field in ("fvu_full", "fvu_weighted_full", "dead_full"):
             pairs = [(run.header[field], (run.end or {})[field]) for run in runs]
             before, after = (_range(values, ".3f") for values in zip(*pairs, strict=True))
-            change = crossed([[after - before] * 2 for before, after in pairs])
+            change = of_seeds([after - before for before, after in pairs])
             ends = f"{change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
             yield f"    {field}: {before} before, {after} after, change {ends}"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.stats.crossed import Estimate, bootstrap, crossed, equivalence, holm, ratio
+from analysis.stats.crossed import Estimate, bootstrap, crossed, equivalence, holm, of_seeds, ratio
 
 TIMES = 1_000
 """Simulated experiments; chance moves a coverage of 95% by 0.7%."""
@@ -67,6 +67,12 @@ def test_where_one_of_the_two_says_nothing_it_is_a_one_sample_t_test(axis):
     assert found.p(0.1) == pytest.approx(known.pvalue)
     assert (found.low, found.high) == pytest.approx(tuple(known.confidence_interval()))
     assert found.over == "seeds and documents"
+
+
+def test_over_seeds_alone_it_is_a_one_sample_t_test():
+    found, known = of_seeds([0.3, -0.1, 0.9]), stats.ttest_1samp([0.3, -0.1, 0.9], 0)
+    assert (found.low, found.high) == pytest.approx(tuple(known.confidence_interval()))
+    assert of_seeds([0.3]).value == 0.3 and of_seeds([0.3]).low is None
 
 
 def test_a_layout_worked_out_by_hand():
