@@ -1,31 +1,45 @@
-"""python -m analysis FOLDER [--out DIR] [--claims]: figures and tables of folders of records."""
+"""Tables and figures of folders of records."""
 
 import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
+from analysis.tables.frames import FORMATS
 from bench.errors import Fault, Rejected, Unavailable, Usage
 from bench.io.console import check_output, say, tolerate
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Usage(f"{message} (see {self.prog} --help)")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0, or that of the first fault; a fault in one folder does not stop the others."""
-    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
-    parser.add_argument("folder", type=Path, help="records lie here or in its subfolders")
-    parser.add_argument("--out", type=Path, help="write there instead, one folder per experiment")
-    parser.add_argument(
-        "--claims", action="store_true", help="write CLAIMS.md alone: the papers' claims, judged"
-    )
+    parser = _Parser(prog="python -m analysis", description=__doc__)
+    text = "records lie here or in its subfolders"
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help=text)
+    text = "write there instead, each folder's under its own name"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=text)
+    text = "print what the comparisons in all folders reached as one table, and draw nothing"
+    parser.add_argument("--format", choices=FORMATS, help=text)
+    text = "write CLAIMS.md alone: the papers' claims, judged"
+    parser.add_argument("--claims", action="store_true", help=text)
     tolerate()
-    arguments = parser.parse_args(argv)
     try:
-        folders = _folders(arguments.folder)
+        arguments = parser.parse_args(argv)
+        found = [(root, folder) for root in arguments.folders for folder in _folders(root)]
     except Fault as fault:
         return _printed(fault)
-    steps = [partial(_report, folder, arguments) for folder in folders] + [check_output]
-    codes = [_code(step) for step in ([partial(_claims, arguments)] if arguments.claims else steps)]
+    steps: list[Callable[[], object]] = [partial(_report, *each, arguments) for each in found]
+    if arguments.format:
+        steps = [partial(_table, [folder for _, folder in found], arguments.format)]
+    elif arguments.claims:
+        steps = [partial(_claims, arguments)]
+    codes = [_code(step) for step in [*steps, check_output]]
     return next((code for code in codes if code), 0)
 
 
@@ -56,18 +70,30 @@ def _folders(folder: Path) -> list[Path]:
     return folders
 
 
-def _report(folder: Path, arguments: argparse.Namespace) -> None:
+def _report(root: Path, folder: Path, arguments: argparse.Namespace) -> None:
     from analysis.report import report
 
-    out = arguments.out and arguments.out / folder.relative_to(arguments.folder)
+    out = arguments.out
+    if out:
+        name = root.resolve().name if len(arguments.folders) > 1 else ""
+        out = out / name / folder.relative_to(root)
     text, paths = report(folder, out)
     say("\n".join([f"{folder}\n\n{text}", *map(str, paths), ""]))
+
+
+def _table(folders: list[Path], kind: str) -> None:
+    from analysis.records.comparison import load
+    from analysis.tables.frames import formatted
+
+    say(formatted([each for folder in folders for each in load(folder)], kind))
 
 
 def _claims(arguments: argparse.Namespace) -> None:
     from analysis.claims.claims import write
 
-    path, lines = write(arguments.folder, arguments.out)
+    if len(arguments.folders) > 1:
+        raise Usage("--claims: expected one folder, that of all experiments")
+    path, lines = write(arguments.folders[0], arguments.out)
     say("\n".join([*lines, str(path)]))
 
 

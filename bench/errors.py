@@ -79,9 +79,14 @@ def disk_full(error: BaseException) -> bool:
 def unknown(kind: str, value: object, choices: Iterable[object]) -> Usage:
     """A `Usage` for a name that is not one of `choices`, with the nearest one."""
     names = sorted(map(str, choices))
-    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.4)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return Usage(f"unknown {kind} '{value}': {hint}expected one of {', '.join(names)}")
+    expected = f"expected one of {', '.join(names)}"
+    return Usage(f"unknown {kind} '{value}': {nearest(str(value), names)}{expected}")
+
+
+def nearest(value: str, names: Iterable[str]) -> str:
+    """A question with the one of `names` that is most like `value`, "" where none is like it."""
+    near = difflib.get_close_matches(value, list(names), n=1, cutoff=0.4)
+    return f"did you mean '{near[0]}'? " if near else ""
 
 
 def require_positive(config: object, *fields: str) -> None:

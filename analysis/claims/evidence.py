@@ -15,7 +15,7 @@ from typing import Any
 from analysis.records.comparison import clock
 from analysis.records.manifest import Entry, Experiment, load
 from analysis.stats.crossed import Estimate
-from analysis.stats.gap import Closed, closed_at_end
+from analysis.stats.gap import closed_at_end
 from analysis.stats.speedup import resumed
 from analysis.stats.usable import by_seed, unsound
 from analysis.tables.notes import clock_in_words, model_name
@@ -157,7 +157,7 @@ def paired(*groups: dict[int, Run]) -> list[tuple[Run, ...]]:
     return [tuple(group[seed] for group in groups) for seed in sorted(groups[0])]
 
 
-def closed(runs: dict[int, Run]) -> Closed:
+def closed(runs: dict[int, Run]) -> Estimate:
     """Share of the gap in CE that the runs of all seeds close; `Untestable` where there is none."""
     share = closed_at_end(list(runs.values()))
     if not share:

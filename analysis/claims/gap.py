@@ -20,7 +20,8 @@ from analysis.claims.evidence import (
     nats,
     table,
 )
-from analysis.stats.gap import Closed, difference
+from analysis.stats.crossed import Estimate
+from analysis.stats.gap import difference
 from analysis.stats.usable import ends, spliced
 from analysis.tables.notes import percent
 from bench.io.record import Run
@@ -106,7 +107,7 @@ def _swept(
     return f"{words} ({variable}; rank {max(ranks)})", shares, gains
 
 
-def _in_words(closed: dict[Any, Closed], before: str = "at") -> str:
+def _in_words(closed: dict[Any, Estimate], before: str = "at") -> str:
     """Value -> share closed there, as `12.0% ± 1.0 at 8, ...`."""
     return ", ".join(f"{percent(c.value, c.error)} {before} {at}" for at, c in closed.items())
 

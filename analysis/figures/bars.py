@@ -43,8 +43,8 @@ def _closed_bar(axes: Axes, at: float, runs: list[Run], width: float, colour: st
     """Gap closed by runs of one label, with a dot for each seed."""
     closed = closed_at_end(runs)
     if closed:
-        dots = [one_seed.share for one_seed in (closed_at_end([run]) for run in runs) if one_seed]
-        panels.bar(axes, at, closed.share, closed.error, dots, width=width, color=colour)
+        dots = [one_seed.value for one_seed in (closed_at_end([run]) for run in runs) if one_seed]
+        panels.bar(axes, at, closed.value, closed.error, dots, width=width, color=colour)
 
 
 KARVONEN = (
@@ -97,8 +97,8 @@ def one_layer(experiment: Experiment) -> Figure:
         _closed_bar(axes, n, experiment.runs("lora", layer=layer), 0.7, colour)
     every = closed_at_end(experiment.runs("lora", layer="after"))
     if every:
-        axes.axhline(every.share, color=colour, linewidth=1.8)
-        low, high = every.share - (every.error or 0), every.share + (every.error or 0)
+        axes.axhline(every.value, color=colour, linewidth=1.8)
+        low, high = every.value - (every.error or 0), every.value + (every.error or 0)
         axes.axhspan(low, high, color=colour, alpha=0.15, linewidth=0)
     theirs = known("scaling", "closed", layer=12, width=16, l0=82, rank=64) / 100
     axes.axhline(theirs, color=PAPER, linewidth=1.6)

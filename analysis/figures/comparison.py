@@ -139,8 +139,15 @@ def _cost_scale(axes: Axes, comparison: Comparison, axis: str) -> None:
         axes.set_xticks([], minor=True)
     else:
         axes.set_xlim(-0.03 * last, 1.04 * last)
-        axes.xaxis.set_major_locator(MaxNLocator(8, steps=(1, 2, 5, 10)))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        # There is no half of a pass.
+        whole = axis != "seconds"
+        axes.xaxis.set_major_locator(MaxNLocator(8, steps=(1, 2, 5, 10), integer=whole))
+    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+
+
+def _short(cost: float, _: object = None) -> str:
+    """`12k` from a thousand on; what is small as it is: `5m` reads as minutes."""
+    return f"{cost:g}" if abs(cost) < 1_000 else EngFormatter(sep="")(cost)
 
 
 def _share_axis(axes: Axes, comparison: Comparison, lowest: float) -> None:

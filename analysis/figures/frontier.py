@@ -13,18 +13,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from analysis.figures import panels
 from analysis.figures.style import REFERENCE, Style
 from analysis.records.manifest import Entry, Experiment
-from analysis.stats.frontier import (
-    BASE,
-    MARGIN,
-    PRIMARY,
-    Arm,
-    arms,
-    closed,
-    gap,
-    left,
-    maturity,
-    seconds,
-)
+from analysis.stats import frontier as stats
+from analysis.stats.frontier import BASE, MARGIN, PRIMARY, Arm
 from analysis.stats.speedup import sae_cost
 from analysis.stats.usable import on_one_clock, placed
 from analysis.tables.frontier import NAMES
@@ -88,7 +78,7 @@ def draw(experiment: Experiment) -> Figure:
     figure = Figure((13, 6.2), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     timed, why = placed(on_one_clock(experiment))
-    found = {arm: _end(experiment, timed, arm) for arm in arms(experiment)}
+    found = {arm: _end(experiment, timed, arm) for arm in stats.arms(experiment)}
     reached = {arm: end for arm, end in found.items() if end}
     figure.suptitle(_title(experiment, timed, list(reached)), fontsize=12)
     if why or Arm(BASE) not in reached:
@@ -97,7 +87,7 @@ def draw(experiment: Experiment) -> Figure:
         return figure
     factors = _factors(experiment)
     _whole(left, timed, reached, factors)
-    _last_part(right, timed, reached, factors, gap(experiment, Arm(BASE), "KL") or 0.0)
+    _last_part(right, timed, reached, factors, stats.gap(experiment, Arm(BASE), "KL") or 0.0)
     _stamp(left, experiment)
     figure.supxlabel(_caption(experiment, found), fontsize=9, color=REFERENCE)
     return figure
@@ -130,10 +120,13 @@ def _caption(experiment: Experiment, found: dict[Arm, End | None]) -> str:
 
 def _end(experiment: Experiment, timed: Experiment, arm: Arm) -> End | None:
     """Its interval is of the difference from `mse`, for `mse` from the SAE at the fork."""
-    kl, nats = left(experiment, arm, "KL"), gap(experiment, arm, "KL")
+    kl, nats = stats.left(experiment, arm, "KL"), stats.gap(experiment, arm, "KL")
     than = None if arm.role == BASE else arm.base
-    share, more = closed(experiment, arm, "KL"), closed(experiment, arm, "KL", than=than)
-    at = seconds(timed, arm)
+    share, more = (
+        stats.closed(experiment, arm, "KL"),
+        stats.closed(experiment, arm, "KL", than=than),
+    )
+    at = stats.seconds(timed, arm)
     if kl is None or not (nats and share and more) or at is None:
         return None
     if more.low is None or more.high is None:
@@ -283,7 +276,7 @@ def _apart(heights: list[float], least: float = 0.052) -> list[float]:
 
 def _stamp(axes: Axes, experiment: Experiment) -> None:
     """Whether the SAE at the fork is mature."""
-    found = maturity(experiment)
+    found = stats.maturity(experiment)
     if found:
         text = f"{'mature' if found.mature else 'immature'} SAE: the last doubling\n"
         text += f"of its tokens moved the gap by {found.change:.0%}"

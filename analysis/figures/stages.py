@@ -45,19 +45,19 @@ def _stages(axes: Axes, at: float, experiment: Experiment, role: str) -> None:
     firsts, lasts = ({seed: runs[seed] for seed in seeds} for runs in (firsts, lasts))
     before, half, end = spliced(firsts), ends(firsts), ends(lasts)
     gained, added = difference(before, half), difference(half, end)
-    bar(axes, at, gained.mean, None, width=0.62, color=method_look(first)[0])
-    low = gained.mean if added.mean >= 0 else gained.mean + added.mean
-    colour, hatch = method_look(second)[0], None if added.mean >= 0 else "///"
-    axes.bar(at, abs(added.mean), 0.62, low, hatch=hatch, color=colour, edgecolor="white")
+    bar(axes, at, gained.value, None, width=0.62, color=method_look(first)[0])
+    low = gained.value if added.value >= 0 else gained.value + added.value
+    colour, hatch = method_look(second)[0], None if added.value >= 0 else "///"
+    axes.bar(at, abs(added.value), 0.62, low, hatch=hatch, color=colour, edgecolor="white")
     # The two side by side: they are about heights that may be close.
-    sums = ((-0.2, gained.mean, gained), (0.2, gained.mean + added.mean, added))
+    sums = ((-0.2, gained.value, gained), (0.2, gained.value + added.value, added))
     for shift, height, part in sums:
         if part.error:
             axes.errorbar(at + shift, height, part.error, capsize=2.5, linewidth=1, color=INK)
-    seed_dots(axes, at, [difference({s: before[s]}, {s: end[s]}).mean for s in seeds], 0.4)
+    seed_dots(axes, at, [difference({s: before[s]}, {s: end[s]}).value for s in seeds], 0.4)
     alone = [experiment.of(method, stage=1) for method in (first, second)]
     if first != second and all(alone):
-        height = sum(gain(entries).mean for entries in alone)
+        height = sum(gain(entries).value for entries in alone)
         axes.plot([at - 0.36, at + 0.36], [height, height], color=REFERENCE, linestyle=":")
 
 
@@ -109,10 +109,10 @@ def _state(
     losses = {seed: of[state] for seed, of in values.items()}
     above_clean = difference(losses, clean)
     nothing = {seed: [0.0] * len(ce) for seed, ce in losses.items()}
-    dots = [difference({s: losses[s]}, {s: clean[s]}).mean for s in losses]
+    dots = [difference({s: losses[s]}, {s: clean[s]}).value for s in losses]
     colour = REFERENCE if state in ("ce_clean", "ce_spliced") else colour
     dots = dots if state != "ce_clean" else []
-    bar(axes, at, above_clean.mean, above_clean.error, dots, width=width, color=colour)
-    top = max([above_clean.mean + (above_clean.error or 0), *dots, 0])
-    text = f"{difference(losses, nothing).mean:.3f}"
+    bar(axes, at, above_clean.value, above_clean.error, dots, width=width, color=colour)
+    top = max([above_clean.value + (above_clean.error or 0), *dots, 0])
+    text = f"{difference(losses, nothing).value:.3f}"
     axes.annotate(text, (at, top), (0, 5), ha="center", textcoords="offset points", fontsize=9)

@@ -1,6 +1,7 @@
 """How a method looks: one colour and one marker, the same in every figure."""
 
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 from bench.io.record import Run
@@ -21,8 +22,15 @@ METHODS = {
 }
 """Method -> (colour, marker). `ridge` is a darker yellow: the palette's own is lost on white."""
 
-OTHERS = ("#332288", "#882255", "#117733", "#999933", "#6699CC", "#661100")
-"""Colours for a method that is not named above; which one follows from its name."""
+OTHERS = {
+    "#332288": "h",
+    "#882255": "d",
+    "#117733": ">",
+    "#999933": "p",
+    "#6699CC": "*",
+    "#661100": "8",
+}
+"""Colour -> marker of a method that is not named above; which one follows from its name."""
 
 LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 """Line styles that tell labels of one method apart."""
@@ -52,15 +60,23 @@ LOOK = {
 """Settings of matplotlib under which every figure is drawn and saved."""
 
 
-def method_look(method: str) -> tuple[str, str]:
-    """(colour, marker) of a method."""
-    other = OTHERS[zlib.crc32(method.encode()) % len(OTHERS)]
-    return METHODS.get(method, (other, "h"))
+def method_look(method: str, beside: Iterable[str] = ()) -> tuple[str, str]:
+    """(colour, marker) of a method; unlike those of the methods `beside` it that come before."""
+    looks: dict[str, tuple[str, str]] = {}
+    for name in dict.fromkeys([*beside, method]):
+        left = [look for look in OTHERS.items() if look not in looks.values()] or [*OTHERS.items()]
+        looks[name] = METHODS.get(name) or left[zlib.crc32(name.encode()) % len(left)]
+    return looks[method]
 
 
-def line_look(method: str, line: str | tuple[Any, ...] = "-", width: float = 1.8) -> Style:
+def line_look(
+    method: str,
+    line: str | tuple[Any, ...] = "-",
+    width: float = 1.8,
+    beside: Iterable[str] = (),
+) -> Style:
     """Keywords of a method's line."""
-    colour, marker = method_look(method)
+    colour, marker = method_look(method, beside)
     style = {"color": colour, "marker": marker, "markersize": 5}
     return {**style, "linestyle": line, "linewidth": width}
 
@@ -80,9 +96,10 @@ def line_styles(trained: dict[str, list[Run]]) -> dict[str, Style]:
     """
     styles = {}
     labels_of: dict[str, int] = {}
+    beside = [runs[0].header["method"] for runs in trained.values()]
     for label, runs in trained.items():
         method = runs[0].header["method"]
         line = LINES[labels_of.setdefault(method, 0) % len(LINES)]
         labels_of[method] += 1
-        styles[label] = line_look(method, line, width=1.9)
+        styles[label] = line_look(method, line, 1.9, beside)
     return styles

@@ -143,13 +143,13 @@ def _paper(axes: Axes, numbers: list[Number], column: str, scale: float, unit: f
 def _shares(axes: Axes, places: list[float], groups: list[list[Entry]], style: Style) -> None:
     """Share of the gap closed at each place, with its standard error."""
     closed = [closed_at_end(runs_of(entries)) for entries in groups]
-    _line(axes, [(at, c.share, c.error) for at, c in zip(places, closed, strict=True) if c], style)
+    _line(axes, [(at, c.value, c.error) for at, c in zip(places, closed, strict=True) if c], style)
 
 
 def _gains(axes: Axes, places: list[float], groups: list[list[Entry]], style: Style) -> None:
     """Nats gained at each place, with their standard error."""
     gains = [gain(entries) for entries in groups]
-    _line(axes, [(at, g.mean, g.error) for at, g in zip(places, gains, strict=True)], style)
+    _line(axes, [(at, g.value, g.error) for at, g in zip(places, gains, strict=True)], style)
 
 
 def _line(axes: Axes, points: list[tuple[float, float, float | None]], style: Style) -> None:

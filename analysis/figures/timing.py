@@ -1,7 +1,6 @@
 """The figure of `timing`: CE against total training, and the speedup over training end to end."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,10 +10,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from analysis.figures import panels
 from analysis.figures.style import PAPER, REFERENCE, Style, method_look
 from analysis.records.comparison import grouped
-from analysis.records.manifest import Experiment
+from analysis.records.manifest import Entry, Experiment, runs_of
 from analysis.records.paper import Number, find, known, one
 from analysis.stats.speedup import over_seeds, sae_cost, to_same_ce, whole_runs
-from analysis.stats.usable import placed
+from analysis.stats.usable import by_seed, placed
 from bench.io.record import Run
 
 NAMES = {
@@ -26,9 +25,6 @@ NAMES = {
 LADDERS = ("e2e-finetune", "lora")
 """Roles that start from checkpoints of the SAE's training."""
 
-CLAIMED = ("lowest", "highest")
-"""The ends of the range that the paper claims."""
-
 UNITS = ((300, "seconds", 1), (9_000, "minutes", 60), (math.inf, "hours", 3_600))
 """Up to how many seconds an axis has which unit."""
 
@@ -38,21 +34,6 @@ Pairs = list[tuple[Run, Run]]
 WIDE = 6
 """A CE axis is logarithmic away from the clean model where its curves end, above that, in gaps
 that differ by more than this."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """CE of one run against the seconds of all training, the SAE's included."""
-
-    role: str
-    share: float
-    """Of the SAE's training, where the run starts from a checkpoint of it; else 0."""
-    seed: int
-    run: Run
-    costs: list[float]
-    """Seconds at each evaluation, those of the SAE added."""
-    losses: list[float]
-    """CE at each evaluation, nats per scored token."""
 
 
 def draw(experiment: Experiment) -> Figure:
@@ -67,11 +48,10 @@ def draw(experiment: Experiment) -> Figure:
             axes.set_title("ours")
             panels.say(axes, why)
     else:
-        curves = _curves(whole)
-        clean = curves[0].run.header["ce_clean"]
-        _losses(ours, curves, clean)
-        _speedups_by_share(checkpoints, curves, model)
-        _speedups_by_target(targets, curves, clean, model)
+        clean = whole.entries[0].header["ce_clean"]
+        _losses(ours, whole, clean)
+        _speedups_by_share(checkpoints, whole, model)
+        _speedups_by_target(targets, whole, clean, model)
     there = [role for role in NAMES if experiment.of(role)]
     handles = [panels.handle(NAMES[role], **panels.look(role)) for role in there]
     handles.append(panels.handle("clean model", color=REFERENCE, linestyle="--", linewidth=1.2))
@@ -80,53 +60,52 @@ def draw(experiment: Experiment) -> Figure:
     return figure
 
 
-def _curves(experiment: Experiment) -> list[Curve]:
-    """A `Curve` of each run, by seed."""
-    curves = []
-    for entry in experiment.of():
-        before = sae_cost(entry.run, "seconds") if entry.run else None
-        if entry.run and before is not None and entry.role in NAMES:
-            rows, place = entry.run.rows, (entry.role, entry.at.get("share", 0.0), entry.seed)
-            points = [before + row["seconds"] for row in rows], [row["ce"] for row in rows]
-            curves.append(Curve(*place, entry.run, *points))
-    return curves
+def _by_share(experiment: Experiment, role: str) -> dict[float, list[Entry]]:
+    """Share of the SAE's training -> the runs of one role from there."""
+    return grouped(experiment.of(role), lambda entry: entry.at.get("share", 0.0))
 
 
-def _by_share(curves: list[Curve], role: str) -> dict[float, list[Curve]]:
-    """Share of the SAE's training -> the curves of one role from there."""
-    return grouped([curve for curve in curves if curve.role == role], lambda curve: curve.share)
-
-
-def _pairs(curves: list[Curve], role: str) -> dict[float, Pairs]:
+def _pairs(experiment: Experiment, role: str) -> dict[float, Pairs]:
     """Share of the SAE's training -> `Pairs` of one role from there."""
-    scratch = {curve.seed: curve.run for curve in curves if curve.role == "e2e"}
+    scratch = by_seed(experiment.of("e2e"))
     return {
-        share: [(scratch[curve.seed], curve.run) for curve in group if curve.seed in scratch]
-        for share, group in _by_share(curves, role).items()
+        share: [(scratch[n], run) for n, run in by_seed(entries).items() if n in scratch]
+        for share, entries in _by_share(experiment, role).items()
     }
 
 
-def _losses(axes: Axes, curves: list[Curve], clean: float) -> None:
+def _costs(run: Run) -> list[float]:
+    """Seconds at each evaluation, those of the SAE added."""
+    before = sae_cost(run, "seconds") or 0.0
+    return [before + row["seconds"] for row in run.rows]
+
+
+def _ces(run: Run) -> list[float]:
+    """CE at each evaluation, nats per scored token."""
+    return [row["ce"] for row in run.rows]
+
+
+def _losses(axes: Axes, experiment: Experiment, clean: float) -> None:
     """CE against seconds of training, those of the SAE that a run starts from included."""
-    last = max(curve.costs[-1] for curve in curves)
+    last = max(_costs(run)[-1] for run in runs_of(experiment.entries))
     _, unit, seconds = next(row for row in UNITS if last < row[0])
     for role in ("mse", "e2e", *LADDERS):
-        for group in _by_share(curves, role).values():
-            costs = [[cost / seconds for cost in curve.costs] for curve in group]
-            losses = [curve.losses for curve in group]
-            panels.seeds_curve(axes, costs, losses, {**panels.look(role), "markersize": 4})
+        for runs in map(runs_of, _by_share(experiment, role).values()):
+            costs = [[cost / seconds for cost in _costs(run)] for run in runs]
+            style = {**panels.look(role), "markersize": 4}
+            panels.seeds_curve(axes, costs, list(map(_ces, runs)), style)
     axes.set_xlabel(f"{unit} of training, the SAE's included")
     axes.set_ylabel("CE, nats per scored token")
-    _loss_scale(axes, clean, curves)
+    _loss_scale(axes, clean, list(map(_ces, runs_of(experiment.entries))))
     panels.line_across(axes, clean, f"clean model {clean:.3f}")
     axes.set_title("ours: median over seeds, range shaded")
 
 
-def _loss_scale(axes: Axes, clean: float, curves: list[Curve]) -> None:
+def _loss_scale(axes: Axes, clean: float, curves: list[list[float]]) -> None:
     """Linear where all curves end near each other, else logarithmic away from the clean model."""
-    ends = [curve.losses[-1] - clean for curve in curves]
+    ends = [losses[-1] - clean for losses in curves]
     low, high = max(min(ends), 1e-3), max(max(ends), 1e-3)
-    highest = max(max(curve.losses) for curve in curves) - clean
+    highest = max(map(max, curves)) - clean
     if high < WIDE * low:
         axes.set_ylim(clean - 0.08 * high, clean + min(highest, 3 * high))
         return
@@ -171,15 +150,16 @@ def _end(model: str, curve: str, **of: object) -> list[tuple[float, float]]:
     return [] if hours is None or ce is None else [(hours, ce)]
 
 
-def _speedups_by_share(axes: Axes, curves: list[Curve], model: str) -> None:
+def _speedups_by_share(axes: Axes, experiment: Experiment, model: str) -> None:
     """Both speedups over e2e from scratch, by the share of the SAE's training that is done."""
     for role in LADDERS:
         for whole in (True, False):
-            _ladder(axes, _pairs(curves, role), panels.look(role), whole)
+            _ladder(axes, _pairs(experiment, role), panels.look(role), whole)
     paper = find("timing", "speedup", model=model)
     shares = [number.of["checkpoint"] / 100 for number in paper]
     _paper_speedups(axes, shares, paper)
-    low, high = (one("timing", f"{end} speedup", model=model, curve="lora") for end in CLAIMED)
+    lowest, highest = "lowest speedup", "highest speedup"
+    low, high = (one("timing", end, model=model, curve="lora") for end in (lowest, highest))
     if not paper and low is not None and high is not None:
         axes.axhspan(low, high, color=PAPER, alpha=0.25, linewidth=0)
     axes.set_xlabel("share of the SAE's training before adaptation")
@@ -206,10 +186,10 @@ def _ladder(axes: Axes, pairs: dict[float, Pairs], style: Style, whole: bool) ->
         axes.annotate("", at, (0, 22), textcoords="offset points", arrowprops=arrow)
 
 
-def _speedups_by_target(axes: Axes, curves: list[Curve], clean: float, model: str) -> None:
+def _speedups_by_target(axes: Axes, experiment: Experiment, clean: float, model: str) -> None:
     """The speedup to the same CE, for every CE on the way of a run from each checkpoint."""
     for role in LADDERS:
-        for share, pairs in _pairs(curves, role).items():
+        for share, pairs in _pairs(experiment, role).items():
             if pairs:
                 _targets(axes, pairs, clean, panels.look(role), f"{share:.0%}")
     base = known("timing", "CE", model=model, curve="clean")

@@ -40,6 +40,11 @@ class Estimate:
         counted = {"seeds": self.seeds > 1, "documents": self.documents > 1}
         return " and ".join(name for name, there in counted.items() if there)
 
+    @property
+    def distinguishable(self) -> bool:
+        """Whether it has an interval, and that leaves out 0."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
     def p(self, against: float = 0.0) -> float | None:
         """Two-sided p of the mean being `against`; None with one seed or one document."""
         tail = self.tail(abs(self.value - against))

@@ -247,14 +247,8 @@ def _cost_to_ce(run: Run, axis: str, ce: float) -> float:
     """Cost of first reaching a CE, that of the SAE added; inf when the run never does."""
     rows = finite_rows(run)
     own = cost_to_reach([row[axis] for row in rows], [-row["ce"] for row in rows], -ce)
-    return _known_sae_cost(run, axis) + own
+    return (sae_cost(run, axis) or 0.0) + own  # known, as the two are `comparable`
 
 
 def _whole_cost(run: Run, axis: str) -> float:
-    return _known_sae_cost(run, axis) + run.rows[-1][axis]
-
-
-def _known_sae_cost(run: Run, axis: str) -> float:
-    cost = sae_cost(run, axis)
-    assert cost is not None, "a run whose SAE's cost is not known is not `comparable`"
-    return cost
+    return (sae_cost(run, axis) or 0.0) + run.rows[-1][axis]

@@ -11,7 +11,8 @@ from typing import Any
 
 from analysis.records.comparison import clock, grouped
 from analysis.records.manifest import Entry, Experiment, runs_of
-from analysis.stats.gap import Difference, Loss, difference, end_losses, spliced_losses, units
+from analysis.stats.crossed import Estimate
+from analysis.stats.gap import Loss, difference, end_losses, spliced_losses, units
 from analysis.stats.speedup import AXES, resumed, sae_cost
 from bench.io.record import Run
 
@@ -91,8 +92,8 @@ def by_seed(entries: list[Entry]) -> dict[int, Run]:
     return {entry.seed: entry.run for entry in entries if entry.run}
 
 
-def gain(entries: list[Entry]) -> Difference:
-    """CE before minus CE after, by document -> `Difference`, above 0 where training helped."""
+def gain(entries: list[Entry]) -> Estimate:
+    """CE before minus CE after, by document -> the mean, above 0 where training helped."""
     runs = by_seed(entries)
     return difference(spliced(runs), ends(runs))
 

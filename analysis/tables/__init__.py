@@ -3,4 +3,4 @@
 Computes no statistics of its own.
 """
 
-__all__ = ["comparison", "conclusions", "experiments", "frontier", "notes"]
+__all__ = ["comparison", "conclusions", "experiments", "frames", "frontier", "notes"]

@@ -1,17 +1,16 @@
 """Comparison -> the text tables printed at the end of a run."""
 
+import math
 import textwrap
+from collections.abc import Iterable
 from statistics import fmean
 
 from analysis.records.comparison import Comparison
 from analysis.stats.gap import Loss, closed_at_end, end_losses
 from analysis.stats.speedup import AXES, median_cost, speedup, spent, targets
 from analysis.tables.conclusions import conclusions
-from analysis.tables.notes import BLANK, heading, interval, notes, number, percent, times
+from analysis.tables.notes import BLANK, WIDTH, heading, interval, notes, number, percent, times
 from bench.io.record import Run
-
-WIDTH = 108
-"""Columns that running text is wrapped to."""
 
 
 def table(comparison: Comparison) -> str:
@@ -27,16 +26,34 @@ def table(comparison: Comparison) -> str:
 
 
 def results(comparison: Comparison) -> str:
-    """The table of what each label reached at the end and what that took."""
-    measured = any(end_losses(run, "kl") for run in comparison.all)
-    losses: list[Loss] = ["ce", "kl"] if measured else ["ce"]
+    """Two tables: what each label reached at the end, and what that took."""
+    rows = cells(comparison, losses_of([comparison]))
+    at = len(rows[0]) - len(AXES) - 1
+    took = [[row[0], *row[at:]] for row in rows]
+    text = f"What it took:\n{aligned(took, left=(0, len(took[0]) - 1))}"
+    if comparison.random:
+        return text
+    tuning = comparison.spec.get("held_out") == "tuning"
+    over = "the tuning windows" if tuning else "the validation set"
+    ends = aligned([row[:at] for row in rows], left=(0,))
+    return f"At the end, on {over}:\n{ends}\n\n{text}"
+
+
+def losses_of(comparisons: Iterable[Comparison]) -> list[Loss]:
+    """The losses that were measured at the end of some run."""
+    kl = any(end_losses(run, "kl") for comparison in comparisons for run in comparison.all)
+    return ["ce", "kl"] if kl else ["ce"]
+
+
+def cells(comparison: Comparison, losses: list[Loss]) -> list[list[str]]:
+    """Heads, and a row for each label: method, losses, shares of their gaps, costs, runs."""
     heads = [*(loss.upper() for loss in losses), *(f"{loss.upper()} gap closed" for loss in losses)]
-    rows = [["method", *heads, "seconds", "backwards", "tokens", "runs"]]
+    rows = [["method", *heads, *AXES, "runs"]]
     for label, runs in comparison.runs.items():
         reached = [BLANK] * len(heads) if comparison.random else _reached(runs, losses)
-        costs = [number(spent(comparison, runs, axis)) for axis in AXES]
-        rows.append([label, *reached, *costs, _states(runs)])
-    return aligned(rows, left=(0, len(rows[0]) - 1))
+        took = [number(spent(comparison, runs, axis)) for axis in AXES]
+        rows.append([label, *reached, *took, _states(runs)])
+    return rows
 
 
 def _reached(runs: list[Run], losses: list[Loss]) -> list[str]:
@@ -63,23 +80,26 @@ def costs_to_targets(comparison: Comparison) -> str:
     if rival is None or not shares:
         return "No share of the gap that two methods reach: no costs to compare." * bool(trained)
     heads = [
-        ["gap", "method", "seconds", "seconds", "backwards", "tokens"],
-        ["closed", "", "", "with SAE", "", ""],
+        ["gap", "method", "seconds", "seconds", "back-", "tokens"],
+        ["closed", "", "", "and SAE", "wards", ""],
     ]
     if len(trained) > 1:
-        heads[0] += ["speedup:", "seconds", ""]
-        heads[1] += ["seconds", "with SAE", "backwards"]
+        heads[0] += ["speedup:", "seconds", "back-"]
+        heads[1] += ["seconds", "and SAE", "wards"]
     counted = [c for c in COSTS if comparison.one_clock or c[0] != "seconds"]
     rows, theirs = [], trained[rival]
     for share in shares:
         first = percent(share)
         for label, runs in trained.items():
             costs = [median_cost(runs, share, *c) if c in counted else None for c in COSTS]
+            if math.inf in costs:
+                continue
             ratios = [speedup(theirs, runs, share, *c) if c in counted else None for c in SPEEDUPS]
             against = list(map(times, ratios)) if label != rival else ["rival", "", ""]
             rows.append([first, label, *map(number, costs), *(against if len(trained) > 1 else [])])
             first = ""
-    return aligned([*heads, *rows], left=(1,))
+    text = aligned([*heads, *rows], left=(1,))
+    return f"To close a share of the CE gap for the first time, on the curve set:\n{text}"
 
 
 COSTS = (("seconds", False), ("seconds", True), ("backwards", False), ("tokens", False))
@@ -93,3 +113,10 @@ def aligned(rows: list[list[str]], left: tuple[int, ...]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     forms = [f"{{:{'<' if i in left else '>'}{width}}}" for i, width in enumerate(widths)]
     return "\n".join("  ".join(forms).format(*row).rstrip() for row in rows)
+
+
+def page(rows: list[list[str]], left: int = 1) -> str:
+    """Rows as a table in Markdown, the first its heads; so many columns are set flush left."""
+    rule = ["---"] * left + ["---:"] * (len(rows[0]) - left)
+    lines = [rows[0], rule, *rows[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -6,11 +6,11 @@ import textwrap
 from collections.abc import Iterator
 
 from analysis.records.comparison import Comparison
-from analysis.stats.gap import Difference, ce_difference, units
+from analysis.stats.crossed import Estimate
+from analysis.stats.gap import ce_difference, units
 from analysis.stats.speedup import spent
-from analysis.tables.notes import number, seeds
+from analysis.tables.notes import WIDTH, number, seeds
 
-WIDTH = 80
 APART = 1.25
 """Seconds whose ratio is larger are not equal."""
 FEW = 3
@@ -48,28 +48,28 @@ def _told(comparison: Comparison, first: str, second: str) -> str:
         return f"{pair}: {few}: nothing may be concluded about which is better."
     over = f"{seeds(ce.seeds)}, {ce.documents} {units([run.header for run in comparison.all])}"
     found = f"difference {_nats(ce)} nats CE; {over}"
-    better = first if ce.mean < 0 else second
+    better = first if ce.value < 0 else second
     told = f"{better} is better" if ce.distinguishable else "not told apart"
     beside = _agreement(ce, kl, first, second) if kl and kl.low is not None else ""
     return f"{pair}: {told} ({found}).{beside}"
 
 
-def _agreement(ce: Difference, kl: Difference, first: str, second: str) -> str:
+def _agreement(ce: Estimate, kl: Estimate, first: str, second: str) -> str:
     """What KL says beside CE, as a sentence."""
     alike = ce.distinguishable == kl.distinguishable
-    if alike and (not kl.distinguishable or (ce.mean < 0) == (kl.mean < 0)):
+    if alike and (not kl.distinguishable or (ce.value < 0) == (kl.value < 0)):
         said = "says the same"
     elif alike:
         said = "says the opposite"
     elif kl.distinguishable:
-        said = f"does tell them apart, {first if kl.mean < 0 else second} is better"
+        said = f"does tell them apart, {first if kl.value < 0 else second} is better"
     else:
         said = "does not tell them apart"
     return f" KL {said} ({_nats(kl)})."
 
 
-def _nats(difference: Difference) -> str:
-    return f"{difference.mean:+.4f} [{difference.low:.4f}, {difference.high:.4f}]"
+def _nats(difference: Estimate) -> str:
+    return f"{difference.value:+.4f} [{difference.low:.4f}, {difference.high:.4f}]"
 
 
 def _seconds(comparison: Comparison, first: str, second: str) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Experiment -> its table as text: what was reached at each role and value, and what it took."""
 
 import textwrap
-from functools import partial
 from statistics import fmean, median
 from typing import Any
 
@@ -10,8 +9,8 @@ from analysis.records.manifest import Entry, Experiment, runs_of
 from analysis.stats.gap import closed_at_end, units
 from analysis.stats.usable import after_both, by_seed, changed_tokens, ends, finished, timed
 from analysis.tables import frontier
-from analysis.tables.comparison import WIDTH, aligned
-from analysis.tables.notes import BLANK, interval, number, seeds, title
+from analysis.tables.comparison import aligned
+from analysis.tables.notes import BLANK, WIDTH, interval, number, seeds, title
 
 HEADS = ["role", "at", "gap closed", "CE", "seconds", "backwards", "seeds"]
 NOTE = (
@@ -112,53 +111,5 @@ def _no_sae(values: list[dict[str, Any]]) -> str:
     return "CE " + ", ".join(f"{name} {ce:.4f}" for name, ce in losses.items())
 
 
-def _over_sites(values: list[dict[str, Any]], *path: str | int) -> float:
-    """The number at a path below each site, its mean over sites and seeds."""
-    found = []
-    for seed in values:
-        for at in seed.values():
-            for step in path:
-                at = at[step]
-            found.append(at)
-    return fmean(found)
-
-
-def _latents(values: list[dict[str, Any]]) -> str:
-    of = partial(_over_sites, values)
-    rows, columns = of("decoder_cosine", "mean"), of("encoder_cosine", "mean")
-    changes = [f"FVU {of('fvu', 0):.3f} to {of('fvu', 1):.3f}"]
-    changes.append(f"dead {of('dead', 0):.1%} to {of('dead', 1):.1%}")
-    return (
-        f"Jaccard of active latents {of('jaccard'):.3f}; cosine of decoder rows {rows:.3f}, of "
-        f"encoder columns {columns:.3f}; {', '.join(changes)}"
-    )
-
-
-def _effects(values: list[dict[str, Any]]) -> str:
-    parts = []
-    for name in ("correlation", "ratio"):
-        before, after = (_over_sites(values, m, name, "mean") for m in ("before", "adapted"))
-        parts.append(f"{name} {after:.3f} (spliced {before:.3f})")
-    return f"effect of a latent on logits, against the clean model: {', '.join(parts)}"
-
-
-def _probing(values: list[dict[str, Any]]) -> str:
-    sites, parts = [seed["sites"] for seed in values], []
-    for label in ("party", "era"):
-        of = partial(_over_sites, sites, label)
-        latents = ", ".join(f"{of('after', n, 'mean'):.1%} ({n})" for n in ("1", "5", "20"))
-        ends = f"residual {of('residual', 'mean'):.1%}, shuffled {of('shuffled', 'mean'):.1%}"
-        parts.append(f"{label} {latents}, {ends}")
-    return f"balanced accuracy from so many latents: {'; '.join(parts)}"
-
-
-MEASURED = {
-    "token-loss": _token_loss,
-    "distance": _distance,
-    "no-sae": _no_sae,
-    "frontier-no-sae": _no_sae,
-    "frontier-latents": _latents,
-    "frontier-effects": _effects,
-    "frontier-probing": _probing,
-}
+MEASURED = {"token-loss": _token_loss, "distance": _distance, "no-sae": _no_sae}
 """Experiment of measurements -> what one role's seeds measured, in words."""

@@ -10,33 +10,12 @@ from typing import Any
 
 from analysis.records.comparison import grouped
 from analysis.records.manifest import Experiment, runs_of
+from analysis.stats import frontier as stats
 from analysis.stats.crossed import Estimate, crossed, of_seeds
-from analysis.stats.frontier import (
-    BASE,
-    BETTER,
-    FAMILY,
-    MARGIN,
-    MATURE,
-    OUTCOMES,
-    PRIMARY,
-    SAME,
-    WORDS,
-    Arm,
-    Family,
-    Verdict,
-    arms,
-    closed,
-    gap,
-    left,
-    left_more,
-    maturity,
-    seconds,
-    tuning_seconds,
-    verdicts,
-)
+from analysis.stats.frontier import BASE, MARGIN, OUTCOMES, PRIMARY, SAME, Arm, Family, Verdict
 from analysis.stats.usable import finished, on_one_clock, placed, unsound
-from analysis.tables.comparison import WIDTH, aligned
-from analysis.tables.notes import BLANK, title
+from analysis.tables.comparison import aligned, page
+from analysis.tables.notes import BLANK, WIDTH, title
 
 NAMES = {
     "mse": "going on with reconstruction",
@@ -55,7 +34,7 @@ NAMES = {
 }
 """Role -> what it does, for a reader who knows no method here."""
 
-FRONTIERS = tuple(FAMILY)
+FRONTIERS = tuple(stats.FAMILY)
 """The experiments that this table is of."""
 
 SAES = {"own": "trained", "frozen": "random directions", "shuffled": "shuffled decoder"}
@@ -94,7 +73,7 @@ def table(experiments: dict[str, Experiment], name: str) -> str:
 def markdown(experiments: dict[str, Experiment], name: str) -> str:
     """The same for a page: arms by their full names, tables in Markdown."""
     blocks = _blocks(experiments, name, _in_full)
-    return "\n\n".join(b if isinstance(b, str) else _page(b) for b in blocks) + "\n"
+    return "\n\n".join(b if isinstance(b, str) else page(b) for b in blocks) + "\n"
 
 
 def is_part(name: str) -> bool:
@@ -107,7 +86,7 @@ def _blocks(experiments: dict[str, Experiment], name: str, label: Label) -> Iter
     experiment = finished(experiments[name])
     nothing = Experiment(name, [], [])
     measured = {kind: experiments.get(f"{name}-{kind}", nothing) for kind in MEASURED}
-    judged = verdicts(experiment)
+    judged = stats.verdicts(experiment)
     yield _main(experiment, measured, judged, label)
     yield "\n".join(f"- {line}" for line in _conclusions(experiment, judged))
     yield from filter(None, (_texts(experiment, label), _controls(experiment, label)))
@@ -133,15 +112,18 @@ def _main(
     rows[0] += [f"{outcome} left" for outcome in OUTCOMES]
     rows[0] += ["seconds", "+ tuning", *(head for head, _ in MEASURED.values()), "seeds"]
     for arm in sorted(
-        arms(experiment), key=lambda arm: (not arm.judged, arm.fork, arm.role != BASE)
+        stats.arms(experiment), key=lambda arm: (not arm.judged, arm.fork, arm.role != BASE)
     ):
-        spent = None if why else seconds(timed, arm)
-        search = tuning_seconds(runs_of(arm.of(experiment))[0])
+        spent = None if why else stats.seconds(timed, arm)
+        search = stats.tuning_seconds(runs_of(arm.of(experiment))[0])
         costs = [spent, None if spent is None or search is None else spent + search]
         there, all_seeds = len(arm.of(experiment)), len(arm.of(planned))
-        row = [label(arm), *(_share(closed(experiment, arm, outcome)) for outcome in OUTCOMES)]
+        row = [
+            label(arm),
+            *(_share(stats.closed(experiment, arm, outcome)) for outcome in OUTCOMES),
+        ]
         row += [_against(experiment, judged, arm, outcome) for outcome in OUTCOMES]
-        row += [_nats(left(experiment, arm, outcome)) for outcome in OUTCOMES]
+        row += [_nats(stats.left(experiment, arm, outcome)) for outcome in OUTCOMES]
         row += [BLANK if cost is None else f"{cost:,.0f}" for cost in costs]
         for kind, (_, cell) in MEASURED.items():
             row.append(cell([entry.measured for entry in arm.of(measured[kind])]))
@@ -169,7 +151,7 @@ def _against(experiment: Experiment, judged: Family, arm: Arm, outcome: str) -> 
     if arm.role == BASE:
         return BLANK
     verdict = judged.get((outcome, arm, arm.base))
-    more = verdict.more if verdict else closed(experiment, arm, outcome, than=arm.base)
+    more = verdict.more if verdict else stats.closed(experiment, arm, outcome, than=arm.base)
     if more is None:
         return BLANK
     text = f"{100 * more.value:+.1f}"
@@ -254,7 +236,7 @@ def _conclusions(experiment: Experiment, judged: Family) -> Iterator[str]:
     for outcome in OUTCOMES:
         of = {key[1]: v for key, v in judged.items() if key[0] == outcome and key[2].role == BASE}
         yield f"{outcome}, against {NAMES[BASE]} ({BASE}): {_by_word(of)}."
-    both = [arm for arm in arms(experiment) if _better_in_all(judged, arm)]
+    both = [arm for arm in stats.arms(experiment) if _better_in_all(judged, arm)]
     yield (
         f"Better in both: {', '.join(map(_short, both))}. These seconds are better spent there."
         if both
@@ -270,9 +252,9 @@ def _conclusions(experiment: Experiment, judged: Family) -> Iterator[str]:
 
 def _of_forks(experiment: Experiment) -> Iterator[str]:
     """Of each role with other parts of the seconds, what it leaves more than with the main one."""
-    for role, forks in grouped(arms(experiment), lambda arm: arm.role).items():
+    for role, forks in grouped(stats.arms(experiment), lambda arm: arm.role).items():
         others = sorted(arm.fork for arm in forks if arm.fork not in (PRIMARY, 1.0))
-        more = [left_more(experiment, Arm(role, f), Arm(role), "KL") for f in others]
+        more = [stats.left_more(experiment, Arm(role, f), Arm(role), "KL") for f in others]
         each = [f"with {f:.0%} {_interval(m)}" for f, m in zip(others, more, strict=True) if m]
         if each:
             main = f"KL that {role} leaves more than with {PRIMARY:.0%} of the time"
@@ -280,7 +262,7 @@ def _of_forks(experiment: Experiment) -> Iterator[str]:
 
 
 def _maturity(experiment: Experiment) -> str:
-    found = maturity(experiment)
+    found = stats.maturity(experiment)
     if not found:
         return "How mature the SAE is, is not known: no trunk that reached the fork."
     slope = ""
@@ -289,7 +271,7 @@ def _maturity(experiment: Experiment) -> str:
         slope = f" At the fork it falls by {100 * found.slope:.4f} nats ({part:.1%}) in 100 s."
     return (
         f"{'Mature' if found.mature else 'Immature'} SAE: the last doubling of its tokens moved "
-        f"the gap in KL by {found.change:.0%} (mature: less than {MATURE:.0%}).{slope}"
+        f"the gap in KL by {found.change:.0%} (mature: less than {stats.MATURE:.0%}).{slope}"
     )
 
 
@@ -297,7 +279,7 @@ def _by_word(verdicts_of: dict[Arm, Verdict]) -> str:
     """Arms by their verdict, with the points that they close more."""
     words = grouped(verdicts_of, lambda arm: verdicts_of[arm].word)
     parts = []
-    for word in (*WORDS, ""):
+    for word in (*stats.WORDS, ""):
         points = [
             f"{_short(a)} {100 * verdicts_of[a].more.value:+.1f}" for a in words.get(word, [])
         ]
@@ -308,15 +290,15 @@ def _by_word(verdicts_of: dict[Arm, Verdict]) -> str:
 
 def _better_in_all(judged: Family, arm: Arm) -> bool:
     found = [judged.get((outcome, arm, arm.base)) for outcome in OUTCOMES]
-    return all(verdict is not None and verdict.word == BETTER for verdict in found)
+    return all(verdict is not None and verdict.word == stats.BETTER for verdict in found)
 
 
 def _of_controls(experiment: Experiment) -> Iterator[str]:
     """Whether as much closes around an SAE that learnt less, by the 95% intervals."""
     for sae in list(SAES)[1:]:
-        for arm in (arm for arm in arms(experiment, sae) if arm.role != BASE):
-            control = closed(experiment, arm, "KL")
-            trained = closed(experiment, Arm(arm.role, arm.fork), "KL")
+        for arm in (arm for arm in stats.arms(experiment, sae) if arm.role != BASE):
+            control = stats.closed(experiment, arm, "KL")
+            trained = stats.closed(experiment, Arm(arm.role, arm.fork), "KL")
             if not control or not trained or (word := _beside(control, trained)) is None:
                 continue
             yield (
@@ -335,7 +317,7 @@ def _beside(one: Estimate, other: Estimate) -> str | None:
 
 def _texts(experiment: Experiment, label: Label) -> Rows:
     """KL closed on the documents of each text, where they are of several; else []."""
-    forked = [arm for arm in arms(experiment) if arm.judged]
+    forked = [arm for arm in stats.arms(experiment) if arm.judged]
     runs = [run for arm in forked for run in runs_of(arm.of(experiment))]
     names = [str(name) for name in (runs[0].header.get("documents") or [])] if runs else []
     texts = grouped((name for name in names if "/" in name), lambda name: name.partition("/")[0])
@@ -343,7 +325,7 @@ def _texts(experiment: Experiment, label: Label) -> Rows:
         return []
     heads = [f"{text} ({len(documents)} documents)" for text, documents in texts.items()]
     rows = [
-        [label(arm), *(_share(closed(experiment, arm, "KL", text=f"{t}/")) for t in texts)]
+        [label(arm), *(_share(stats.closed(experiment, arm, "KL", text=f"{t}/")) for t in texts)]
         for arm in forked
     ]
     return [["KL closed, % of the gap on", *heads], *rows]
@@ -351,17 +333,19 @@ def _texts(experiment: Experiment, label: Label) -> Rows:
 
 def _controls(experiment: Experiment, label: Label) -> Rows:
     """What closes around SAEs that learnt less, beside the trained one; [] without such arms."""
-    kinds = [sae for sae in SAES if sae == "own" or arms(experiment, sae)]
-    controls = [arm for sae in kinds[1:] for arm in arms(experiment, sae)]
+    kinds = [sae for sae in SAES if sae == "own" or stats.arms(experiment, sae)]
+    controls = [arm for sae in kinds[1:] for arm in stats.arms(experiment, sae)]
     if not controls:
         return []
     rows = [["closed, %, around an SAE", "", *(SAES[sae] for sae in kinds)]]
     for outcome in OUTCOMES:
-        gaps = [gap(experiment, Arm(BASE, sae=sae), outcome) for sae in kinds]
+        gaps = [stats.gap(experiment, Arm(BASE, sae=sae), outcome) for sae in kinds]
         rows.append(["the gap, nats", outcome, *map(_nats, gaps)])
     for role, fork in dict.fromkeys((arm.role, arm.fork) for arm in controls):
         for outcome in OUTCOMES:
-            shares = [_share(closed(experiment, Arm(role, fork, sae), outcome)) for sae in kinds]
+            shares = [
+                _share(stats.closed(experiment, Arm(role, fork, sae), outcome)) for sae in kinds
+            ]
             rows.append([label(Arm(role, fork)), outcome, *shares])
     return rows
 
@@ -389,9 +373,3 @@ def _fitted(rows: Rows) -> str:
     first = aligned([row[:count] for row in rows], left)
     rest = [[row[0], *row[count:]] for row in rows]
     return "\n\n".join([first, *([_fitted(rest)] if count < len(rows[0]) else [])])
-
-
-def _page(rows: Rows) -> str:
-    """Rows as a table in Markdown, the first its heads."""
-    lines = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,6 +1,5 @@
 """The words around tables and figures: what was run, what to know of it, costs as printed."""
 
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from operator import itemgetter
 from pathlib import PurePath
@@ -14,8 +13,9 @@ from analysis.stats.gap import units
 from analysis.stats.speedup import AXES, ranked, resumed, sae_cost, targets
 from bench.io.record import Run
 
+WIDTH = 80
+"""Columns that running text is wrapped to."""
 BLANK = "-"
-MISS = "miss"
 
 DRIFT = 0.05
 """A change of L0 by more than this share has a note."""
@@ -84,10 +84,9 @@ def heading(comparison: Comparison) -> str:
     first = f"{setting(comparison)}\n{budget(comparison)}"
     if comparison.random:
         return first + "\nRandom weights: a CE means nothing here; none is shown or drawn."
-    return (
-        f"{first}\nCE in nats per scored token, on the curve set: clean {comparison.ce_clean:.4f},"
-        f" spliced {comparison.ce_spliced:.4f}, gap {comparison.gap:.4f}"
-    )
+    losses = f"clean {comparison.ce_clean:.4f}, spliced {comparison.ce_spliced:.4f}"
+    over = "CE on the curve set, in nats per scored token"
+    return f"{first}\n{over}:\n{losses}, gap {comparison.gap:.4f}"
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -109,7 +108,7 @@ def _reading(comparison: Comparison) -> Iterator[str]:
     """How to read the tables."""
     over = units([run.header for run in comparison.all])
     yield (
-        f"CE, KL (of the clean model from the adapted one) and gap closed: at the end, mean over "
+        f"CE, KL (of the clean model from the adapted one) and gap closed: mean over "
         f"{comparison.documents} {over} and over seeds; in brackets is the 95% interval over seeds "
         f"and {over} alike, paired (of one seed there is none). Seconds, backwards (LM backward "
         "passes) and tokens: median over finished seeds. Runs: finished, where nothing is said."
@@ -119,8 +118,8 @@ def _reading(comparison: Comparison) -> Iterator[str]:
         return
     if targets(comparison.trained):
         yield (
-            "Costs are of first closing a share of the CE gap on the curve set, interpolated "
-            "between evaluations, median over seeds; miss: not reached by most seeds."
+            "Costs are interpolated between evaluations, median over seeds; a method that most "
+            "seeds missed a share with has no line there."
         )
     if len(comparison.trained) > 1:
         yield (
@@ -130,13 +129,13 @@ def _reading(comparison: Comparison) -> Iterator[str]:
 
 
 def _sae(comparison: Comparison) -> str:
-    """What the SAE itself has cost, which "with SAE" adds."""
+    """What the SAE itself has cost, which "and SAE" adds."""
     costs = {axis: sae_cost(comparison.all[0], axis) for axis in AXES}
     if all(cost == 0 for cost in costs.values()):
         return "The SAE starts fresh and has cost nothing before."
     known = [f"{number(cost)} {axis}" for axis, cost in costs.items() if cost is not None]
     if not known:
-        return 'What the SAE itself has cost is not known: no costs "with SAE".'
+        return 'What the SAE itself has cost is not known: no costs "and SAE".'
     which = "SAE" if comparison.one_sae else "first seed's SAE"
     other = "" if costs["seconds"] is not None else "; its seconds are of another clock or unknown"
     return f"The {which} itself has cost {', '.join(known)}{other}."
@@ -314,11 +313,9 @@ def seeds(count: int) -> str:
 
 
 def number(value: float | None) -> str:
-    """A cost as it is printed; None and inf have words of their own."""
+    """A cost as it is printed; None is blank."""
     if value is None:
         return BLANK
-    if value == math.inf:
-        return MISS
     if value == int(value) or value >= 100:
         return f"{value:,.0f}"
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"

@@ -140,6 +140,10 @@ def main() -> int:
     """Run the command; a `Fault` is one line on stderr and its exit code."""
     known = (compare, tune, experiment, speed, check, export, downstream, verify, specs, methods)
     commands = {run.__name__: run for run in known}
+    if sys.argv[1:2] == ["analysis"]:  # has a parser of its own
+        from bench.cli import show
+
+        return show.analysed(sys.argv[2:])
     tolerate()
     try:
         with handling(leave):

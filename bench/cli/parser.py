@@ -13,13 +13,15 @@ from bench.config.method import MethodRequest, requested
 from bench.config.request import EVERY
 from bench.config.spec import CHOICES, Spec, documentation, flag
 from bench.config.specs import named
-from bench.errors import Usage
+from bench.errors import Usage, nearest
+from bench.io import ranks
 from bench.io.console import check_output, say
 
 SPEED = (
-    "Times our step and that of plain Hugging Face and PEFT in turn. In place of an own SAE, which "
-    "is trained first (--sae own), it has a fresh one: a step takes as long. A race that is broken "
-    "off keeps its pairs in *.partial.json; the next one begins anew."
+    "Times our step and that of plain Hugging Face and PEFT in turn, on one window of 1,024 tokens "
+    "(--batch-size, --seq-len). In place of an own SAE, which is trained first (--sae own), it has "
+    "a fresh one: a step takes as long. A race that is broken off keeps its pairs in "
+    "*.partial.json; the next one begins anew."
 )
 TUNE = (
     "Finds the step size of each method: four rates a factor of 2.5 apart, and more, up to eight, "
@@ -31,7 +33,15 @@ PLAIN_DTYPE = "number format of the plain side's LM (default: that of --dtype)"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that ends a wrong command with one line."""
+    """argparse that ends a wrong command with one line, which names the help of that command."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; what is left over it would leave to the help of `python -m bench`."""
+        known, left = super().parse_known_args(args, namespace)
+        if left:
+            hint = nearest(left[0].partition("=")[0], self._option_string_actions)
+            self.error(f"unknown argument '{left[0]}': {hint}".rstrip(": "))
+        return known, left
 
     def error(self, message: str) -> NoReturn:
         raise Usage(f"{message} (see {self.prog} --help)")
@@ -44,13 +54,18 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     """The parser of `python -m bench`."""
-    top = Parser(prog="python -m bench", description=__import__("bench").__doc__)
+    top = Parser(
+        prog=ranks.start_of_command(),
+        description=__import__("bench").__doc__,
+        epilog="analysis FOLDER, or python -m analysis FOLDER: tables and figures of records",
+    )
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(
         dest="command", metavar="COMMAND", required=True, parser_class=Parser
     )
     compare = commands.add_parser("compare", help="run methods on one problem; table and figure")
-    compare.add_argument("--seeds", default="0", help="comma-separated, one run each")
+    text = "comma-separated, one run each (default: 0)"
+    compare.add_argument("--seeds", default="0", help=text)
     compare.add_argument("--fresh", action="store_true", help="run again what is already done")
     compare.add_argument("--init-adapter", metavar="DIR", help="where lora starts: a PEFT adapter")
     text = "windows that go through the model at once (default: the batch, halved until it fits)"
@@ -140,15 +155,18 @@ def add_problem(command: Parser, methods: str) -> None:
 
 def add_spec(command: Parser) -> None:
     """`--spec` and the fields of the spec."""
-    command.add_argument("--spec", default=Spec.name, help="a named setting (see `specs`)")
-    fields = command.add_argument_group("fields of the spec (default: as the spec says)")
+    text = f"a named setting, see `specs` (default: {Spec.name})"
+    command.add_argument("--spec", default=Spec.name, help=text)
+    fields = command.add_argument_group(f"fields of the spec (in brackets: those of {Spec.name})")
     types, texts = get_type_hints(Spec), documentation()
     for field in dataclasses.fields(Spec):
         if field.name != "name":
             kind = {bool: boolean, float: finite}.get(types[field.name], types[field.name])
             # A switch may be given alone: --cache-clean is --cache-clean true.
             alone: dict[str, Any] = {"nargs": "?", "const": True} if kind is boolean else {}
-            alone |= {"help": texts[field.name], "metavar": kind_name(kind)}
+            default = str(field.default).lower() if kind is boolean else field.default
+            text = f"{texts[field.name]} ({default})" if default != "" else texts[field.name]
+            alone |= {"help": text, "metavar": kind_name(kind)}
             fields.add_argument(flag(field.name), type=kind, dest=field.name, **alone)
 
 

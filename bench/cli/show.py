@@ -14,6 +14,7 @@ from analysis.tables.comparison import table
 from analysis.tables.experiments import tables
 from bench.io.console import say
 from bench.io.files import os_errors
+from bench.io.ranks import start_as_typed
 from bench.io.record import Run
 from bench.runs.compare import raise_worst
 
@@ -38,6 +39,10 @@ def comparison(out: Path, ended: "compare.Ended") -> None:
     if not ended.todo:
         count = len(ended.names)
         say(f"nothing to do: {count} of {count} runs were already done (--fresh runs again)")
+    trained = [n for n in sorted(ended.names - ended.failed.keys()) if not n.startswith("none-")]
+    if trained:
+        words = f"{start_as_typed()} export {out / trained[0]}.jsonl --to DIR"
+        say(f"next, for PEFT and SAELens: {words}")
     raise_worst(ended.failed)
 
 
@@ -60,7 +65,14 @@ def closed(run: Run) -> str:
     if not share:
         return "how much of the gap is closed is not known"
     error = f" ± {share.error:.1%}" if share.error else ""
-    return f"{share.share:.1%}{error} of the gap is closed (one standard error over {over})"
+    return f"{share.value:.1%}{error} of the gap is closed (one standard error over {over})"
+
+
+def analysed(words: list[str]) -> int:
+    """What `python -m analysis` does with these words -> its exit code."""
+    from analysis.__main__ import main
+
+    return main(words)
 
 
 def _text(path: Path) -> str:

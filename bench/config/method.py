@@ -1,15 +1,18 @@
 """Find the files in methods/, and parse what the command line says of them.
 
-The file name is the method's name; there is no registry. `lora:rank=64` is a method with
-fields set for this one entry; `--set lora.rank=64` sets a field for every entry. `steps` is set
-like a field, of any method: `lora:steps=64` runs for 64 steps, whatever the others do.
+The file name is the method's name; there is no registry. A file elsewhere is named by its path.
+`lora:rank=64` is a method with fields set for this one entry; `--set lora.rank=64` sets a field for
+every entry. `steps` is set like a field, of any method: `lora:steps=64` runs for 64 steps, whatever
+the others do.
 """
 
 import ast
 import dataclasses
 import importlib.util
 import math
+import os
 import pkgutil
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -52,8 +55,30 @@ class Entry:
 
 def names() -> list[str]:
     """The method files there are; a leading underscore hides a helper."""
-    files = (module.name for module in pkgutil.iter_modules(methods.__path__))
-    return sorted(name for name in files if not name.startswith("_"))
+    found = {module.name for module in pkgutil.iter_modules(methods.__path__)}
+    return sorted(name for name in found if name[0] != "_" and "\ndef train(" in _text(name))
+
+
+def from_path(label: str) -> str:
+    """`PATH.py:lr=1` -> `NAME:lr=1`, and methods are looked for beside that file from now on, also
+    by processes that are started; another label as it is. `Usage` for a file that cannot be one."""
+    path, colon, settings = label.partition(":")
+    if not path.endswith(".py"):
+        return label
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise Usage(f"--methods {path}: no such file: expected one with a Config and a train")
+    if not file.stem.isidentifier():
+        name = re.sub(r"\W", "_", file.stem)
+        raise Usage(f"--methods {path}: expected a name such as {name}.py")
+    if str(file.parent) not in methods.__path__:
+        methods.__path__.append(str(file.parent))
+        before = os.environ.get(methods.FOLDERS, "")
+        os.environ[methods.FOLDERS] = os.pathsep.join(filter(None, [before, str(file.parent)]))
+    spec = importlib.util.find_spec(f"methods.{file.stem}")
+    if spec is None or spec.origin is None or not file.samefile(spec.origin):
+        raise Usage(f"--methods {path}: another method has that name: give the file its own")
+    return f"{file.stem}{colon}{settings}"
 
 
 @dataclass(frozen=True)
@@ -129,6 +154,7 @@ def requested(labels: Sequence[str], sets: Sequence[str]) -> list[MethodRequest]
     """`--methods` and the `--set` items; `Usage` for a method that is not there. Imports none."""
     if not labels:
         raise Usage(f"--methods is empty: expected some of {', '.join(names())}")
+    labels = [from_path(label) for label in labels]
     for item in sets:
         if not all(item.partition("=")[0].partition(".")) or "=" not in item:
             raise Usage(f"--set '{item}': expected METHOD.FIELD=VALUE")
@@ -159,10 +185,10 @@ def load(asked: MethodRequest) -> Entry:
     name = asked.name
     try:
         module = importlib.import_module(f"methods.{name}")
-        types = get_type_hints(module.Config)
+        types, required = get_type_hints(module.Config), _without_default(module.Config)
     except ModuleNotFoundError as error:
         raise _missing(name, error) from None
-    except (ImportError, AttributeError, SyntaxError, NameError) as error:
+    except Exception as error:  # whatever a file of one's own does when it is imported
         raise Usage(f"methods/{name}.py does not load: {type(error).__name__}: {error}") from None
     content = source(name)
     values = {}
@@ -173,12 +199,21 @@ def load(asked: MethodRequest) -> Entry:
         if field not in types:
             raise unknown(f"field of {name}", field, types or ["(none: it has no fields)"])
         values[field] = parse(text, types[field], f"{name}.{field}")
+    for field in required:
+        if field not in values:
+            raise Usage(f"{name}: '{field}' has no default: write {name}:{field}=VALUE")
     try:
         return Entry(asked, module, module.Config(**values), content)
     except ValueError as error:
         raise Usage(f"{name}: {error}") from None
     except Fault as error:
         raise Usage(str(error)) from None
+
+
+def _without_default(config: type) -> list[str]:
+    """The fields of a `Config` that have to be set."""
+    fields = [field for field in dataclasses.fields(config) if field.init]
+    return [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
 
 
 def tuned_fields(entry: Entry) -> dict[str, str | None]:
@@ -247,7 +282,11 @@ def check_fits(entry: Entry, site_names: Sequence[str], n_blocks: int) -> None:
 
 def summary(name: str) -> str:
     """The first line of the method's file, read without importing it."""
-    return (ast.get_docstring(ast.parse(_text(name))) or "").partition("\n")[0]
+    try:
+        text = ast.get_docstring(ast.parse(_text(name))) or "(its file says nothing of it)"
+    except (SyntaxError, ValueError) as error:
+        return f"does not load: {type(error).__name__}: {error}"
+    return text.partition("\n")[0]
 
 
 def source(name: str) -> str:

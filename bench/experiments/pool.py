@@ -1,16 +1,16 @@
 """The records of one scale's experiments: which job is done, and by which record."""
 
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from bench.config.method import MethodRequest
-from bench.config.spec import OF_OWN, Spec, as_recorded
-from bench.errors import Rejected
+from bench.config.spec import OF_OWN, Spec
 from bench.experiments.job import Job
 from bench.io import locks
-from bench.io.record import Run, digest, read
+from bench.io.record import Run, read_folder
 from bench.loading.saes import checkpoint_name
+from bench.runs.done import identity_of, wanted_identity
 
 ADAPTER = "peft"
 """In a run's folder: its adapter as PEFT has it, where another run goes on from it."""
@@ -25,7 +25,7 @@ class Pool:
 
     def read(self) -> None:
         """Read the folder again. Raises `Rejected` for a damaged record."""
-        finished = [run for run in _records(self.folder) if run.status == "finished"]
+        finished = [run for run in read_folder(self.folder) if run.status == "finished"]
         self.runs = {run.name: run for run in finished}
         """Name -> record, of every finished run."""
         self._names = {identity_of(run): run.name for run in finished}
@@ -49,7 +49,7 @@ class Pool:
 
     def _of(self, asked: MethodRequest, spec: Spec, seed: int) -> list[Run]:
         identity = wanted_identity(asked, spec, seed)
-        return [run for run in _records(self.folder) if identity == identity_of(run)]
+        return [run for run in read_folder(self.folder) if identity == identity_of(run)]
 
     def find(self, job: Job) -> str | None:
         """The name of the record or measurement that this job left."""
@@ -83,25 +83,3 @@ class Pool:
         """The stem of a measurement's file: measure and digits of the run; None without the run."""
         first = self.find(job.after) if job.after else None
         return f"{job.measure}-{first.rpartition('-')[2]}" if first else None
-
-
-def identity_of(run: Run) -> str:
-    """The digest that two records of the same run share: of its label, spec and seed."""
-    return digest([run.header.get("label"), as_recorded(run.header), run.header["seed"]])
-
-
-def wanted_identity(asked: MethodRequest, spec: Spec, seed: int) -> str:
-    """The `identity_of` the record that the run of a method on a spec leaves."""
-    return digest([asked.label, asdict(asked.spec_of(spec)), seed])
-
-
-def _records(folder: Path) -> list[Run]:
-    """The records in a folder in order of their start, without one that was just set aside."""
-    records = []
-    for path in sorted(folder.glob("*.jsonl")):
-        try:
-            records.append(read(path))
-        except Rejected:
-            if path.exists():
-                raise
-    return sorted(records, key=lambda run: (run.header.get("started", ""), run.name))

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from bench.loading import documents, models, sae_sources, saes, text
 from bench.problem.batches import Batches
 from bench.problem.blocks import named_weights
 from bench.problem.hooks import Hook, HookPoints
-from bench.problem.objectives import reconstruction, splice
+from bench.problem.objectives import flat, splice
 from bench.problem.problem import Adapted, Problem
 
 if TYPE_CHECKING:
@@ -36,14 +35,22 @@ def load(run: str | Path) -> "TransformerBridge":
 
     `run` is the run's record or the folder beside it. A pass over whole windows of token ids
     [batch, seq] (no key-value cache) is that of the adapted model, with the run's positions.
-    `bridge.reset_hooks()` makes it the clean model again, unless the method trained the model's
-    own weights (`full`). Raises `Usage` where the run or its SAE is missing, `Rejected` where the
-    model or the SAE has changed since the run.
+    The SAE's own hook points are the bridge's, by SAELens' names behind the site's:
+    `blocks.15.hook_resid_post.hook_sae_acts_post` has the latents [batch, seq, d_sae], those of
+    positions that are not spliced included. `bridge.reset_hooks()` makes it the clean model again,
+    unless the method trained the model's own weights (`full`).
+
+    Raises `Usage` where the run or its SAE is missing, `Rejected` where the model or the SAE has
+    changed since the run.
     """
     record = artefacts.finished(run)
     problem, adapted = _restored(record, artefacts.trained_saes(record))
     _exchange(problem, adapted)
     _attach(problem, adapted.saes, adapted.hooks)
+    for site, sae in zip(problem.site_names, adapted.saes, strict=True):
+        for name, point in sae.hook_dict.items():
+            point.name = f"{site}.{name}"
+            problem.bridge._hook_registry[point.name] = point  # where SAELens puts its own
     return problem.bridge
 
 
@@ -183,7 +190,9 @@ def _attach(problem: Problem, own: Collection[Module], adapters: list[tuple[str,
     def splicing(sae: Module) -> Hook:
         def replace(value: Tensor, hook: Module) -> Tensor:
             rows = problem.rows(seen["tokens"], problem.spliced)
-            return splice(partial(reconstruction, sae), rows)(value, hook)
+            # The SAE sees every position, so that its hook points have [batch, seq, ...].
+            made = flat(sae(value.flatten(2)))
+            return splice(lambda _: made[rows], rows)(value, hook)
 
         return replace
 

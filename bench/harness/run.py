@@ -10,23 +10,13 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from bench.config.request import Outcome, RunSettings
 from bench.distributed import group, shares
-from bench.errors import (
-    Fault,
-    Lost,
-    Rejected,
-    RunFailed,
-    Unavailable,
-    Usage,
-    out_of_memory,
-    reason,
-)
+from bench.errors import Fault, Lost, RunFailed, Unavailable, Usage, out_of_memory, reason
 from bench.harness import checkpoint, signals
 from bench.harness.drive import Diverged, drive, evaluating, seed_all, snapshot, warm_up
 from bench.harness.evaluate import HeldOut, Score, by_site, mean, measure, of_saes
@@ -44,7 +34,6 @@ from bench.problem.problem import Adapted, Problem, trained_by
 
 SHARE_OF_TIME = 0.05
 """Writing checkpoints takes at most about so much of a run."""
-KINDS = {kind.code: kind for kind in (Rejected, Unavailable, RunFailed)}
 
 
 class Harness:
@@ -69,7 +58,6 @@ class Harness:
         self.micro_batch = problem.micro.size
         """How many windows a run begins with at once."""
         self._lent = {name: t.clone() for name, t in problem.saes.state_dict().items()}
-        self._warm = set[tuple[str, str]]()
 
     def run(self, settings: RunSettings) -> Outcome:
         """One run -> its `Outcome`, its record at `path`, what it trained in the folder beside it.
@@ -83,7 +71,7 @@ class Harness:
         # What is wrong with the command all processes find. After anything else, which one of
         # them alone may have met, they do not go on together.
         if group.world() > 1 and outcome.end == "error" and outcome.code != Usage.code:
-            raise KINDS[outcome.code](outcome.why)
+            raise Lost(outcome.why, outcome.code)
         return outcome
 
     def _run(self, settings: RunSettings) -> Outcome:
@@ -96,7 +84,8 @@ class Harness:
         run, end_fields = Run(self, settings, writer, resumed, segments, micro), {}
         outcome = Outcome("interrupted")
         try:
-            self._warm_up(settings.method, settings.config, micro)
+            with signals.at_once():  # memory that runs out here does so off the clock
+                warm_up(settings.method, self.problem.of_run(micro), settings.config)
             end_fields = run.go()
             outcome = Outcome("finished")
         except Diverged as error:
@@ -116,16 +105,6 @@ class Harness:
         if outcome.end == "finished" and group.is_first():
             checkpoint.clear(settings.folder)
         return outcome
-
-    def _warm_up(self, method: ModuleType, config: object, micro: MicroBatching) -> None:
-        """Once for a method and config on this problem.
-
-        Memory that runs out here does so off the clock, and the run begins in smaller parts.
-        """
-        if (method.__name__, repr(config)) not in self._warm:
-            with signals.at_once():
-                warm_up(method, self.problem.of_run(micro), config)
-            self._warm.add((method.__name__, repr(config)))
 
     def _take_back(self) -> bool:
         """Put the lent SAEs right again; whether that was needed."""
@@ -358,15 +337,17 @@ def checkpoints(shares: Iterable[float], steps: int) -> dict[int, list[float]]:
 
 
 def _failed(error: BaseException, folder: Path) -> Outcome:
-    """The `Outcome` of a run that raised; the traceback goes into its folder."""
+    """The `Outcome` of a run that raised; the traceback goes into its folder, and is named."""
     if isinstance(error, Fault):
         return Outcome("error", str(error), error.code)
+    path, where = folder / "traceback.txt", ""
     with suppress(Unavailable):
-        new_text(folder / "traceback.txt", traceback.format_exc())
+        new_text(path, traceback.format_exc())
+        where = f" (see {folder.name}/{path.name})"
     if out_of_memory(error):
         why = f"out of memory ({reason(error)}); lower --batch-size, --seq-len or --sae-width"
         return Outcome("error", why, Unavailable.code)
-    return Outcome("error", f"{type(error).__name__}: {error}", RunFailed.code)
+    return Outcome("error", f"{type(error).__name__}: {reason(error)}{where}", RunFailed.code)
 
 
 def _close(writer: Writer | Unwritten, outcome: Outcome, fields: dict[str, Any]) -> Outcome:

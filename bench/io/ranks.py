@@ -37,8 +37,13 @@ def start_as_typed() -> str:
     return f"{shlex.quote(path)} {start.removeprefix('python ')}"
 
 
+def is_script() -> bool:
+    """Whether the command `splicebench` was typed, not `python -m bench`."""
+    return os.path.basename(sys.argv[0]) == "splicebench"
+
+
 def start_of_command() -> str:
     """How a command of this kind begins, on whatever machine."""
     if world() == 1:
-        return "python -m bench"
+        return "splicebench" if is_script() else "python -m bench"
     return f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', '...')} -m bench"

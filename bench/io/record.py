@@ -177,9 +177,16 @@ def read(path: Path | str) -> Run:
 
 
 def read_folder(folder: Path | str, names: Collection[str] | None = None) -> list[Run]:
-    """The records that lie directly in `folder` (those of these names), as they were started."""
-    paths = sorted(Path(folder).glob("*.jsonl"))
-    runs = [read(path) for path in paths if names is None or path.stem in names]
+    """The records that lie directly in `folder` (those of these names), as they were started;
+    without one that another process has just set aside."""
+    runs = []
+    for path in sorted(Path(folder).glob("*.jsonl")):
+        if names is None or path.stem in names:
+            try:
+                runs.append(read(path))
+            except Rejected:
+                if path.exists():
+                    raise
     return sorted(runs, key=lambda run: (run.header.get("started", ""), run.name))
 
 

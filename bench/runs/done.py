@@ -43,13 +43,12 @@ def all_of(request: Request, wanted: list[tuple[MethodRequest, int]]) -> list[Ru
     Quick: nothing is loaded. Raises `Usage` where what one of them was made of has changed.
     """
     try:
-        there = {_key(run.header): run for run in read_folder(request.out) if "sets" in run.header}
+        runs_there = [run for run in read_folder(request.out) if "sets" in run.header]
     except Rejected:
         return None
-    runs = []
+    there, runs = {identity_of(run): run for run in runs_there}, []
     for asked, seed in wanted:
-        spec = asdict(asked.spec_of(request.spec))
-        run = there.get(digest([asked.label, [*asked.sets], spec, seed]))
+        run = there.get(wanted_identity(asked, request.spec, seed))
         if run is None or not _sure(run, request.spec):
             return None
         if status(run.path, now(request.spec, asked.name)) is None:
@@ -60,8 +59,16 @@ def all_of(request: Request, wanted: list[tuple[MethodRequest, int]]) -> list[Ru
     return runs
 
 
-def _key(header: dict[str, Any]) -> str:
-    return digest([header.get("label"), header["sets"], as_recorded(header), header["seed"]])
+def identity_of(run: Run) -> str:
+    """The digest that two records of the same run share: of its label, settings, spec and seed."""
+    header = run.header
+    sets = header.get("sets", [])
+    return digest([header.get("label"), sets, as_recorded(header), header["seed"]])
+
+
+def wanted_identity(asked: MethodRequest, spec: Spec, seed: int) -> str:
+    """The `identity_of` the record that the run of a method on a spec leaves."""
+    return digest([asked.label, [*asked.sets], asdict(asked.spec_of(spec)), seed])
 
 
 def _sure(run: Run, spec: Spec) -> bool:

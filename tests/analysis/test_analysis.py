@@ -26,7 +26,9 @@ def test_report_writes_figures_and_a_table_with_the_right_numbers(tmp_path):
     assert results["none"][1:3] == ["3.6750", "0.0%"]
     assert results["lora"][1:5] == ["3.5900", "20.0%", "[20.0,", "20.0]"]
     assert results["e2e"][1:3] == ["3.6325", "10.0%"]
-    assert results["lora"][-1] == "3" and "KL" not in results["method"]
+    assert "KL" not in results["method"]
+    took = lines[lines.index(["What", "it", "took:"]) :]
+    assert next(line for line in took if line[:1] == ["lora"])[-1] == "3"
     # the middle seed of e2e closes 10.1 %: targets are multiples of 2.5 %
     first = next(line for line in lines if line[:2] == ["2.5%", "lora"])
     reached = 0.025 / (0.04 * 1.01)
@@ -41,7 +43,8 @@ def test_report_writes_figures_and_a_table_with_the_right_numbers(tmp_path):
         "All seeds are around one SAE: nothing is said of another.\n"
     )
     assert "The SAE itself has cost 100 seconds, 0 backwards, 5,120 tokens" in text
-    assert max(map(len, text.splitlines())) <= 110
+    assert max(map(len, text.splitlines())) <= 80
+    assert "At the end, on the validation set:\n" in text and ", on the curve set:\n" in text
 
 
 def test_figure_says_what_is_drawn(tmp_path):
@@ -76,6 +79,32 @@ def test_variants_share_a_colour_and_get_names_of_their_own(tmp_path):
     assert list(comparison.runs) == ["lora:rank=16", "lora:rank=64"]
     first, second = figures.line_styles(comparison.trained).values()
     assert first["color"] == second["color"] and first["linestyle"] != second["linestyle"]
+
+
+def test_methods_of_ones_own_differ_in_colour_and_marker(tmp_path):
+    names = [f"own{n}" for n in range(6)]
+    (comparison,) = load(write(tmp_path, *(make(name) for name in ("lora", *names))))
+    styles = figures.line_styles(comparison.trained).values()
+    for field in ("color", "marker"):
+        assert len({style[field] for style in styles}) == 7
+    alone = figures.line_styles({"own0": comparison.runs["own0"]})
+    assert alone["own0"] == figures.line_styles(comparison.trained)["own0"]
+
+
+@pytest.mark.parametrize("step_seconds", [0.004, 0.3, 700.0])
+def test_costs_are_written_plainly(tmp_path, step_seconds):
+    run = make("lora", step_seconds=step_seconds)
+    (comparison,) = load(write(tmp_path, run))
+    figure = figures.draw(comparison)
+    figure.canvas.draw()
+    seconds, passes = (
+        [label.get_text() for label in axes.get_xticklabels()] for axes in figure.axes[:2]
+    )
+    # "5m" would be read as minutes, and no pass is done by halves.
+    assert not any(text.endswith(("m", "µ")) for text in seconds + passes)
+    assert all(float(text).is_integer() for text in passes)
+    read = [float(text.replace("k", "e3")) for text in seconds]
+    assert run.rows[-1]["seconds"] <= max(read) and len(set(read)) == len(read) >= 3
 
 
 def test_a_long_label_stays_beside_its_axis(tmp_path):

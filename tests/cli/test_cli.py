@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,9 @@ import pytest
 import methods
 from bench.cli import commands as command_line
 from bench.cli.commands import main
+from bench.cli.parser import parser
+from bench.config import method
+from bench.config.method import MethodRequest
 from bench.config.spec import Spec, documentation
 from bench.io.record import read
 from bench.runs import compare
@@ -32,6 +37,7 @@ def test_a_comparison_from_first_use_to_the_figure(bench, draws, tmp_path, monke
     code, out, err = bench("--methods", "lora,e2e,mse", "--seeds", "0,1", "--out", tmp_path / "a")
     assert code == 0, err
     assert "training the SAE" in out and "gap closed" in out
+    assert re.search(r"next, .* -m bench export \S+/a/e2e-\w+\.jsonl --to DIR\n$", out)
     names = {path.name for path in (tmp_path / "a").iterdir()}
     assert {"curves.png", "curves.pdf", "table.txt"} <= names
     runs = [read(path) for path in (tmp_path / "a").glob("*.jsonl")]
@@ -88,6 +94,8 @@ def test_one_methods_failure_costs_no_other_its_result(bench, tmp_path, monkeypa
     assert "changed the SAEs that it was lent" in ends["in_place"]["reason"]
     assert ends["e2e"]["end"] == ends["none"]["end"] == "finished"
     assert "planted failure" in out and "Traceback" not in out + err
+    kept = re.search(r"\(see (raises-\w+/traceback.txt)\)", out)[1]
+    assert "planted failure" in (tmp_path / kept).read_text()
 
 
 def test_an_sae_of_ones_own(bench, folder, tmp_path):
@@ -146,6 +154,8 @@ def test_inputs_that_do_not_fit(bench, folder, tmp_path):
 
 
 WRONG = [  # arguments, what the one line must say, whether torch may be imported
+    (["--metods", "lora"], "did you mean '--methods'? (see python -m bench compare --help)", False),
+    (["lora"], "unknown argument 'lora' (see python -m bench compare --help)", False),
     (["--methods", "lora_kl"], "unknown method 'lora_kl': did you mean 'lora'?", False),
     (["--spec", "smollm"], "unknown spec 'smollm': did you mean 'smollm2-135m'?", False),
     (["--model", "/nope"], "no model at '/nope'", False),
@@ -209,10 +219,82 @@ def test_lists(capsys, monkeypatch):
     assert "smollm2-135m" in capsys.readouterr().out
 
 
-def test_the_help_explains_every_field():
+OWN = '''"""Does nothing."""
+
+from dataclasses import dataclass
+
+from bench.problem import Adapted
+
+
+@dataclass(frozen=True)
+class Config:
+    lr: float = 1.0
+
+
+def train(problem, batches, config):
+    yield (adapted := Adapted(saes=problem.saes))
+    for _ in batches:
+        yield adapted
+'''
+
+
+def test_a_method_in_a_file_of_ones_own(bench, folder, tmp_path, monkeypatch):
+    """Named by its path, also where a process of its own runs it and another file has that name."""
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__])
+    monkeypatch.setenv(methods.FOLDERS, "")
+    for place in ("mine", "other"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "own.py").write_text(OWN)
+    (tmp_path / "mine" / "lora.py").write_text(OWN)
+    (tmp_path / "mine" / "my-own.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = bench("--methods", "./mine/own.py:lr=2,lora", "--out", tmp_path / "o")
+    assert code == 0, err
+    runs = {r.header["method"]: r for r in map(read, (tmp_path / "o").glob("*.jsonl"))}
+    assert runs["own"].label == "own:lr=2" and runs["own"].header["source"] == OWN
+    assert "def train" in runs["lora"].header["source"] != OWN  # the built-in one
+    # Its name is known from now on, as it is to processes that find it in the environment.
+    assert method.load(MethodRequest("own")).settings == {"lr": 1.0}
+    assert os.environ[methods.FOLDERS] == str(tmp_path / "mine")
+    ask = [sys.executable, "-m", "bench", "methods"]
+    listed = subprocess.run(ask, capture_output=True, text=True, cwd=Path(PLANTED).parents[1])
+    assert "own: Does nothing.\n" in listed.stdout
+    for path, message in (
+        ("mine/lora.py", "another method has that name"),
+        ("other/own.py", "another method has that name"),
+        ("mine/nope.py", "no such file"),
+        ("mine/my-own.py", "expected a name such as my_own.py"),
+    ):
+        code, _, err = bench("--methods", path, "--out", tmp_path / "o")
+        assert code == 2 and f"--methods {path}: {message}" in err and err.count("\n") == 1
+
+
+def test_splicebench_is_not_taken_in_by_files_of_the_same_name(tmp_path):
+    (tmp_path / "methods").mkdir()
+    for name in ("analysis.py", "bench.py", "methods/__init__.py"):
+        (tmp_path / name).write_text("raise SystemExit('hijacked')")
+    script = "import sys; sys.argv[0] = 'splicebench'; import bench.__main__ as m; m.command()"
+    start = [sys.executable, "-P", "-c", script]
+    for words, code, said in (
+        (["methods"], 0, "lora: Low-rank adapters"),
+        (["analysis", "nope"], 2, "no folder 'nope'"),
+        (["compare", "--zz"], 2, "(see splicebench compare --help)"),
+    ):
+        done = subprocess.run([*start, *words], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == code and said in done.stdout + done.stderr, done.stderr
+
+
+def test_the_help_explains_every_field_and_has_its_default(capsys, monkeypatch):
     texts = documentation()
     assert list(texts) == [field.name for field in dataclasses.fields(Spec)]
     assert all(text.endswith(".") for text in texts.values())
+    monkeypatch.setenv("COLUMNS", "1000")  # argparse breaks lines after hyphens
+    with pytest.raises(SystemExit):
+        parser().parse_args(["compare", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(Spec):
+        shown = str(field.default).lower() if field.type is bool else field.default
+        assert f"{texts[field.name]} ({shown})" in said or shown == "" or field.name == "name"
 
 
 def test_memory_that_runs_out_is_one_line(command, monkeypatch):

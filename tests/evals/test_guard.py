@@ -1,6 +1,7 @@
 """What training does to latents, to their effects and to probes of them, on known answers."""
 
 import json
+import re
 from copy import deepcopy
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
-from analysis.tables.experiments import MEASURED
+from analysis.tables.frontier import MEASURED
 from bench.evals import guard, measures, probes, probing
 from bench.loading import documents, text
 from bench.problem.batches import Batches
@@ -416,7 +417,7 @@ def test_a_finished_run_is_measured(small, tmp_path, method):
         found = measures.measure(name, run)
         json.dumps(found, allow_nan=False)
         values = found["values"][tiny.SITE]
-        assert len(MEASURED[f"frontier-{name}"]([found["values"]])) > 40
+        assert re.search(r"\d\.\d\d", MEASURED[name][1]([found["values"]]))
         if name == "latents":
             assert (values["jaccard"] == 1) == (not method.startswith("e2e"))
         else:

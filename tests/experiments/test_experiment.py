@@ -155,6 +155,17 @@ def test_what_another_version_made_is_not_taken_for_done(experiment, made, tmp_p
     assert code == 2 and "made with another torch; --fresh runs it again" in err
 
 
+def test_a_run_with_other_settings_is_not_taken_for_the_plain_one(experiment, made, tmp_path):
+    """What `compare --set lora.clip=2` has left in the folder has the same label."""
+    for path in made.glob("*.json*"):
+        shutil.copy(path, tmp_path)
+    run = manifest.load(tmp_path)["one-layer"].of("lora", layer=3)[0].run
+    assert run.header["sets"] == []
+    run.path.write_text(run.path.read_text().replace('"sets": []', '"sets": ["lora.clip=2"]'))
+    code, out, err = experiment("one-layer", "--dry-run", "--out", tmp_path)
+    assert code == 0 and "3 runs, 1 to do" in out, err
+
+
 def test_a_second_stage_goes_on_from_the_first(made):
     both = manifest.load(made)["additivity"]
     for first, then in [("lora", "lora"), ("lora", "e2e"), ("e2e", "lora"), ("e2e", "e2e")]:

@@ -47,6 +47,34 @@ def test_the_ce_of_the_record(small, family, tmp_path):
         assert clean == pytest.approx(run.header["ce_full_clean"], rel=1e-5)
 
 
+def test_latents_are_hook_points_of_the_bridge(small, tmp_path):
+    tokens = tiny.windows(3, seed=3)
+    code, _, err = small("compare", "--methods", "lora:lr=0.01", "--out", tmp_path)
+    assert code == 0, err
+    run = run_of(tmp_path, "lora")
+    (sae,) = reload.restore(run.path)[0].saes
+    bridge = bench.load(run.path)
+    with torch.no_grad():
+        logits, cache = bridge.run_with_cache(tokens, use_cache=False)
+    latents = cache[f"{tiny.SITE}.hook_sae_acts_post"]
+    assert latents.shape == (*tokens.shape, sae.cfg.d_sae)
+    assert (latents != 0).sum(-1).max() == sae.cfg.k
+    torch.testing.assert_close(cache[f"{tiny.SITE}.hook_sae_recons"], sae.decode(latents))
+
+    # What is done to the latents is done to the model: here all are 0, and the SAE gives its bias.
+    # Where nothing is spliced, at the first position, nothing changes.
+    name, seen = f"{tiny.SITE}.hook_sae_acts_post", {}
+    keep = ("blocks.2.hook_in", lambda value, hook: seen.update(after=value.clone()))
+    cut = (name, lambda value, hook: torch.zeros_like(value))
+    with torch.no_grad():
+        bridge.run_with_hooks(tokens, fwd_hooks=[cut, keep], use_cache=False)
+        again = bridge(tokens, use_cache=False)
+    torch.testing.assert_close(again, logits, rtol=1e-4, atol=1e-4)  # and it is undone
+    bias = sae.b_dec.expand_as(seen["after"][:, 1:])
+    torch.testing.assert_close(seen["after"][:, 1:], bias)
+    torch.testing.assert_close(seen["after"][:, 0], cache["blocks.2.hook_in"][:, 0])
+
+
 def test_another_sae_or_model_in_the_same_place_is_refused(small, tmp_path):
     tiny.write_model(tmp_path / "model")
     saes.save(tiny.sae()[0], tmp_path / "sae")

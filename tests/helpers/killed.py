@@ -1,5 +1,6 @@
 """A comparison that can be killed and gone on with, and what must then be the same."""
 
+import hashlib
 import json
 import os
 import signal
@@ -21,14 +22,19 @@ def arguments(folder, small, out, *more, **changes):
 
 
 def deterministic(out):
-    """What must be the same to the byte, as text: rows, the end's losses, what was trained."""
+    """What must be the same to the byte, flat, so that a failed test names what differs: of each
+    run its status, its rows, the losses at its end, what it trained."""
     found = {}
     for path in sorted(out.glob("*.jsonl")):
         run = read(path)
-        rows = [json.dumps([row[name] for name in FIELDS]) for row in run.rows]
         state = path.with_suffix("") / "state.safetensors"
-        weights = state.read_bytes() if state.exists() else b""
-        found[run.name] = (run.status, rows, json.dumps(run.end["ce_full"]), weights)
+        trained = state.read_bytes() if state.exists() else b""
+        found[f"{run.name}: status"] = run.status
+        for row in run.rows:
+            values = json.dumps([row[name] for name in FIELDS])
+            found[f"{run.name}: row of step {row['step']}"] = values
+        found[f"{run.name}: ce_full of the end"] = json.dumps(run.end["ce_full"])
+        found[f"{run.name}: sha256 of the weights"] = hashlib.sha256(trained).hexdigest()
     return found
 
 

@@ -233,9 +233,10 @@ def planted(monkeypatch, tmp_path):
     """Write a method's file of this name -> its module's name; forgotten afterwards."""
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
 
-    def plant(name, imports):
+    def plant(name, imports, field="pass"):
         lines = ['"""Planted."""', "from dataclasses import dataclass", imports]
-        lines += ["@dataclass(frozen=True)", "class Config:", "    pass"]
+        lines += ["@dataclass(frozen=True)", "class Config:", f"    {field}"]
+        lines += ["def train(problem, batches, config):", "    pass"]
         (tmp_path / f"{name}.py").write_text("\n".join(lines) + "\n")
         monkeypatch.delitem(sys.modules, f"methods.{name}", raising=False)
         return name
@@ -258,12 +259,36 @@ def test_a_method_that_needs_a_package(planted, command, monkeypatch):
         method.entry(planted("wants_yaml", "import yaml"))
 
 
-@pytest.mark.parametrize(
-    "imports", ["from json import nope", "import json.nope", "import methods.nope", "1 +"]
-)
+WRONG = """from json import nope
+import json.nope
+import methods.nope
+1 +
+raise RuntimeError("at import")
+dataclass = lambda frozen: lambda kind: kind"""
+
+
+@pytest.mark.parametrize("imports", WRONG.split("\n"))
 def test_a_method_that_is_wrong_itself(planted, imports):
     with pytest.raises(Usage, match="methods/wrong.py does not load: "):
         method.entry(planted("wrong", imports))
+
+
+def test_a_list_says_which_method_does_not_load(planted, command, tmp_path):
+    planted("wrong", "1 +")
+    (tmp_path / "silent.py").write_text("\ndef train():\n    pass\n")
+    (tmp_path / "helper.py").write_text("x = 1\n")
+    code, out, err = command("methods")
+    assert code == 0 and not err
+    assert "wrong: does not load: SyntaxError: " in out
+    assert "silent: (its file says nothing of it)" in out and "lora: Low-rank" in out
+    assert "helper" not in out
+
+
+def test_a_field_without_a_default_is_asked_for(planted):
+    name = planted("asks", "", field="rank: int")
+    with pytest.raises(Usage, match="asks: 'rank' has no default: write asks:rank=VALUE"):
+        method.entry(name)
+    assert method.entry(f"{name}:rank=3").settings == {"rank": 3}
 
 
 def test_commands_say_what_they_need(small, command, monkeypatch, tmp_path):
