@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = _Parser(prog="python -m analysis", description=__doc__)
     text = "records lie here or in its subfolders"
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help=text)
-    text = "write there instead, each folder's under its own name"
+    text = "write there instead; of several folders each under its own name"
     parser.add_argument("--out", type=Path, metavar="DIR", help=text)
     text = "print what the comparisons in all folders reached as one table, and draw nothing"
     parser.add_argument("--format", choices=FORMATS, help=text)
@@ -35,12 +35,28 @@ def main(argv: list[str] | None = None) -> int:
     except Fault as fault:
         return _printed(fault)
     steps: list[Callable[[], object]] = [partial(_report, *each, arguments) for each in found]
+    wrong = _contradiction(arguments)
+    if wrong:
+        return _printed(Usage(wrong))
     if arguments.format:
         steps = [partial(_table, [folder for _, folder in found], arguments.format)]
     elif arguments.claims:
         steps = [partial(_claims, arguments)]
     codes = [_code(step) for step in [*steps, check_output]]
     return next((code for code in codes if code), 0)
+
+
+def _contradiction(arguments: argparse.Namespace) -> str:
+    """What is wrong with options that are right one by one; "" where nothing is."""
+    several = len(arguments.folders) > 1
+    names = {folder.resolve().name for folder in arguments.folders}
+    if arguments.format and (arguments.out or arguments.claims):
+        return "--format prints one table: expected no --out and no --claims with it"
+    if arguments.claims and several:
+        return "--claims: expected one folder, that of all experiments"
+    if arguments.out and len(names) < len(arguments.folders):
+        return "--out: two of the folders have one name: expected one call for each"
+    return ""
 
 
 def _code(step: Callable[[], object]) -> int:
@@ -91,8 +107,6 @@ def _table(folders: list[Path], kind: str) -> None:
 def _claims(arguments: argparse.Namespace) -> None:
     from analysis.claims.claims import write
 
-    if len(arguments.folders) > 1:
-        raise Usage("--claims: expected one folder, that of all experiments")
     path, lines = write(arguments.folders[0], arguments.out)
     say("\n".join([*lines, str(path)]))
 

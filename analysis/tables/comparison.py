@@ -92,8 +92,9 @@ def costs_to_targets(comparison: Comparison) -> str:
         first = percent(share)
         for label, runs in trained.items():
             costs = [median_cost(runs, share, *c) if c in counted else None for c in COSTS]
-            if math.inf in costs:
+            if costs[-1] == math.inf:
                 continue
+            costs = [None if cost == math.inf else cost for cost in costs]
             ratios = [speedup(theirs, runs, share, *c) if c in counted else None for c in SPEEDUPS]
             against = list(map(times, ratios)) if label != rival else ["rival", "", ""]
             rows.append([first, label, *map(number, costs), *(against if len(trained) > 1 else [])])

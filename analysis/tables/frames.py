@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from analysis.records.comparison import Comparison
+from analysis.records.comparison import NOT_THE_PROBLEM, Comparison
 from analysis.stats.gap import Loss, closed_at_end, end_losses
 from analysis.stats.speedup import AXES, spent
 from analysis.tables.comparison import cells, losses_of, page
@@ -29,8 +29,10 @@ def frame(comparisons: Sequence[Comparison]) -> "DataFrame":
     """
     import pandas
 
-    every = [(each, label) for each in comparisons for label in each.runs]
-    return pandas.DataFrame([_row(each, label) for each, label in every])
+    where = _where(comparisons)
+    every = [(each, place) for each, place in zip(comparisons, where, strict=True)]
+    rows = [{**place, **_row(each, label)} for each, place in every for label in each.runs]
+    return pandas.DataFrame(rows)
 
 
 def formatted(comparisons: Sequence[Comparison], kind: str) -> str:
@@ -40,7 +42,7 @@ def formatted(comparisons: Sequence[Comparison], kind: str) -> str:
         raise unknown("format", kind, FORMATS)
     if kind == "csv":
         return frame(comparisons).to_csv(index=False).rstrip("\n")
-    losses, where = losses_of(comparisons), [_where(each) for each in comparisons]
+    losses, where = losses_of(comparisons), _where(comparisons)
     apart = [name for name in where[0] if len({place[name] for place in where}) > 1]
     rows: list[list[str]] = []
     for place, comparison in zip(where, comparisons, strict=True):
@@ -65,7 +67,7 @@ def _row(comparison: Comparison, label: str) -> dict[str, Any]:
     known = {name: math.nan if value is None else value for name, value in numbers.items()}
     finished = sum(run.status == "finished" for run in runs)
     counts = {"runs": len(runs), "finished": finished, "documents": comparison.documents}
-    return {**_where(comparison), "method": label, **known, **counts}
+    return {"method": label, **known, **counts}
 
 
 def _reached(runs: list[Run], loss: Loss) -> dict[str, float | None]:
@@ -77,12 +79,18 @@ def _reached(runs: list[Run], loss: Loss) -> dict[str, float | None]:
     return {loss: fmean(ends) if ends else None, **dict(zip(names, shares, strict=True))}
 
 
-def _where(comparison: Comparison) -> dict[str, str]:
-    """What a comparison is of."""
-    spec, run = comparison.spec, comparison.all[0]
-    return {
-        "folder": str(run.path.parent),
-        "model": model_name(spec.get("model", "")),
-        "site": str(spec.get("site", "")),
-        "sae": str(run.header["sae"].get("sha256"))[:8] if comparison.one_sae else "one a seed",
-    }
+def _where(comparisons: Sequence[Comparison]) -> list[dict[str, str]]:
+    """What each comparison is of: its folder, model, site and SAE, and each other field of the
+    spec in which they differ."""
+    specs = [each.spec for each in comparisons]
+    fields = dict.fromkeys(field for spec in specs for field in spec)
+    known = {"name", "model", "site", *NOT_THE_PROBLEM}
+    differ = [f for f in fields if f not in known and len({str(s.get(f)) for s in specs}) > 1]
+    places = []
+    for each in comparisons:
+        run, spec = each.all[0], each.spec
+        place = {"folder": str(run.path.parent), "model": model_name(spec.get("model", ""))}
+        sae = str(run.header["sae"].get("sha256"))[:8] if each.one_sae else "one a seed"
+        place |= {"site": str(spec.get("site", "")), "sae": sae}
+        places.append(place | {field: str(spec.get(field)) for field in differ})
+    return places

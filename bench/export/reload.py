@@ -159,7 +159,7 @@ def _adapted(run: Run, problem: Problem, spec: Spec) -> Adapted:
         config["init"] = ""  # its folder has the weights that it ended with
     if "adam" in config:
         config["adam"] = "new"  # nothing is trained any more
-    module = method.entry(run.header["method"]).module
+    module = method.imported(run.header["method"])
     adapted = next(module.train(problem, Batches(problem.train), module.Config(**config)))
     path = run.path.with_suffix("") / "state.safetensors"
     state = load_file(path) if path.is_file() else {}

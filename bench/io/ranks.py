@@ -25,16 +25,16 @@ def local_rank() -> int:
 
 
 def start_as_typed() -> str:
-    """How this command begins, with the interpreter that runs it: `python` where that is the one
-    on PATH, else its path."""
-    start, on_path = start_of_command(), shutil.which("python")
-    if not start.startswith("python ") or not sys.executable:
-        return start
+    """How this command begins, with what runs it: `python` (or `splicebench`) where that is the
+    one on PATH, else its path."""
+    name, space, words = start_of_command().partition(" ")
+    program = {"python": sys.executable, "splicebench": sys.argv[0]}.get(name)
+    on_path = shutil.which(name)
     # Not resolved: a virtual environment's interpreter is a link to another one's.
-    if on_path and os.path.abspath(on_path) == os.path.abspath(sys.executable):
-        return start
-    path = min(sys.executable, os.path.relpath(sys.executable), key=len)
-    return f"{shlex.quote(path)} {start.removeprefix('python ')}"
+    if not program or (on_path and os.path.abspath(on_path) == os.path.abspath(program)):
+        return f"{name}{space}{words}"
+    path = min(program, os.path.relpath(program), key=len)
+    return f"{shlex.quote(path)}{space}{words}"
 
 
 def is_script() -> bool:

@@ -11,7 +11,7 @@ from math import fsum, inf
 from statistics import fmean
 from typing import Any
 
-from bench.config.method import MethodRequest, load, tuned_fields
+from bench.config.method import MethodRequest, as_typed, load, tuned_fields
 from bench.config.request import Request
 from bench.config.spec import MADE_HERE, Spec, as_recorded
 from bench.errors import RunFailed, Usage
@@ -55,7 +55,8 @@ def tune(request: Request, methods: list[MethodRequest]) -> None:
             file |= {"model": runs[0].header["model"], "command": shlex.join(_command())}
             new_json(out / tuned.FILE, file)
             say(table(entry))
-    labels = ",".join(asked.without(*tuned_fields(load(asked))).label for asked in methods)
+    left = [asked.without(*tuned_fields(load(asked))) for asked in methods]
+    labels = ",".join(as_typed(asked.label) for asked in left)
     say(f"\nwritten: {out / tuned.FILE}; with what was chosen:")
     say(f"    {ranks.start_as_typed()} compare --methods {labels} --tuned {out}")
 

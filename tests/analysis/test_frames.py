@@ -69,6 +69,16 @@ def test_what_is_printed_is_the_frame(folders, capsys):
     assert not list(folders[0].glob("*.png"))  # nothing is drawn or written
 
 
+def test_problems_of_one_folder_are_told_apart(tmp_path, capsys):
+    short = {**make().header["spec"], "seq_len": 64}
+    write(tmp_path, make("lora", gains=GAINS), make("lora", 1, gains=GAINS, spec=short))
+    assert list(frame(load(tmp_path)).seq_len) == ["128", "64"]
+    assert main([str(tmp_path), "--format", "markdown"]) == 0
+    heads, _, *rows = capsys.readouterr().out.splitlines()
+    assert heads.startswith("| seq_len | method |")
+    assert [row.split("|")[1].strip() for row in rows] == ["128", "64"]
+
+
 def test_random_weights_have_costs_alone(tmp_path, capsys):
     write(tmp_path, make("lora", gains=GAINS, weights="random"))
     (row,) = frame(load(tmp_path)).itertuples()
@@ -79,12 +89,15 @@ def test_what_does_not_fit_is_one_line(folders, capsys):
     for words, said in (
         (["--format", "html"], "invalid choice: 'html'"),
         (["--claims"], "--claims: expected one folder"),
+        (["--format", "csv", "--out", "x"], "--format prints one table"),
         (["--fromat", "csv"], "unrecognized arguments: --fromat"),
         (["nope"], "no folder 'nope'"),
     ):
         assert main([*map(str, folders), *words]) == 2
         err = capsys.readouterr().err
         assert said in err and err.count("\n") == 1
+    assert main([*map(str, [*folders, folders[0]]), "--out", "x"]) == 2
+    assert "--out: two of the folders have one name" in capsys.readouterr().err
 
 
 def test_several_folders_are_reported_each_under_its_name(folders, tmp_path, capsys):

@@ -37,7 +37,9 @@ def test_a_comparison_from_first_use_to_the_figure(bench, draws, tmp_path, monke
     code, out, err = bench("--methods", "lora,e2e,mse", "--seeds", "0,1", "--out", tmp_path / "a")
     assert code == 0, err
     assert "training the SAE" in out and "gap closed" in out
-    assert re.search(r"next, .* -m bench export \S+/a/e2e-\w+\.jsonl --to DIR\n$", out)
+    assert out.endswith(
+        "\nnext: export RECORD --to DIR, for PEFT and SAELens; in Python: bench.load(RECORD)\n"
+    )
     names = {path.name for path in (tmp_path / "a").iterdir()}
     assert {"curves.png", "curves.pdf", "table.txt"} <= names
     runs = [read(path) for path in (tmp_path / "a").glob("*.jsonl")]
@@ -247,12 +249,18 @@ def test_a_method_in_a_file_of_ones_own(bench, folder, tmp_path, monkeypatch):
         (tmp_path / place / "own.py").write_text(OWN)
     (tmp_path / "mine" / "lora.py").write_text(OWN)
     (tmp_path / "mine" / "my-own.py").write_text(OWN)
+    (tmp_path / "mine" / "not_one.py").write_text("x = 1\n")
+    # What else may lie beside a file is no concern of a command.
+    (tmp_path / "mine" / "latin.py").write_bytes(b"# caf\xe9\n")
+    (tmp_path / "mine" / "gone.py").symlink_to("nowhere")
+    (tmp_path / "mine" / "folder.py").mkdir()
     monkeypatch.chdir(tmp_path)
     code, out, err = bench("--methods", "./mine/own.py:lr=2,lora", "--out", tmp_path / "o")
     assert code == 0, err
     runs = {r.header["method"]: r for r in map(read, (tmp_path / "o").glob("*.jsonl"))}
     assert runs["own"].label == "own:lr=2" and runs["own"].header["source"] == OWN
     assert "def train" in runs["lora"].header["source"] != OWN  # the built-in one
+    assert method.as_typed("own:lr=2") == "./mine/own.py:lr=2"  # for a command to type next
     # Its name is known from now on, as it is to processes that find it in the environment.
     assert method.load(MethodRequest("own")).settings == {"lr": 1.0}
     assert os.environ[methods.FOLDERS] == str(tmp_path / "mine")
@@ -264,6 +272,7 @@ def test_a_method_in_a_file_of_ones_own(bench, folder, tmp_path, monkeypatch):
         ("other/own.py", "another method has that name"),
         ("mine/nope.py", "no such file"),
         ("mine/my-own.py", "expected a name such as my_own.py"),
+        ("mine/not_one.py", "expected a Config and a train in it"),
     ):
         code, _, err = bench("--methods", path, "--out", tmp_path / "o")
         assert code == 2 and f"--methods {path}: {message}" in err and err.count("\n") == 1

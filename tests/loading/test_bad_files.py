@@ -275,7 +275,7 @@ def test_a_method_that_is_wrong_itself(planted, imports):
 
 def test_a_list_says_which_method_does_not_load(planted, command, tmp_path):
     planted("wrong", "1 +")
-    (tmp_path / "silent.py").write_text("\ndef train():\n    pass\n")
+    (tmp_path / "silent.py").write_text("from methods.lora import Config, train\n")
     (tmp_path / "helper.py").write_text("x = 1\n")
     code, out, err = command("methods")
     assert code == 0 and not err
@@ -289,6 +289,12 @@ def test_a_field_without_a_default_is_asked_for(planted):
     with pytest.raises(Usage, match="asks: 'rank' has no default: write asks:rank=VALUE"):
         method.entry(name)
     assert method.entry(f"{name}:rank=3").settings == {"rank": 3}
+    assert method.imported(name).Config(rank=3)  # as a finished run is loaded
+
+
+def test_a_method_that_is_nowhere_says_where_it_would_be_found():
+    with pytest.raises(Usage, match="no method 'gone': .* where SPLICEBENCH_METHODS names"):
+        method.imported("gone")
 
 
 def test_commands_say_what_they_need(small, command, monkeypatch, tmp_path):
