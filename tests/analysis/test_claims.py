@@ -143,6 +143,8 @@ WORLDS = [
     ("RS1", lambda f: frontier(f, lora={**AROUND, "shuffled": None}), "holds"),
     ("RS1", lambda f: frontier(f, l0=40.0), "untestable here"),
     ("SL1", low_rank, "holds"),
+    ("SL1", lambda f: low_rank(f, main=range(5)), "holds"),
+    ("RS1", lambda f: frontier(f, main=range(5)), "holds"),
     ("SL1", lambda f: low_rank(f, two=0.03), "refuted"),
     ("SL1", lambda f: low_rank(f, two=0.048, noise=0.004), "untestable here"),
     ("SL1", lambda f: low_rank(f, whole=0.0), "untestable here"),
@@ -212,6 +214,12 @@ GUARDED = [
 def test_the_guard_that_failed_is_said_with_its_number(claim, world, guard, tmp_path):
     found = verdicts(world(tmp_path))[claim]
     assert found.said.startswith("untestable here: ") and guard in found.said
+
+
+def test_seeds_that_one_side_lacks_are_not_counted(tmp_path):
+    """The main arms of the frontier have five, the others three."""
+    found = verdicts(low_rank(tmp_path, main=range(5)))
+    assert found["SL1"].case.seeds == found["RS1"].case.seeds == 3
 
 
 def test_a_claim_without_any_of_its_runs_gives_no_number(tmp_path):

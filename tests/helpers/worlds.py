@@ -159,10 +159,20 @@ AROUND = {"own": 0.1, "frozen": 0.1, "shuffled": 0.02}
 PARTS = (0.95, 1.05, 1.0, 1.0)
 
 
-def frontier(folder, lora=AROUND, e2e=AROUND, arms=(), kl=0.1, noise=0.0, l0=32.0, **header):
+def frontier(
+    folder,
+    lora=AROUND,
+    e2e=AROUND,
+    arms=(),
+    kl=0.1,
+    noise=0.0,
+    l0=32.0,
+    main=(0, 1, 2),
+    **header,
+):
     """The experiment `frontier`: `lora` and `e2e` around each SAE, and `arms` (role, what it is at
     beside the fork, nats gained). In KL, whose gap is 0.4, `frozen` gains `kl`, the others 0.1;
-    its L0 is `l0`, theirs 32."""
+    its L0 is `l0`, theirs 32. `main` are the seeds of `lora` and `e2e` around the own SAE."""
     planned = [
         (role, {"sae": sae}, g)
         for sae in lora
@@ -170,7 +180,7 @@ def frontier(folder, lora=AROUND, e2e=AROUND, arms=(), kl=0.1, noise=0.0, l0=32.
     ]
     entries = []
     for number, (role, at, gain) in enumerate([*planned, *arms]):
-        for seed in (0, 1, 2):
+        for seed in main if number < len(planned) and at["sae"] == "own" else (0, 1, 2):
             drop = None if gain is None else [(gain + noise * (seed - 1)) * p for p in PARTS]
             gained, before = (kl, l0) if at["sae"] == "frozen" else (0.1, 32.0)
             told = {"label": f"{role}:{number}", "kl_full_spliced": [0.4] * 4, "l0_full": before}
