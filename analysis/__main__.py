@@ -5,21 +5,15 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from analysis.tables.frames import FORMATS
 from bench.errors import Fault, Rejected, Unavailable, Usage
-from bench.io.console import check_output, say, tolerate
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise Usage(f"{message} (see {self.prog} --help)")
+from bench.io.console import Parser, check_output, say, tolerate
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0, or that of the first fault; a fault in one folder does not stop the others."""
-    parser = _Parser(prog="python -m analysis", description=__doc__)
+    parser = Parser(prog="python -m analysis", description=__doc__)
     text = "records lie here or in its subfolders"
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help=text)
     text = "write there instead; of several folders each under its own name"
@@ -31,13 +25,11 @@ def main(argv: list[str] | None = None) -> int:
     tolerate()
     try:
         arguments = parser.parse_args(argv)
+        _check(arguments)
         found = [(root, folder) for root in arguments.folders for folder in _folders(root)]
     except Fault as fault:
         return _printed(fault)
     steps: list[Callable[[], object]] = [partial(_report, *each, arguments) for each in found]
-    wrong = _contradiction(arguments)
-    if wrong:
-        return _printed(Usage(wrong))
     if arguments.format:
         steps = [partial(_table, [folder for _, folder in found], arguments.format)]
     elif arguments.claims:
@@ -46,17 +38,15 @@ def main(argv: list[str] | None = None) -> int:
     return next((code for code in codes if code), 0)
 
 
-def _contradiction(arguments: argparse.Namespace) -> str:
-    """What is wrong with options that are right one by one; "" where nothing is."""
-    several = len(arguments.folders) > 1
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise `Usage` for options that are right one by one, but not together."""
     names = {folder.resolve().name for folder in arguments.folders}
     if arguments.format and (arguments.out or arguments.claims):
-        return "--format prints one table: expected no --out and no --claims with it"
-    if arguments.claims and several:
-        return "--claims: expected one folder, that of all experiments"
+        raise Usage("--format prints one table: expected no --out and no --claims with it")
+    if arguments.claims and len(arguments.folders) > 1:
+        raise Usage("--claims: expected one folder, that of all experiments")
     if arguments.out and len(names) < len(arguments.folders):
-        return "--out: two of the folders have one name: expected one call for each"
-    return ""
+        raise Usage("--out: two of the folders have one name: expected one call for each")
 
 
 def _code(step: Callable[[], object]) -> int:

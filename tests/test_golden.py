@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bench.config import method
+from bench.config.method_files import names
 from bench.harness.drive import drive, evaluating
 from bench.harness.evaluate import mean, measure
 from bench.harness.meter import Meter
@@ -41,7 +42,7 @@ def curve(name):
     return rows
 
 
-@pytest.mark.parametrize("name", method.names())
+@pytest.mark.parametrize("name", names())
 def test_golden_curve(name):
     path, rows = FOLDER / f"{name}.json", curve(name)
     here = {"machine": machine("cpu"), "torch": versions()["torch"]}

@@ -11,6 +11,7 @@ import torch
 
 import methods
 from bench.config import method
+from bench.config.method_files import names
 from bench.harness.drive import drive, evaluating, seed_all, snapshot, warm_up
 from bench.harness.evaluate import HeldOut, mean, measure
 from bench.harness.meter import Meter
@@ -35,7 +36,7 @@ VARIANTS = [
     "mse:weighted=true",
     "ridge:weighted=false",
 ]
-LABELS = [*method.names(), *VARIANTS]
+LABELS = [*names(), *VARIANTS]
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +235,7 @@ def test_the_readmes_example_works_as_pasted(problem, held_out, tmp_path, monkey
     assert code.count("\n") < 25
     (tmp_path / f"{name}.py").write_text(code)
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
-    assert name in method.names()
+    assert name in names()
     entry = method.entry(f"{name}:lr=0.02")
     check_starts_from_the_bare_sae(problem, held_out, entry)
     check_leaves_the_problem(problem, held_out, entry)

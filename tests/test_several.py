@@ -8,6 +8,7 @@ from sae_lens import SAE
 
 import bench
 from bench.config import method
+from bench.config.method_files import names
 from bench.io.record import read
 from bench.problem.problem import Problem
 from bench.runs import setup
@@ -25,7 +26,7 @@ def problem():
     return Problem(tiny.bridge("llama"), saes, SITES, tiny.windows(24), batch_size=2)
 
 
-@pytest.mark.parametrize("label", [*method.names(), "lora:layers=all"])
+@pytest.mark.parametrize("label", [*names(), "lora:layers=all"])
 def test_every_method_keeps_its_promises(problem, label):
     check_promises(problem, hold_out(problem), method.entry(label))
 

@@ -66,6 +66,18 @@ class Evidence:
         """How many seeds what is used has."""
         return len({seed for seed, _ in self.used.values()})
 
+    def of_shared_seeds(self, *groups: dict[int, Run]) -> list[dict[int, Run]]:
+        """The runs of the seeds that all groups have; no run of another seed is used any more.
+
+        Of a frontier's seeds the main arms have all, the other arms and the controls the first.
+        """
+        shared = set.intersection(*map(set, groups))
+        if not shared:
+            raise Missing("the same seeds in what is compared")
+        for name in [name for name, (seed, _) in self.used.items() if seed not in shared]:
+            del self.used[name]
+        return [{seed: group[seed] for seed in sorted(shared)} for group in groups]
+
     def case(self) -> "Evidence":
         """The same experiments, nothing used yet."""
         return replace(self, used={})

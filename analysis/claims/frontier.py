@@ -47,7 +47,7 @@ def as_much_around_random_directions(case: Evidence) -> Finding:
     decoder rows is shown beside them and does not decide."""
     rows, equal, outside, words = [], [], [], []
     for method, around in _around(case).items():
-        around = dict(zip(around, _of_shared_seeds(case, *around.values()), strict=True))
+        around = dict(zip(around, case.of_shared_seeds(*around.values()), strict=True))
         _equal_l0(around["own"], around["frozen"])
         for outcome in _outcomes(*around.values()):
             shares = {sae: _shares(runs, outcome) for sae, runs in around.items()}
@@ -81,17 +81,6 @@ def _around(case: Evidence) -> dict[str, dict[str, dict[int, Run]]]:
         return runs("own", "frozen", "shuffled")
     except Missing:
         return runs("own", "frozen")
-
-
-def _of_shared_seeds(case: Evidence, *groups: dict[int, Run]) -> list[dict[int, Run]]:
-    """The runs of the seeds that all groups have, and nothing else is used: of the plan's five
-    seeds the controls and the other arms have three."""
-    shared = set.intersection(*map(set, groups))
-    if not shared:
-        raise Missing("the same seeds in what is compared")
-    for name in [name for name, (seed, _) in case.used.items() if seed not in shared]:
-        del case.used[name]
-    return [{seed: group[seed] for seed in sorted(shared)} for group in groups]
 
 
 def _equal_l0(*groups: dict[int, Run]) -> None:
@@ -143,13 +132,12 @@ def low_rank_on_the_sae(case: Evidence) -> Finding:
     """Low-rank pairs on the SAE's own weights get more than half of what e2e on all of them gains
     in CE in the same time: the whole interval of the ratio of gains above 50%, at rank 2 and at
     rank 64. Refuted where one lies below."""
-    e2e, ratios = case.runs("frontier", "e2e", fork=PRIMARY, sae="own"), {}
-    whole = minus(spliced(e2e), ends(e2e))
+    e2e = case.runs("frontier", "e2e", fork=PRIMARY, sae="own")
+    e2e, *low_rank = case.of_shared_seeds(e2e, *_low_rank(case))
+    whole, ratios = minus(spliced(e2e), ends(e2e)), {}
     if not above(crossed(whole)) and len(e2e) > 1:
         raise Untestable(f"e2e gains {nats(crossed(whole))}, needs an interval above 0")
-    for runs in _low_rank(case):
-        runs, e2e = _of_shared_seeds(case, runs, e2e)
-        whole = minus(spliced(e2e), ends(e2e))
+    for runs in low_rank:
         rank = next(iter(runs.values())).header["config"].get("rank")
         ratios[rank] = ratio(minus(spliced(runs), ends(runs)), whole)
     words = [f"{r.value:.0%}{interval(r, '{:.0%}')} at rank {n}" for n, r in ratios.items()]
@@ -208,7 +196,7 @@ def frozen_thresholds(case: Evidence) -> Finding:
     if at is None:
         raise Missing("e2e-frozen of frontier, which was not planned")
     frozen, e2e = case.runs("frontier", "e2e-frozen", **at), case.runs("frontier", "e2e", **at)
-    frozen, e2e = _of_shared_seeds(case, frozen, e2e)
+    frozen, e2e = case.of_shared_seeds(frozen, e2e)
     kinds = {run.header["sae"].get("kind") for run in (*frozen.values(), *e2e.values())}
     if kinds != {"jumprelu"}:
         raise Untestable(f"SAEs of kind {', '.join(map(str, kinds))}, needs jumprelu")

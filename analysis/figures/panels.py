@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from analysis.figures.style import PAPER, REFERENCE, Style, line_look
+from analysis.figures.style import PAPER, REFERENCE, Style, line_look, method_look
 from analysis.records.manifest import Experiment
 from analysis.stats.usable import units_of
 from analysis.tables.notes import title
@@ -49,7 +49,7 @@ def look(role: str) -> Style:
     """Keywords of a line: colour and marker of the role's method; started from a trained SAE,
     `e2e` is dashed where it also ran from scratch."""
     method = METHOD_OF.get(role, role.rpartition("+")[2])
-    return line_look(method, "--" if role == "e2e-finetune" else "-")
+    return line_look(method_look(method), "--" if role == "e2e-finetune" else "-")
 
 
 def handle(label: str, **style: Any) -> Line2D:

@@ -22,15 +22,9 @@ METHODS = {
 }
 """Method -> (colour, marker). `ridge` is a darker yellow: the palette's own is lost on white."""
 
-OTHERS = {
-    "#332288": "h",
-    "#882255": "d",
-    "#117733": ">",
-    "#999933": "p",
-    "#6699CC": "*",
-    "#661100": "8",
-}
-"""Colour -> marker of a method that is not named above; which one follows from its name."""
+COLOURS = ("#332288", "#882255", "#117733", "#999933", "#6699CC", "#661100")
+OTHERS = list(zip(COLOURS, "hd>p*8", strict=True))
+"""(colour, marker) of a method that is not named above; which one follows from its name."""
 
 LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 """Line styles that tell labels of one method apart."""
@@ -60,24 +54,23 @@ LOOK = {
 """Settings of matplotlib under which every figure is drawn and saved."""
 
 
-def method_look(method: str, beside: Iterable[str] = ()) -> tuple[str, str]:
-    """(colour, marker) of a method; unlike those of the methods `beside` it that come before."""
-    looks: dict[str, tuple[str, str]] = {}
-    for name in dict.fromkeys([*beside, method]):
-        left = [look for look in OTHERS.items() if look not in looks.values()] or [*OTHERS.items()]
-        looks[name] = METHODS.get(name) or left[zlib.crc32(name.encode()) % len(left)]
-    return looks[method]
+def looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Method -> (colour, marker), no two the same as long as there are enough."""
+    found: dict[str, tuple[str, str]] = {}
+    for name in dict.fromkeys(methods):
+        left = [look for look in OTHERS if look not in found.values()] or OTHERS
+        found[name] = METHODS.get(name) or left[zlib.crc32(name.encode()) % len(left)]
+    return found
 
 
-def line_look(
-    method: str,
-    line: str | tuple[Any, ...] = "-",
-    width: float = 1.8,
-    beside: Iterable[str] = (),
-) -> Style:
-    """Keywords of a method's line."""
-    colour, marker = method_look(method, beside)
-    style = {"color": colour, "marker": marker, "markersize": 5}
+def method_look(method: str) -> tuple[str, str]:
+    """(colour, marker) of a method that is drawn beside none of one's own."""
+    return looks([method])[method]
+
+
+def line_look(look: tuple[str, str], line: Any = "-", width: float = 1.8) -> Style:
+    """Keywords of the line of a method that looks so."""
+    style = {"color": look[0], "marker": look[1], "markersize": 5}
     return {**style, "linestyle": line, "linewidth": width}
 
 
@@ -96,10 +89,10 @@ def line_styles(trained: dict[str, list[Run]]) -> dict[str, Style]:
     """
     styles = {}
     labels_of: dict[str, int] = {}
-    beside = [runs[0].header["method"] for runs in trained.values()]
+    of_method = looks(runs[0].header["method"] for runs in trained.values())
     for label, runs in trained.items():
         method = runs[0].header["method"]
         line = LINES[labels_of.setdefault(method, 0) % len(LINES)]
         labels_of[method] += 1
-        styles[label] = line_look(method, line, 1.9, beside)
+        styles[label] = line_look(of_method[method], line, 1.9)
     return styles

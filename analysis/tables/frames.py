@@ -29,8 +29,7 @@ def frame(comparisons: Sequence[Comparison]) -> "DataFrame":
     """
     import pandas
 
-    where = _where(comparisons)
-    every = [(each, place) for each, place in zip(comparisons, where, strict=True)]
+    every = zip(comparisons, _where(comparisons), strict=True)
     rows = [{**place, **_row(each, label)} for each, place in every for label in each.runs]
     return pandas.DataFrame(rows)
 

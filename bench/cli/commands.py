@@ -130,10 +130,10 @@ def specs(arguments: Namespace) -> None:
 
 def methods(arguments: Namespace) -> None:
     """`python -m bench methods`."""
-    from bench.config import method
+    from bench.config import method_files
 
-    for name in method.names():
-        say(f"{name}: {method.summary(name)}")
+    for name in method_files.names():
+        say(f"{name}: {method_files.summary(name)}")
 
 
 def main() -> int:

@@ -1,21 +1,20 @@
 """What may be typed after `python -m bench`. Nothing heavy is imported here."""
 
-import argparse
 import dataclasses
 import math
 import os
 from argparse import Namespace
 from collections.abc import Callable
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, get_type_hints
 
 from bench import __version__
 from bench.config.method import MethodRequest, requested
 from bench.config.request import EVERY
 from bench.config.spec import CHOICES, Spec, documentation, flag
 from bench.config.specs import named
-from bench.errors import Usage, nearest
+from bench.errors import Usage
 from bench.io import ranks
-from bench.io.console import check_output, say
+from bench.io.console import Parser, check_output
 
 SPEED = (
     "Times our step and that of plain Hugging Face and PEFT in turn, on one window of 1,024 tokens "
@@ -30,27 +29,6 @@ TUNE = (
     "FOLDER/tuned.json, for compare --tuned FOLDER. Broken off, the same command goes on."
 )
 PLAIN_DTYPE = "number format of the plain side's LM (default: that of --dtype)"
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that ends a wrong command with one line, which names the help of that command."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does; what is left over it would leave to the help of `python -m bench`."""
-        known, left = super().parse_known_args(args, namespace)
-        if left:
-            word = left[0].partition("=")[0]
-            hint = nearest(word, self._option_string_actions) if word[0] == "-" else ""
-            self.error(f"unknown argument '{left[0]}': {hint}".rstrip(": "))
-        return known, left
-
-    def error(self, message: str) -> NoReturn:
-        raise Usage(f"{message} (see {self.prog} --help)")
-
-    def _print_message(self, message: str, file: object = None) -> None:
-        """Help and version; argparse would swallow that stdout is full."""
-        if message:
-            say(message.rstrip("\n"))
 
 
 def parser() -> Parser:

@@ -38,7 +38,8 @@ def comparison(out: Path, ended: "compare.Ended") -> None:
     if not ended.todo:
         count = len(ended.names)
         say(f"nothing to do: {count} of {count} runs were already done (--fresh runs again)")
-    say("next: export RECORD --to DIR, for PEFT and SAELens; in Python: bench.load(RECORD)")
+    if ended.names - ended.failed.keys():
+        say("next: export RECORD --to DIR, for PEFT and SAELens; in Python: bench.load(RECORD)")
     raise_worst(ended.failed)
 
 

@@ -3,4 +3,4 @@
 Knows nothing of torch, models or runs.
 """
 
-__all__ = ["method", "request", "shapes", "spec", "specs"]
+__all__ = ["method", "method_files", "request", "shapes", "spec", "specs"]

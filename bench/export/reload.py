@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, ModuleList
 
-from bench.config import method
+from bench.config import method_files
 from bench.config.spec import MADE_HERE, Spec
 from bench.errors import Rejected, Usage, unknown
 from bench.export import artefacts
@@ -159,7 +159,7 @@ def _adapted(run: Run, problem: Problem, spec: Spec) -> Adapted:
         config["init"] = ""  # its folder has the weights that it ended with
     if "adam" in config:
         config["adam"] = "new"  # nothing is trained any more
-    module = method.imported(run.header["method"])
+    module = method_files.imported(run.header["method"])
     adapted = next(module.train(problem, Batches(problem.train), module.Config(**config)))
     path = run.path.with_suffix("") / "state.safetensors"
     state = load_file(path) if path.is_file() else {}

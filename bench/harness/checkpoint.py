@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from bench.config.method import same_code
+from bench.config.method_files import same_code
 from bench.errors import Rejected, Unavailable, Usage, reason
 from bench.io.console import say
 from bench.io.files import new_file, synchronize

@@ -1,19 +1,21 @@
-"""What is printed: lines and bars on a stdout that may be a pipe, full, closed, or know no `±`.
+"""What is printed: lines and bars on a stdout that may be a pipe, full, closed, or know no `±`;
+and what is typed, where that is wrong.
 
 Bars are silent when stdout is not a terminal.
 """
 
+import argparse
 import io
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr, suppress
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from tqdm.auto import tqdm
 
-from bench.errors import Unavailable
+from bench.errors import Unavailable, Usage, nearest
 from bench.io import ranks
 
 # Its own lock is shared between processes: one that is killed while it holds it would stop all.
@@ -95,3 +97,24 @@ def in_words(seconds: float) -> str:
     if seconds < 90:
         return f"about {10 * max(1, round(seconds / 10))} s"
     return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that ends a wrong command with one line, which names the help of that command."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; what is left over it would leave to the parser above."""
+        known, left = super().parse_known_args(args, namespace)
+        if left:
+            word = left[0].partition("=")[0]
+            hint = nearest(word, self._option_string_actions) if word[0] == "-" else ""
+            self.error(f"unknown argument '{left[0]}': {hint}".rstrip(": "))
+        return known, left
+
+    def error(self, message: str) -> NoReturn:
+        raise Usage(f"{message} (see {self.prog} --help)")
+
+    def _print_message(self, message: str, file: object = None) -> None:
+        """Help and version; argparse would swallow that stdout is full."""
+        if message:
+            say(message.rstrip("\n"))

@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-from bench.config.method import source
+from bench.config.method_files import source
 from bench.io.record import digest
 
 BENCH = Path(__file__).resolve().parents[1]

@@ -5,7 +5,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.config.method import MethodRequest, source
+from bench.config.method import MethodRequest
+from bench.config.method_files import source
 from bench.config.request import Request
 from bench.config.spec import MADE_HERE, Spec, as_recorded
 from bench.errors import Fault, Rejected

@@ -11,7 +11,8 @@ from math import fsum, inf
 from statistics import fmean
 from typing import Any
 
-from bench.config.method import MethodRequest, as_typed, load, tuned_fields
+from bench.config.method import MethodRequest, load, tuned_fields
+from bench.config.method_files import as_typed
 from bench.config.request import Request
 from bench.config.spec import MADE_HERE, Spec, as_recorded
 from bench.errors import RunFailed, Usage

@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_one_line(folders, capsys):
         (["--format", "html"], "invalid choice: 'html'"),
         (["--claims"], "--claims: expected one folder"),
         (["--format", "csv", "--out", "x"], "--format prints one table"),
-        (["--fromat", "csv"], "unrecognized arguments: --fromat"),
+        (["--fromat", "csv"], "unknown argument '--fromat': did you mean '--format'? (see"),
         (["nope"], "no folder 'nope'"),
     ):
         assert main([*map(str, folders), *words]) == 2

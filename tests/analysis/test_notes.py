@@ -143,3 +143,10 @@ def test_few_seeds_are_nothing_to_say_where_no_seconds_are_compared(tmp_path):
     flat = lines(tmp_path / "flat", make("lora", shares=(0, 0)), make("e2e", shares=(0, 0)))
     random = lines(tmp_path / "random", *rivals((0,), weights="random"))
     assert not any("Fewer than" in line for line in [*clocks, *alone, *flat, *random])
+
+
+def test_the_title_names_the_model_that_ran(tmp_path):
+    """Not the named spec that a command began with, when --model changed it."""
+    spec = {**make().header["spec"], "name": "smollm2-135m", "model": "models/mine"}
+    text = table(*load(write(tmp_path, make("lora", spec=spec))))
+    assert text.startswith("mine, SAE at s\n") and "smollm2" not in text

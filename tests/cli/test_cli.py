@@ -16,7 +16,7 @@ import methods
 from bench.cli import commands as command_line
 from bench.cli.commands import main
 from bench.cli.parser import parser
-from bench.config import method
+from bench.config import method, method_files
 from bench.config.method import MethodRequest
 from bench.config.spec import Spec, documentation
 from bench.io.record import read
@@ -263,7 +263,7 @@ def test_a_method_in_a_file_of_ones_own(bench, folder, tmp_path, monkeypatch):
     runs = {r.header["method"]: r for r in map(read, (tmp_path / "o").glob("*.jsonl"))}
     assert runs["own"].label == "own:lr=2" and runs["own"].header["source"] == OWN
     assert "def train" in runs["lora"].header["source"] != OWN  # the built-in one
-    assert method.as_typed("own:lr=2") == "./mine/own.py:lr=2"  # for a command to type next
+    assert method_files.as_typed("own:lr=2") == "./mine/own.py:lr=2"  # for a command to type next
     # Its name is known from now on, as it is to processes that find it in the environment.
     assert method.load(MethodRequest("own")).settings == {"lr": 1.0}
     assert os.environ[methods.FOLDERS] == str(tmp_path / "mine")

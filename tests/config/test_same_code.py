@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.config.method import same_code
+from bench.config.method_files import same_code
 
 METHOD = '''
 """Train a bias."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bench
-from bench.config import method
+from bench.config.method_files import names
 from bench.errors import Rejected, Usage
 from bench.export import reload
 from bench.export.export import pairs_of, write_adapter
@@ -29,7 +29,7 @@ def test_the_ce_of_the_record(small, family, tmp_path):
     assert code == 0, err
     tokens = validation_tokens(run_of(tmp_path, "lora"))
     runs = [run for run in map(read, tmp_path.glob("*.jsonl")) if run.header["seed"] == 0]
-    assert {run.header["method"] for run in runs} == set(method.names())
+    assert {run.header["method"] for run in runs} == set(names())
     for run in runs:
         if pairs := pairs_of(run):
             (tmp_path / run.name / "peft").mkdir()

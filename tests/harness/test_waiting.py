@@ -8,6 +8,7 @@ import torch
 from packaging.version import Version
 
 from bench.config import method
+from bench.config.method_files import names
 from bench.harness.drive import drive
 from bench.harness.meter import Meter
 from bench.problem.batches import Batches
@@ -15,7 +16,7 @@ from bench.problem.problem import Problem
 from tests.helpers import tiny
 from tests.helpers.accelerator import DEVICE, OnDisk, pretended
 
-LABELS = [*method.names(), "e2e:loss=kl+mse", "linear:loss=kl+mse", "lora:dropout=0.2"]
+LABELS = [*names(), "e2e:loss=kl+mse", "linear:loss=kl+mse", "lora:dropout=0.2"]
 
 
 @pytest.fixture(scope="module")

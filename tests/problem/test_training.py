@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bench.config import method
+from bench.config.method_files import names
 from bench.errors import Fault
 from bench.harness.evaluate import Gauge, measure
 from bench.loading import saes as saved
@@ -44,7 +45,7 @@ def test_shares_of_a_run_lie_between_0_and_1(field, value):
         Descent(lr=1.0, **{field: value})
 
 
-@pytest.mark.parametrize("label", [n for n in method.names() if n not in ("none", "ridge")])
+@pytest.mark.parametrize("label", [n for n in names() if n not in ("none", "ridge")])
 def test_every_gradient_method_has_the_schedule(label):
     """The first of three steps of a rise over the whole run is a third of the step size."""
     entry = method.entry(f"{label}:warmup=1")
