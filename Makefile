@@ -16,6 +16,7 @@ REHEARSE ?=
 NOVELS ?= corpora/novels95
 PIECE ?= 54
 INTO ?= .
+PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 BIN := .venv/bin
 READY := .venv/ready
@@ -79,7 +80,7 @@ verify: $(READY)
 	$(BIN)/python -m bench verify results
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # Kills and resumes real runs, for a quarter of an hour.
 test-faults: $(READY)
@@ -87,7 +88,7 @@ test-faults: $(READY)
 
 # The tests that start no command, at the lowest versions that pyproject.toml admits.
 test-floors: $(READY_FLOORS)
-	.venv-floors/bin/python -m pytest -m "not hub and not faults and not runs"
+	.venv-floors/bin/python -m pytest $(PARALLEL) -m "not hub and not faults and not runs"
 
 figures: $(READY)
 	$(BIN)/python -m analysis results

@@ -13,7 +13,7 @@ from analysis.stats.speedup import whole_runs
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += [*sorted((ROOT / "results").glob("*.md")), *sorted((ROOT / "results").glob("*/*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 SOURCE = re.compile(r"`((?:bench|methods|analysis|tests)/[\w/.-]+)`")

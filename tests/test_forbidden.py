@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("bench", "methods", "analysis")
+FOLDERS = ("bench", "methods", "analysis", "splicebench")
 SHIPPED = sorted(path for name in FOLDERS for path in (ROOT / name).rglob("*.py"))
 TESTS = sorted(set((ROOT / "tests").rglob("*.py")) - {Path(__file__)})
 

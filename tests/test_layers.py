@@ -37,7 +37,7 @@ HEART += ["bench/io/record.py", "bench/config/spec.py", "methods"]
 HEART += [f"analysis/stats/{name}.py" for name in ("crossed", "gap", "speedup")]
 """What decides a number: to be read in an afternoon."""
 HEART_LINES = 3_142
-ALL_LINES = 18_494
+ALL_LINES = 18_814
 """Lines that are not blank, about what is there today. The aims are 3,000 and 12,500; a change
 that raises one says what for."""
 
@@ -121,6 +121,8 @@ def of_others(file, text):
             yield f"{file}:{line}: {module}, which only bench/cli/show.py shows"
         if top == "methods" and file != "bench/config/method_files.py":
             yield f"{file}:{line}: {module}, which are found by name"
+        if top == "splicebench":
+            yield f"{file}:{line}: {module}, which stands on top of all"
 
 
 def faults(check, names):
@@ -157,6 +159,7 @@ PLANTED = [
     (upward, "bench/errors.py", "def f():\n    from bench.io.console import say"),
     (of_others, "bench/runs/compare.py", "from analysis.report import report"),
     (of_others, "bench/harness/drive.py", "from methods import lora"),
+    (of_others, "bench/runs/compare.py", "import splicebench"),
     (behind_a_face, "bench/runs/setup.py", "from bench.loading.tokens import Packed"),
     (behind_a_face, "bench/runs/setup.py", "from bench.loading import tokens"),
     (behind_a_face, "methods/lora.py", "from bench.loading.tokens import Packed"),
@@ -191,7 +194,7 @@ def test_the_heart_can_be_read_in_an_afternoon():
 
 
 def test_the_whole_is_no_larger_than_agreed():
-    assert lines("bench", "methods", "analysis") <= ALL_LINES
+    assert lines("bench", "methods", "analysis", "splicebench") <= ALL_LINES
 
 
 def test_analysis_never_imports_torch():

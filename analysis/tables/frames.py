@@ -18,19 +18,30 @@ if TYPE_CHECKING:
 
 FORMATS = ("csv", "markdown", "latex")
 LOSSES: tuple[Loss, ...] = ("ce", "kl")
+OF = ("method", "run", "evaluation")
+"""What a row of a frame is of."""
 
 
-def frame(comparisons: Sequence[Comparison]) -> "DataFrame":
-    """A row for each label of each comparison, nothing rounded.
+def frame(comparisons: Sequence[Comparison], of: str = "method") -> "DataFrame":
+    """A row for each label of each comparison, or for each run, or each evaluation of each run;
+    nothing rounded.
 
     `ce` and `kl` are at the end, in nats per scored token, means over seeds and documents;
     `ce_closed` the share of the gap, with its 95% interval over both; `seconds`, `backwards` and
-    `tokens` medians over finished seeds. What was not measured is empty.
+    `tokens` medians over finished seeds. What was not measured is empty. An evaluation has the
+    fields of a record's row, on the curve set. Raises `Usage` where `of` is not in `OF`.
     """
     import pandas
 
+    if of not in OF:
+        raise unknown("row", of, OF)
     every = zip(comparisons, _where(comparisons), strict=True)
-    rows = [{**place, **_row(each, label)} for each, place in every for label in each.runs]
+    rows = [
+        {**place, "method": label, **row}
+        for each, place in every
+        for label in each.runs
+        for row in _rows(each, label, of)
+    ]
     return pandas.DataFrame(rows)
 
 
@@ -57,8 +68,23 @@ def formatted(comparisons: Sequence[Comparison], kind: str) -> str:
     return table.to_latex(index=False, escape=True, column_format=columns).rstrip("\n")
 
 
-def _row(comparison: Comparison, label: str) -> dict[str, Any]:
+def _rows(comparison: Comparison, label: str, of: str) -> list[dict[str, Any]]:
+    """What the rows of a label say, its place aside."""
     runs = comparison.runs[label]
+    if of == "method":
+        return [_row(comparison, runs)]
+    names = [{"run": run.name, "seed": run.header["seed"], "status": run.status} for run in runs]
+    if of == "run":
+        return [name | _row(comparison, [run]) for name, run in zip(names, runs, strict=True)]
+    left_out = LOSSES if comparison.random else ()
+    return [
+        name | {field: value for field, value in row.items() if field not in left_out}
+        for name, run in zip(names, runs, strict=True)
+        for row in run.rows
+    ]
+
+
+def _row(comparison: Comparison, runs: list[Run]) -> dict[str, Any]:
     numbers: dict[str, float | None] = {}
     for loss in LOSSES:
         numbers |= _reached([] if comparison.random else runs, loss)
@@ -66,7 +92,7 @@ def _row(comparison: Comparison, label: str) -> dict[str, Any]:
     known = {name: math.nan if value is None else value for name, value in numbers.items()}
     finished = sum(run.status == "finished" for run in runs)
     counts = {"runs": len(runs), "finished": finished, "documents": comparison.documents}
-    return {"method": label, **known, **counts}
+    return {**known, **counts}
 
 
 def _reached(runs: list[Run], loss: Loss) -> dict[str, float | None]:
