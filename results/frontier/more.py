@@ -17,6 +17,15 @@ from analysis.stats.frontier import FAMILY, OUTCOMES, Arm, closed, total_seconds
 from analysis.stats.usable import finished
 
 MAIN = ("mse", "lora", "e2e")
+PAIRS = (
+    ("lora-keep", "lora"),
+    ("mse-lora", "lora"),
+    ("mse-lora", "e2e"),
+    ("joint", "lora"),
+    ("joint", "e2e"),
+    ("e2e-mse", "e2e"),
+    ("affine", "lora"),
+)
 
 
 def _points(estimate: Estimate) -> str:
@@ -27,7 +36,7 @@ def _points(estimate: Estimate) -> str:
 
 def _pairs(frontier: Experiment) -> Iterator[str]:
     yield "Points of the gap closed more, on the seeds that both have:"
-    for arm, than in (("lora-keep", "lora"), ("mse-lora", "lora"), ("mse-lora", "e2e")):
+    for arm, than in PAIRS:
         for outcome in OUTCOMES:
             more = closed(frontier, Arm(arm), outcome, than=Arm(than))
             yield f"  {outcome}, {arm} less {than}: {_points(more) if more else '-'}"
