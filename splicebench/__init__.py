@@ -207,11 +207,11 @@ def _given(
 ) -> Spec:
     """The spec that is asked for; models and SAEs that are held are written to `folder`, once
     everything else is seen to be right."""
+    if tokenizer is not None and isinstance(held["model"], str | os.PathLike | None):
+        raise Usage("tokenizer: only with a model that you hold")
     lists = {k: list(v) if isinstance(v, list | tuple) else [v] for k, v in held.items()}
     many: dict[str, list[Any]] = {k: values for k, values in lists.items() if values != [None]}
     if all(isinstance(one, str | os.PathLike) for values in many.values() for one in values):
-        if tokenizer is not None:
-            raise Usage("tokenizer: only with a model that you hold")
         paths = {name: "+".join(map(os.fspath, values)) for name, values in many.items()}
         return setting(Namespace(spec=spec, **paths, **_typed(fields)))
     from splicebench import given

@@ -35,8 +35,6 @@ def placed(model: Any) -> dict[str, str]:
 
 def as_paths(held: dict[str, list[Any]], tokenizer: Any, folder: Path) -> dict[str, Any]:
     """`model` and `sae`, each a list of paths and objects -> paths as the spec has them."""
-    if tokenizer is not None and isinstance(held.get("model", [""])[0], str | os.PathLike):
-        raise Usage("tokenizer: only with a model that you hold")
     paths = {}
     if "sae" in held:
         paths["sae"] = "+".join(_sae(sae, folder) for sae in held["sae"])

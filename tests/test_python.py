@@ -194,8 +194,7 @@ def script(folder, tmp_path):
 
 
 @pytest.mark.runs
-def test_a_script_starts_once_whatever_lies_beside_it(script, tmp_path):
-    (tmp_path / "methods.txt").touch()
+def test_a_script_without_a_guard_starts_once(script, tmp_path):
     out, err = (process := script()).communicate(timeout=240)
     assert process.returncode == 0 and err == ""
     assert out.count("begun") == 1 and "written: " in out
