@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FunctionType
 
@@ -18,7 +19,7 @@ from bench.errors import Fault, Rejected, Usage
 from bench.loading import models
 from splicebench import given
 from tests import conftest
-from tests.helpers import records, tiny
+from tests.helpers import forked, records, tiny
 from tests.helpers.forked import until
 
 FIELDS = {name.replace("-", "_"): value for name, value in conftest.SMALL.items()}
@@ -175,6 +176,7 @@ def test_folders_that_hold_nothing(tmp_path):
 @pytest.fixture
 def script(folder, tmp_path):
     """Start a script that calls `sb.compare` as users do, without a guard."""
+    started = []
 
     def start(**changes):
         fields = {**FIELDS, "model": str(folder / "model"), "text": str(folder / "text"), **changes}
@@ -186,11 +188,16 @@ def script(folder, tmp_path):
             "SPLICEBENCH_CACHE": str(folder / "cache"),
             "PYTHONPATH": str(Path(__file__).parents[1]),
         }
-        return subprocess.Popen(
-            [sys.executable, path], env=settings, stdout=-1, stderr=-1, text=True, cwd=tmp_path
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        place = {"env": settings, "cwd": tmp_path, "start_new_session": True}
+        command, hears = [sys.executable, path], forked.hear_ctrl_c
+        started.append(subprocess.Popen(command, preexec_fn=hears, **pipes, **place))
+        return started[-1]
 
-    return start
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):  # its whole group has ended
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.runs

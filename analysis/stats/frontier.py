@@ -15,7 +15,7 @@ from analysis.records.manifest import Entry, Experiment
 from analysis.stats.crossed import Estimate, crossed, equivalence, holm, ratio
 from analysis.stats.speedup import resumed, sae_cost
 from bench.errors import Rejected
-from bench.io.record import Run
+from bench.io.record import Run, read
 
 OUTCOMES = {"KL": "kl", "CE": "ce"}
 """Outcome -> the stem of its fields, which are per validation document."""
@@ -227,20 +227,35 @@ def total_seconds(run: Run) -> float:
     return (sae_cost(run, "seconds") or 0.0) + run.rows[-1]["seconds"]
 
 
-def seconds(timed: Experiment, arm: Arm) -> float | None:
-    """Median over seeds of `total_seconds`; None where no run of an arm was timed in one go.
-    `timed` is the experiment's part that may be placed on seconds (`usable.placed`)."""
-    spent = [total_seconds(entry.run) for entry in arm.of(timed) if entry.run]
-    return median(spent) if spent else None
+def seconds(timed: Experiment, arm: Arm, tuning: bool = False) -> float | None:
+    """Median over seeds of `total_seconds`, with `tuning` each seed's `tuning_seconds` added; None
+    where no run of an arm was timed in one go, or no search is known. `timed` is the experiment's
+    part that may be placed on seconds (`usable.placed`)."""
+    runs = [entry.run for entry in arm.of(timed) if entry.run]
+    searches = [tuning_seconds(run) if tuning else 0.0 for run in runs]
+    if not runs or None in searches:
+        return None
+    return median(total_seconds(run) + (s or 0.0) for run, s in zip(runs, searches, strict=True))
 
 
 def tuning_seconds(run: Run) -> float | None:
-    """Seconds that the search for a run's step size took, from the tuned.json of `bench tune`.
+    """Seconds that the searches for step sizes took which a run rests on: its own and, where it
+    goes on with what an arm beside it has trained, that arm's. None where one is not known. The
+    search for the trunk's, the same for all arms, is not in it."""
+    before = run.path.with_name(f"{run.header['sae'].get('run')}.jsonl")
+    arms = [run, *([read(before)] if before.exists() else [])]
+    spent = [_search(arm) for arm in arms if arm is run or arm.header["sae"]["source"] != "fresh"]
+    known = [seconds for seconds in spent if seconds is not None]
+    return sum(known) if len(known) == len(spent) else None
 
-    That lies in tuning/ beside the record, or in NAME-tuning/ beside its folder NAME. None where no
-    search was of the run's model, method and settings; of several the one that names most of them,
-    then the nearest in steps. Its steps count at the pace of the run itself: in a search they may
-    have found much of their work done. Raises `Rejected` for another file.
+
+def _search(run: Run) -> float | None:
+    """Seconds of the search for a run's step size, by tuning/ beside the record, or NAME-tuning/
+    beside its folder NAME.
+
+    None where no search was of the run's model, method and settings; of several the one that names
+    most of them, then the nearest in steps. Its steps count at the pace of the run itself: in a
+    search they may have found much of their work done. Raises `Rejected` for another file.
     """
     folder, steps = run.path.parent.resolve(), run.header["spec"].get("steps") or 1
     fitting = []

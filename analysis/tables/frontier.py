@@ -48,8 +48,8 @@ NOTE = (
     f"{MARGIN:.1%} of the gap (two one-sided tests). An arm gets the last {PRIMARY:.0%} of the "
     "seconds, or the share beside its name: those are not judged. Left: nats to the clean model at "
     "the end, which compare across forks. Seconds: the SAE's training before the fork and the arm; "
-    "+ tuning: and the search for its step size. CE, no SAE: of the adapted model without the SAE, "
-    "less the clean one's. Kept: Jaccard of the latents active before and after. Effects: what "
+    "+ tuning: and the search for its step sizes, the trunk's aside. CE, no SAE: of the adapted "
+    "model without the SAE, less the clean one's. Kept: Jaccard of the latents active before and after. Effects: what "
     "zeroing a latent does, as correlation with the clean model, of those that are among the most "
     "active both before and after. Probing: balanced accuracy with 5 latents. Change: from before "
     "the arm, for mse-lora from where LoRA began. These four are of the seeds measured, the last "
@@ -114,9 +114,7 @@ def _main(
     for arm in sorted(
         stats.arms(experiment), key=lambda arm: (not arm.judged, arm.fork, arm.role != BASE)
     ):
-        spent = None if why else stats.seconds(timed, arm)
-        search = stats.tuning_seconds(runs_of(arm.of(experiment))[0])
-        costs = [spent, None if spent is None or search is None else spent + search]
+        costs = [None if why else stats.seconds(timed, arm, tuning) for tuning in (False, True)]
         there, all_seeds = len(arm.of(experiment)), len(arm.of(planned))
         row = [
             label(arm),

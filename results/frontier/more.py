@@ -11,8 +11,8 @@ from statistics import fmean
 from scipy.special import stdtr
 
 from analysis.records import manifest
-from analysis.records.manifest import Experiment
-from analysis.stats.crossed import Estimate, holm, of_seeds
+from analysis.records.manifest import Entry, Experiment
+from analysis.stats.crossed import Estimate, holm, of_seeds, ratio
 from analysis.stats.frontier import FAMILY, OUTCOMES, Arm, closed, total_seconds, verdicts
 from analysis.stats.usable import finished
 
@@ -73,6 +73,26 @@ def _with_the_seeds_alone(frontier: Experiment) -> Iterator[str]:
     yield from (f"  {name}: {adjusted[name]:.3f}" for name in ps)
 
 
+def _low_rank(frontier: Experiment) -> Iterator[str]:
+    yield "Of what e2e gains, low-rank updates of the SAE get, %, on the seeds of both:"
+    for role in ("sae-lora", "sae-lora-2"):
+        arms = [Arm(role).of(frontier), Arm("e2e").of(frontier)]
+        seeds = sorted(set.intersection(*({entry.seed for entry in arm} for arm in arms)))
+        for outcome, field in OUTCOMES.items():
+            gains = [
+                [_gain(entry, field) for seed in seeds for entry in arm if entry.seed == seed]
+                for arm in arms
+            ]
+            yield f"  {outcome}, {role}: {_points(ratio(*gains))}"
+
+
+def _gain(entry: Entry, field: str) -> list[float]:
+    """What a run gains on each validation document, in nats."""
+    assert entry.run and entry.run.end
+    before, after = entry.header[f"{field}_full_spliced"], entry.run.end[f"{field}_full"]
+    return [b - a for b, a in zip(before, after, strict=True)]
+
+
 def _each_arm(frontier: Experiment) -> Iterator[str]:
     yield "Mean over seeds, smallest and largest; change: 95% interval over seeds alone:"
     for role in (*MAIN, "lora-keep", "mse-lora"):
@@ -93,5 +113,5 @@ def _range(numbers: Iterable[float], form: str) -> str:
 
 if __name__ == "__main__":
     experiment = finished(manifest.load(Path(__file__).parent)["frontier"])
-    parts = (_pairs, _by_text, _without_seed_0, _with_the_seeds_alone, _each_arm)
+    parts = (_pairs, _by_text, _without_seed_0, _with_the_seeds_alone, _low_rank, _each_arm)
     print("\n\n".join("\n".join(part(experiment)) for part in parts))
