@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from analysis import figures
 from analysis.figures import rates
 from analysis.figures.comparison import draw, save
+from analysis.page import page
 from analysis.records import manifest
 from analysis.records.comparison import load
 from analysis.records.manifest import Experiment
@@ -27,10 +28,10 @@ def report(
     Where the manifests of experiments lie beside them, those are reported (`report_experiments`)
     unless there are `names`: many runs that answer different questions make no one table.
 
-    Else writes `table.txt` and, for each problem of the records, `curves.png` and `curves.pdf`
-    (`curves-2.png` and so on for a second), or `rates.png` of a search for step sizes, into `out`,
-    by default the folder itself. Reads only the records in `names`, where there are any. Raises
-    `Usage` when the folder is missing, `Rejected` when it holds no sound record.
+    Else writes `table.txt`, `report.html` and, for each problem of the records, `curves.png` and
+    `curves.pdf` (`curves-2.png` and so on for a second), or `rates.png` of a search for step sizes,
+    into `out`, by default the folder itself. Reads only the records in `names`, where there are
+    any. Raises `Usage` when the folder is missing, `Rejected` when it holds no sound record.
     """
     if names is None and _experiments_of(folder):
         return report_experiments(folder, out)
@@ -41,7 +42,10 @@ def report(
         if not each.random:
             name, figure = ("rates", rates.draw) if each.search else ("curves", draw)
             drawn[name + stem] = figure(each)
-    return _written(Path(out or folder), drawn, "table.txt", "\n\n".join(map(table, comparisons)))
+    out = Path(out or folder)
+    text, paths = _written(out, drawn, "table.txt", "\n\n".join(map(table, comparisons)))
+    new_text(out / "report.html", page(comparisons))
+    return text, [*paths, out / "report.html"]
 
 
 def report_experiments(folder: Path, out: Path | None = None) -> tuple[str, list[Path]]:

@@ -14,7 +14,7 @@ from analysis.records.manifest import Experiment
 from analysis.stats.usable import finished
 from analysis.tables.frontier import FRONTIERS
 
-__all__ = ["DRAW", "comparison", "draw", "rates"]
+__all__ = ["DRAW", "comparison", "draw", "rates", "style"]
 
 DRAW: dict[str, Callable[[Experiment], Figure]] = {
     **dict.fromkeys(FRONTIERS, frontier.draw),

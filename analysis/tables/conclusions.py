@@ -17,15 +17,26 @@ FEW = 3
 """Labels up to which each pair is compared; of more, each with the rival."""
 
 
+HOW_TO_READ = "in brackets: 95% intervals over seeds and documents"
+
+
 def conclusions(comparison: Comparison) -> str:
-    """What may be said of each pair of labels; "" where there is none."""
+    """The `sentences` as text; "" where there is none."""
+    lines = sentences(comparison)
+    if lines:
+        lines = [f"What may be concluded ({HOW_TO_READ}):", *lines]
+    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines)
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """What may be said of each pair of labels."""
     trained, rival = comparison.trained, comparison.rival
     pairs = list(itertools.combinations(trained, 2))
     if len(trained) > FEW:
         pairs = [(label, rival) for label in trained if rival and label != rival]
     if not pairs:
-        return ""
-    lines = ["What may be concluded (in brackets: 95% intervals over seeds and documents):"]
+        return []
+    lines = []
     for first, second in pairs:
         lines += [_told(comparison, first, second), *_seconds(comparison, first, second)]
     if comparison.one_sae and len(comparison.seeds) > 1:
@@ -33,7 +44,7 @@ def conclusions(comparison: Comparison) -> str:
     if len(pairs) > 1:
         chance = "Where nothing differs, chance tells a pair apart in 5% of cases"
         lines.append(f"{chance}; here are {len(pairs)} pairs.")
-    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines)
+    return lines
 
 
 def _told(comparison: Comparison, first: str, second: str) -> str:

@@ -64,7 +64,8 @@ def describe(spec: Spec, index: int, sae: "SAE", measured: dict[str, float]) -> 
 
 
 def losses(bench: "Bench") -> str:
-    """CE clean, spliced and ablated, and the share of the way from ablated to clean."""
+    """CE clean, spliced and ablated, and the share of the way from ablated to clean, which SAELens
+    calls `ce_loss_score`."""
     from bench.harness.evaluate import mean
 
     if bench.spec.weights == "random":
@@ -72,7 +73,8 @@ def losses(bench: "Bench") -> str:
     curve = bench.measured
     clean, spliced, ablated = (curve[f"ce_{which}"] for which in ("clean", "spliced", "ablated"))
     gap = mean(curve["ce_full_spliced"]) - mean(curve["ce_full_clean"])
-    share = f": {(ablated - spliced) / (ablated - clean):.1%} recovered" if ablated > clean else ""
+    score = (ablated - spliced) / (ablated - clean) if ablated > clean else None
+    share = "" if score is None else f": ce_loss_score {score:.3f}"
     return (
         f"       CE clean {clean:.4f}, spliced {spliced:.4f}, ablated {ablated:.4f} nats on the "
         f"curve set{share}; gap {gap:.4f} on the {bench.spec.held_out} set"

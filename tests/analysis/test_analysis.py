@@ -17,7 +17,8 @@ from tests.helpers.records import CLEAN, SPLICED, make, rivals, write
 
 def test_report_writes_figures_and_a_table_with_the_right_numbers(tmp_path):
     text, paths = report(write(tmp_path, *rivals()))
-    assert [path.name for path in paths] == ["curves.png", "curves.pdf", "table.txt"]
+    names = ["curves.png", "curves.pdf", "table.txt", "report.html"]
+    assert [path.name for path in paths] == names
     assert paths[0].read_bytes().startswith(b"\x89PNG")
     assert paths[1].read_bytes().startswith(b"%PDF")
     assert paths[2].read_text(encoding="utf-8") == text
@@ -119,7 +120,7 @@ def test_a_long_label_stays_beside_its_axis(tmp_path):
 
 def test_random_weights_are_not_drawn_as_losses(tmp_path):
     text, paths = report(write(tmp_path, *rivals(weights="random")))
-    assert [path.name for path in paths] == ["table.txt"]
+    assert [path.name for path in paths] == ["table.txt", "report.html"]
     assert "Random weights" in text and "20.0%" not in text and "3.59" not in text
 
 
@@ -129,12 +130,12 @@ def test_record_that_was_cut_off_still_reads(tmp_path):
     path.write_text(path.read_text() + '{"step": 4, "ce": 3.')
     text, paths = report(tmp_path)
     assert "affine seed 0: cut off after step 2, drawn, not ranked" in text
-    assert len(paths) == 3
+    assert len(paths) == 4
 
 
 def test_record_without_a_row_still_reads(tmp_path):
     text, paths = report(write(tmp_path, make("lora", shares=(), end=None)))
-    assert "lora seed 0: cut off before any step" in text and len(paths) == 3
+    assert "lora seed 0: cut off before any step" in text and len(paths) == 4
 
 
 def test_diverged_run_is_shown(tmp_path):
@@ -174,7 +175,7 @@ def test_training_of_the_sae_is_not_a_rival(tmp_path):
 
 def test_training_of_saes_alone_is_drawn(tmp_path):
     text, paths = report(write(tmp_path, training()))
-    assert len(paths) == 3 and "The SAE starts fresh" in text
+    assert len(paths) == 4 and "The SAE starts fresh" in text
 
 
 def test_one_sae_per_seed_is_one_comparison(tmp_path):
@@ -227,6 +228,7 @@ def test_command_writes_to_out_and_leaves_the_records_alone(tmp_path, capsys):
     assert sorted(path.name for path in (out / "timing").iterdir()) == [
         "curves.pdf",
         "curves.png",
+        "report.html",
         "table.txt",
     ]
     assert sorted(source.rglob("*")) == before

@@ -83,7 +83,7 @@ def test_the_loss_is_that_which_tune_chooses_by(tmp_path):
 
 def test_its_table_compares_no_methods(tmp_path):
     text, paths = report(write(tmp_path, *tried("lora", "lr", LORA), *tried("e2e", "lr", LORA)))
-    assert [path.name for path in paths] == ["rates.png", "rates.pdf", "table.txt"]
+    assert [path.name for path in paths] == ["rates.png", "rates.pdf", "table.txt", "report.html"]
     assert "A search: it chooses step sizes" in text
     assert "peedup" not in text and "concluded" not in text and "lora:lr=0.001" in text
 

@@ -1,6 +1,7 @@
 """`python -m bench check`: each thing that can be wrong is caught by a line that says which."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -94,6 +95,9 @@ def test_a_good_one_passes(small, folders):
         assert code == 0, err
         assert "nothing found that speaks against it" in out
         assert "hook points fired once" in out and "cosine" in out
+    losses = r"CE clean (.+), spliced (.+), ablated (.+) nats on .+: ce_loss_score (.+); gap"
+    clean, spliced, ablated, score = map(float, re.search(losses, out).groups())
+    assert score == pytest.approx((ablated - spliced) / (ablated - clean), abs=2e-3)
 
 
 @pytest.mark.parametrize(
