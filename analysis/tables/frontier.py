@@ -49,12 +49,12 @@ NOTE = (
     "seconds, or the share beside its name: those are not judged. Left: nats to the clean model at "
     "the end, which compare across forks. Seconds: the SAE's training before the fork and the arm; "
     "+ tuning: and the search for its step sizes, the trunk's aside. CE, no SAE: of the adapted "
-    "model without the SAE, less the clean one's. Kept: Jaccard of the latents active before and after. Effects: what "
-    "zeroing a latent does, as correlation with the clean model, of those that are among the most "
-    "active both before and after. Probing: balanced accuracy with 5 latents. Change: from before "
-    "the arm, for mse-lora from where LoRA began. These four are of the seeds measured, the last "
-    "three with intervals over seeds alone. Blank: not measured, or not timed on the clock of most "
-    "runs."
+    "model without the SAE, less the clean one's. Kept: Jaccard of the latents active before and "
+    "after. Effects: what zeroing a latent does, as correlation with the clean model, of those "
+    "that are among the most active both before and after. Probing: balanced accuracy with 5 "
+    "latents. Change: from before the arm, for mse-lora from where LoRA began. These four are of "
+    "the seeds measured, the last three with intervals over seeds alone. Blank: not measured, or "
+    "not timed on the clock of most runs."
 )
 
 NO_VERDICT = "no verdict (one seed)"
