@@ -13,7 +13,12 @@ from analysis.stats.speedup import whole_runs
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "examples/README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 PAGES += [*sorted((ROOT / "results").glob("*.md")), *sorted((ROOT / "results").glob("*/*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 SOURCE = re.compile(r"`((?:bench|methods|analysis|tests)/[\w/.-]+)`")
@@ -47,6 +52,12 @@ def broken(page: Path) -> list[str]:
 
 def test_the_readme_is_short():
     assert len(text_of(README).split()) <= 1000
+
+
+def test_the_readmes_method_is_the_examples():
+    """Which CI runs, in the notebook."""
+    (block,) = re.findall(r"```python\n(.*?)```", text_of(README), re.S)
+    assert block == text_of(ROOT / "examples/bias.py")
 
 
 @pytest.mark.parametrize("command", ["git clone", "make compare", "make test"])

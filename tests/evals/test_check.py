@@ -1,9 +1,9 @@
 """`python -m bench check`: each thing that can be wrong is caught by a line that says which."""
 
 import json
-import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from transformer_lens.hook_points import HookPoint
 from bench.config.spec import Spec
 from bench.config.specs import SPECS
 from bench.errors import Rejected
-from bench.evals import diagnose
+from bench.evals import check, diagnose
 from bench.loading import sae_metadata, saes
 from bench.problem.problem import Adapted
 from bench.runs import setup
@@ -95,9 +95,16 @@ def test_a_good_one_passes(small, folders):
         assert code == 0, err
         assert "nothing found that speaks against it" in out
         assert "hook points fired once" in out and "cosine" in out
-    losses = r"CE clean (.+), spliced (.+), ablated (.+) nats on .+: ce_loss_score (.+); gap"
-    clean, spliced, ablated, score = map(float, re.search(losses, out).groups())
-    assert score == pytest.approx((ablated - spliced) / (ablated - clean), abs=2e-3)
+
+
+def test_the_share_of_the_way_from_ablation_is_named_as_saelens_names_it():
+    measured = {"ce_clean": 3.0, "ce_spliced": 3.5, "ce_ablated": 11.0}
+    measured |= {"ce_full_clean": [3.0, 3.2], "ce_full_spliced": [3.5, 3.8]}
+    said = check.losses(SimpleNamespace(spec=Spec(), measured=measured))
+    assert "on the curve set: ce_loss_score 0.938; gap 0.5500 on the validation set" in said
+    assert "score" not in check.losses(
+        SimpleNamespace(spec=Spec(), measured=measured | {"ce_ablated": 2.9})
+    )
 
 
 @pytest.mark.parametrize(
