@@ -88,8 +88,9 @@ test-faults: $(READY)
 	$(BIN)/python -m pytest -m faults
 
 # What meets other libraries, at the lowest versions that pyproject.toml admits; no whole commands.
-MEETS := $(addprefix tests/,loading export evals problem analysis)
-MEETS += $(patsubst %,tests/test_%.py,floors lora methods oracle python)
+# The longest file comes first, so that no worker is left with it in the end.
+MEETS := $(patsubst %,tests/test_%.py,methods oracle lora python floors)
+MEETS += $(addprefix tests/,evals problem loading export analysis)
 
 test-floors: $(READY_FLOORS)
 	.venv-floors/bin/python -m pytest $(PARALLEL) -m "not hub and not faults and not runs" $(MEETS)

@@ -55,7 +55,6 @@ def test_the_readme_is_short():
 
 
 def test_the_readmes_method_is_the_examples():
-    """Which CI runs, in the notebook."""
     (block,) = re.findall(r"```python\n(.*?)```", text_of(README), re.S)
     assert block == text_of(ROOT / "examples/bias.py")
 
