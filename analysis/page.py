@@ -70,7 +70,7 @@ def curves(comparison: Comparison) -> dict[str, Any]:
         for label, runs in comparison.trained.items()
     ]
     ce = {"clean": comparison.ce_clean, "spliced": comparison.ce_spliced}
-    measured = {name for line in lines for run in line["runs"] for p in run["points"] for name in p}
+    measured = {name for line in lines for run in line["runs"] for point in run for name in point}
     heights = {k: name for k, name in HEIGHTS.items() if k in measured}
     marks = {"ce": ce, "closed": {"spliced": 0, "clean": 1}, "kl": {"clean": 0}}
     return {"axes": axes, "heights": heights, "marks": marks, "lines": lines}
@@ -81,7 +81,7 @@ def _dashes(line: Any) -> str:
     return "none" if line == "-" else " ".join(str(1.6 * length) for length in line[1])
 
 
-def _points(run: Run) -> dict[str, Any]:
+def _points(run: Run) -> list[dict[str, float]]:
     """A run's evaluations up to the first that is not finite, without what was not measured."""
     _, shares = curve(run, "step")
     points = []
@@ -91,7 +91,7 @@ def _points(run: Run) -> dict[str, Any]:
         if resumed(run):  # it is on no clock
             values["seconds"] = None
         points.append({name: value for name, value in values.items() if value is not None})
-    return {"seed": run.header["seed"], "end": run.status, "points": points}
+    return points
 
 
 def _drawn(comparison: Comparison) -> str:

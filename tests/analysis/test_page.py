@@ -78,10 +78,9 @@ document.title = JSON.stringify(seen);
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_browser_draws_it_and_answers(width, dark, tmp_path):
     """Every curve is there, a point says its value, choices are followed, nothing runs over."""
-    runs = rivals(model="m" * 90, label="lora:rank=16:targets=q.k.v.o.gate.up.down")
-    labels = {
-        method: [r for r in runs if r.header["method"] == method] for method in ("lora", "e2e")
-    }
+    runs = rivals(spec={"model": "m" * 90, "site": "s" * 90})
+    named = {"lora": "lora", "e2e": "e2e:" + "x" * 80}
+    labels = {k: [r for r in runs if r.header["method"] == method] for method, k in named.items()}
     (tmp_path / "report.html").write_text(
         page([Comparison(labels)]) + PROBE.replace("WIDTH", str(width))
     )
