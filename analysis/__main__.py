@@ -20,6 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help=text)
     text = "print what the comparisons in all folders reached as one table, and draw nothing"
     parser.add_argument("--format", choices=FORMATS, help=text)
+    text = "paper: also each panel of the curves, as wide as a column, as vectors"
+    parser.add_argument("--style", choices=["paper"], help=text)
     text = "write CLAIMS.md alone: the papers' claims, judged"
     parser.add_argument("--claims", action="store_true", help=text)
     tolerate()
@@ -41,8 +43,10 @@ def main(argv: list[str] | None = None) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     """Raise `Usage` for options that are right one by one, but not together."""
     names = {folder.resolve().name for folder in arguments.folders}
-    if arguments.format and (arguments.out or arguments.claims):
-        raise Usage("--format prints one table: expected no --out and no --claims with it")
+    if arguments.format and (arguments.out or arguments.claims or arguments.style):
+        raise Usage("--format prints one table: expected no --out, --claims, --style with it")
+    if arguments.claims and arguments.style:
+        raise Usage("--claims draws nothing: expected no --style with it")
     if arguments.claims and len(arguments.folders) > 1:
         raise Usage("--claims: expected one folder, that of all experiments")
     if arguments.out and len(names) < len(arguments.folders):
@@ -83,7 +87,7 @@ def _report(root: Path, folder: Path, arguments: argparse.Namespace) -> None:
     if out:
         name = root.resolve().name if len(arguments.folders) > 1 else ""
         out = out / name / folder.relative_to(root)
-    text, paths = report(folder, out)
+    text, paths = report(folder, out, style=arguments.style)
     say("\n".join([f"{folder}\n\n{text}", *map(str, paths), ""]))
 
 

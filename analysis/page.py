@@ -1,12 +1,13 @@
 """Comparisons -> one HTML file without network: words, tables, and curves to look into."""
 
 import json
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from analysis.figures.comparison import LABELS
+from analysis.figures.comparison import LABELS, median_curve
 from analysis.figures.style import line_styles
 from analysis.records.comparison import Comparison
 from analysis.stats.speedup import curve, finite_rows, resumed
@@ -18,7 +19,7 @@ from bench.io.record import Run
 TEMPLATE = Path(__file__).with_name("page.html")
 """Its looks, and the script that draws `curves`."""
 HEIGHTS = {"closed": "CE gap closed", "ce": "CE, nats", "kl": "KL to the clean model, nats"}
-"""What a curve may be of: field of a point -> its name."""
+"""What a curve may be of: field of a point -> its name. Of shares the larger one is the better."""
 
 
 def page(comparisons: Sequence[Comparison]) -> str:
@@ -66,6 +67,7 @@ def curves(comparison: Comparison) -> dict[str, Any]:
             "colour": styles[label]["color"],
             "dashes": _dashes(styles[label]["linestyle"]),
             "runs": [_points(run) for run in runs],
+            "medians": {y: {x: _median(runs, x, y) for x in axes} for y in HEIGHTS},
         }
         for label, runs in comparison.trained.items()
     ]
@@ -92,6 +94,18 @@ def _points(run: Run) -> list[dict[str, float]]:
             values["seconds"] = None
         points.append({name: value for name, value in values.items() if value is not None})
     return points
+
+
+def _median(runs: list[Run], axis: str, height: str) -> list[tuple[float, float, int]]:
+    """(cost, height, step) as `curves.png` has its thick line, for any height."""
+    if height == "closed":
+        return median_curve(runs, axis, lambda run: curve(run, axis)[1], worst=-math.inf)
+
+    def heights(run: Run) -> list[float]:
+        found = [row.get(height) for row in finite_rows(run)]
+        return [math.nan if value is None else value for value in found]
+
+    return median_curve(runs, axis, heights)
 
 
 def _drawn(comparison: Comparison) -> str:

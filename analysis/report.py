@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from analysis import figures
 from analysis.figures import rates
-from analysis.figures.comparison import draw, save
+from analysis.figures.comparison import columns, draw, save
+from analysis.figures.style import COLUMN
 from analysis.page import page
 from analysis.records import manifest
 from analysis.records.comparison import load
@@ -21,7 +22,7 @@ from bench.io.files import new_text
 
 
 def report(
-    folder: Path, out: Path | None = None, names: list[str] | None = None
+    folder: Path, out: Path | None = None, names: list[str] | None = None, style: str | None = None
 ) -> tuple[str, list[Path]]:
     """Tables and figures of the records directly in `folder` -> (text, paths written).
 
@@ -30,10 +31,16 @@ def report(
 
     Else writes `table.txt`, `report.html` and, for each problem of the records, `curves.png` and
     `curves.pdf` (`curves-2.png` and so on for a second), or `rates.png` of a search for step sizes,
-    into `out`, by default the folder itself. Reads only the records in `names`, where there are
-    any. Raises `Usage` when the folder is missing, `Rejected` when it holds no sound record.
+    into `out`, by default the folder itself. In `style` "paper" also each panel of the curves, as
+    wide as a column: `curves-seconds.pdf` and so on. Reads only the records in `names`, where there
+    are any. Raises `Usage` when the folder is missing, or of experiments and a style is asked for,
+    `Rejected` when it holds no sound record.
     """
     if names is None and _experiments_of(folder):
+        if style:
+            raise Usage(
+                f"--style {style}: expected a folder of a comparison, '{folder}' has experiments"
+            )
         return report_experiments(folder, out)
     comparisons = load(folder, names)
     stems = ["", *(f"-{number}" for number in range(2, len(comparisons) + 1))]
@@ -45,6 +52,10 @@ def report(
     out = Path(out or folder)
     text, paths = _written(out, drawn, "table.txt", "\n\n".join(map(table, comparisons)))
     new_text(out / "report.html", page(comparisons))
+    for stem, each in zip(stems, comparisons, strict=True):
+        if style and f"curves{stem}" in drawn:
+            for name, panel in columns(each).items():
+                paths += save(panel, out / f"curves{stem}-{name}", COLUMN)
     return text, [*paths, out / "report.html"]
 
 

@@ -4,11 +4,12 @@ Drawn on `Figure` itself, not through pyplot: no window, no backend to choose, n
 """
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from textwrap import wrap
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -16,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from analysis.figures.panels import handle, legend, log_ticks, say
-from analysis.figures.style import LOOK, REFERENCE, Style, line_styles
+from analysis.figures.style import COLUMN, LOOK, REFERENCE, Style, line_styles
 from analysis.records.comparison import REFERENCE as NONE
 from analysis.records.comparison import Comparison
 from analysis.stats.speedup import curve, finite_rows, ranked, speedup, speedups_by_seed, targets
@@ -30,6 +31,7 @@ LABELS = {
     "backwards": "LM backward passes",
     "tokens": "tokens of training",
 }
+PANELS = (*LABELS, "speedup")
 
 
 def draw(comparison: Comparison) -> Figure:
@@ -38,13 +40,8 @@ def draw(comparison: Comparison) -> Figure:
         figure = Figure((10.5, 7.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
         panels = figure.subplots(2, 2).flat
         styles = line_styles(comparison.trained)
-        for axes, axis in zip(panels, LABELS, strict=False):
-            axes.set_xlabel(LABELS[axis])
-            if axis == "seconds" and not comparison.one_clock:
-                say(axes, SEVERAL_CLOCKS)
-            else:
-                _losses(axes, comparison, axis, styles)
-        _speedups(panels[3], comparison, styles)
+        for axes, name in zip(panels, PANELS, strict=True):
+            _panel(axes, comparison, name, styles)
         figure.suptitle(f"{setting(comparison)}\n{budget(comparison)}", fontsize=11.5)
         handles = _handles(comparison, styles)
         longest = max(len(str(handle.get_label())) for handle in handles)
@@ -52,10 +49,35 @@ def draw(comparison: Comparison) -> Figure:
     return figure
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
+def columns(comparison: Comparison) -> dict[str, Figure]:
+    """The panels of `draw`, each a figure as wide as the column of a paper, without a title."""
+    styles = line_styles(comparison.trained)
+    figures = {}
+    for name in PANELS:
+        with rc_context(COLUMN):
+            figure = Figure((3.35, 3.0), layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03))
+            _panel(figure.subplots(), comparison, name, styles)
+            handles = _handles(comparison, styles)
+            longest = max(len(str(each.get_label())) for each in handles)
+            legend(figure, handles, 2 if longest < 28 else 1)
+        figures[name] = figure
+    return figures
+
+
+def _panel(axes: Axes, comparison: Comparison, name: str, styles: dict[str, Style]) -> None:
+    """One of `PANELS`."""
+    if name == "speedup":
+        return _speedups(axes, comparison, styles)
+    axes.set_xlabel(LABELS[name])
+    if name == "seconds" and not comparison.one_clock:
+        return say(axes, SEVERAL_CLOCKS)
+    return _losses(axes, comparison, name, styles)
+
+
+def save(figure: Figure, stem: Path, look: Style = LOOK) -> list[Path]:
     """Write STEM.png and STEM.pdf -> their paths. The same figure gives the same bytes."""
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
-    with rc_context(LOOK):
+    with rc_context(look):
         new_file(paths[0], lambda to: figure.savefig(to, format="png", dpi=180))
         dated = {"CreationDate": None}
         new_file(paths[1], lambda to: figure.savefig(to, format="pdf", metadata=dated))
@@ -78,7 +100,8 @@ def _losses(axes: Axes, comparison: Comparison, axis: str, styles: dict[str, Sty
             if run.status == "diverged" and costs:
                 at = min(max(losses[-1], bottom), top)
                 axes.plot(costs[-1], at, "x", color=style["color"], ms=8, mew=2, clip_on=False)
-        axes.plot(*_median_curve(comparison, runs, axis), **style)
+        middle = median_curve(runs, axis, lambda run: _curve(comparison, run, axis)[1])
+        axes.plot([cost for cost, *_ in middle], [ce for _, ce, _ in middle], **style)
     axes.set_ylim(bottom, top)
     # Under a break of the axis no number is to scale.
     lowest = bottom if clean_in_view else bottom + 0.12 * (top - bottom)
@@ -94,7 +117,7 @@ def _clean_below_a_break(axes: Axes, comparison: Comparison) -> None:
     text = f"clean model: {comparison.ce_clean:.3f} (axis broken)"
     at: Style = {"transform": axes.transAxes, "color": REFERENCE}
     axes.plot([0, 1], [0.035, 0.035], linestyle="--", linewidth=1.2, **at)
-    axes.text(0.02, 0.05, text, fontsize=9, **at)
+    axes.text(0.02, 0.05, text, fontsize=0.9 * rcParams["font.size"], **at)
     axes.text(1.015, 0.035, "100%", va="center", **at)
     for side in (0, 1):
         slash = {"marker": [(-1, -0.6), (1, 0.6)], "markersize": 9, **at}
@@ -171,23 +194,26 @@ def _curve(comparison: Comparison, run: Run, axis: str) -> tuple[list[float], li
     return costs, [comparison.ce_spliced - share * comparison.gap for share in shares]
 
 
-def _median_curve(
-    comparison: Comparison, runs: list[Run], axis: str
-) -> tuple[list[float], list[float]]:
-    """Median over seeds of (cost, CE) at each step; a run that has diverged counts as inf."""
-    counted = [run for run in runs if ranked(run, axis)]
+def median_curve(
+    runs: list[Run], axis: str, heights: Callable[[Run], Sequence[float]], worst: float = math.inf
+) -> list[tuple[float, float, int]]:
+    """(cost, height, step), medians over the seeds that are ranked on the axis, at each step.
+
+    `heights(run)` has one for each of `finite_rows`; a run in which one is nan does not count. One
+    that has diverged has `worst` from there on, and where that is the median nothing is.
+    """
+    counted = [(run, heights(run)) for run in runs if ranked(run, axis)]
+    counted = [(run, ys) for run, ys in counted if not any(map(math.isnan, ys))]
     points: dict[int, list[tuple[float, float]]] = {}
-    for run in counted:
-        for row, cost, ce in zip(run.rows, *_curve(comparison, run, axis), strict=False):
-            points.setdefault(row["step"], []).append((cost, ce))
-    costs, losses = [], []
-    for step in sorted(points):
-        at = points[step]
-        ce = median([ce for _, ce in at] + [math.inf] * (len(counted) - len(at)))
-        if ce < math.inf:
-            costs.append(median(cost for cost, _ in at))
-            losses.append(ce)
-    return costs, losses
+    for run, ys in counted:
+        for row, y in zip(finite_rows(run), ys, strict=True):
+            points.setdefault(row["step"], []).append((row[axis], y))
+    middle = []
+    for step, at in sorted(points.items()):
+        height = median([y for _, y in at] + [worst] * (len(counted) - len(at)))
+        if math.isfinite(height):
+            middle.append((median(x for x, _ in at), height, step))
+    return middle
 
 
 def _speedups(axes: Axes, comparison: Comparison, styles: dict[str, Style]) -> None:

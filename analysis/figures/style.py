@@ -53,6 +53,9 @@ LOOK = {
 }
 """Settings of matplotlib under which every figure is drawn and saved."""
 
+COLUMN = {**LOOK, "font.size": 7.5, "axes.titlesize": 6, "axes.linewidth": 0.6}
+"""The same for a figure as wide as the column of a paper, beside text of 9 or 10 points."""
+
 
 def looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Method -> (colour, marker), no two the same as long as there are enough."""

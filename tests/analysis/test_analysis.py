@@ -1,18 +1,22 @@
 """Records in, tables and figures out; and what must not be drawn."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from matplotlib import rc_context
 
 from analysis.__main__ import main
 from analysis.figures import comparison as figures
+from analysis.figures.comparison import columns
+from analysis.figures.style import COLUMN
 from analysis.records.comparison import Comparison, load
 from analysis.report import experiments, report
 from analysis.tables.notes import notes
 from bench.errors import Rejected, Usage
 from bench.io.record import Run
-from tests.helpers.records import CLEAN, SPLICED, make, rivals, write
+from tests.helpers.records import CLEAN, SPLICED, experiment, make, rivals, write
 
 
 def test_report_writes_figures_and_a_table_with_the_right_numbers(tmp_path):
@@ -295,3 +299,24 @@ def test_another_matrix_product_is_another_clock():
     comparison = Comparison({"lora": [here], "e2e": [there]})
     assert not comparison.one_clock
     assert "box, cpu, 2 threads, blas" in " ".join(notes(comparison))
+
+
+def test_panels_for_a_paper_are_as_wide_as_a_column_and_nothing_runs_over(tmp_path):
+    write(tmp_path, *rivals())
+    assert main([str(tmp_path), "--style", "paper"]) == 0
+    for name in ("seconds", "backwards", "tokens", "speedup"):
+        pdf = (tmp_path / f"curves-{name}.pdf").read_bytes()
+        [box] = re.findall(rb"/MediaBox \[ 0 0 ([\d.]+) ([\d.]+) \]", pdf)
+        assert float(box[0]) == pytest.approx(3.35 * 72, abs=1)
+        assert b"/Subtype /Type3" not in pdf and b"/FontFile2" in pdf  # text stays text
+    for figure in columns(load(tmp_path)[0]).values():
+        with rc_context(COLUMN):
+            figure.draw_without_rendering()
+            inside, drawn = figure.bbox, figure.get_tightbbox()
+        assert drawn.x0 >= -0.02 and drawn.x1 * figure.dpi <= inside.x1 + 2
+
+
+def test_a_paper_s_style_is_for_comparisons(tmp_path, capsys):
+    experiment(tmp_path, "rivals", [("lora", 0, {}, make())])
+    assert main([str(tmp_path), "--style", "paper"]) == 2
+    assert "has experiments" in capsys.readouterr().err

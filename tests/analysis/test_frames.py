@@ -90,6 +90,9 @@ def test_what_does_not_fit_is_one_line(folders, capsys):
         (["--format", "html"], "invalid choice: 'html'"),
         (["--claims"], "--claims: expected one folder"),
         (["--format", "csv", "--out", "x"], "--format prints one table"),
+        (["--format", "csv", "--style", "paper"], "expected no --out, --claims, --style"),
+        (["--style", "paper", "--claims"], "--claims"),
+        (["--style", "poster"], "invalid choice: 'poster'"),
         (["--fromat", "csv"], "unknown argument '--fromat': did you mean '--format'? (see"),
         (["nope"], "no folder 'nope'"),
     ):

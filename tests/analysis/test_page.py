@@ -8,11 +8,12 @@ from statistics import median
 
 import pytest
 
-from analysis.page import page
+from analysis.figures.comparison import draw
+from analysis.page import curves, page
 from analysis.records.comparison import Comparison, load
 from analysis.report import report
 from analysis.tables.conclusions import sentences
-from tests.helpers.records import make, rivals, write
+from tests.helpers.records import CLEAN, SPLICED, make, rivals, write
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -40,6 +41,29 @@ def test_what_a_record_says_is_text_and_no_part_of_the_page():
         run.header["label"] += bad
     whole = page([Comparison({run.label: [run] for run in runs})])
     assert "alert" in whole and "<script>alert" not in whole
+
+
+def test_the_thick_line_counts_seeds_as_the_figure_does():
+    """One that diverged is the worst, one that was interrupted says nothing."""
+    runs = [make(seed=seed, shares=(0, 0.1 + seed / 100, 0.2 + seed / 100)) for seed in range(2)]
+    runs += [make(seed=2, shares=(0, 0.3, None), end="diverged")]
+    runs += [make(seed=3, shares=(0, 0.9), end=None)]
+    comparison = Comparison({"lora": runs})
+    [line] = curves(comparison)["lines"]
+    closed = [height for _, height, _ in line["medians"]["closed"]["seconds"]]
+    assert closed == pytest.approx([0, 0.11, 0.20])
+    assert len(line["runs"]) == 4
+    panel = draw(comparison).axes[0]
+    thick = max(panel.lines, key=lambda each: (each.get_linewidth(), len(each.get_xdata())))
+    assert [SPLICED - (SPLICED - CLEAN) * share for share in closed] == pytest.approx(
+        list(thick.get_ydata())
+    )
+    for run in runs[:3]:
+        run.end["end"] = "diverged"
+    for run in runs[:2]:
+        run.rows[-1]["ce"] = None
+    [line] = curves(comparison)["lines"]
+    assert [step for *_, step in line["medians"]["ce"]["tokens"]] == [0, 1]
 
 
 def test_of_random_weights_nothing_is_drawn():
