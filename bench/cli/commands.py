@@ -34,6 +34,7 @@ def compare(arguments: Namespace) -> None:
         shard_model=a.shard_model,
         force=a.force,
         tuned=Path(a.tuned) if a.tuned else None,
+        tracker=a.tracker,
     )
     if ranks.world() > 1:
         from bench.runs.preflight import asks_the_hub, quiet_libraries, set_environment

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from bench import __version__
 from bench.config.method import MethodRequest, requested
-from bench.config.request import EVERY
+from bench.config.request import EVERY, TRACKERS
 from bench.config.spec import CHOICES, Spec, documentation, flag
 from bench.config.specs import named
 from bench.errors import Usage
@@ -54,6 +54,8 @@ def parser() -> Parser:
     compare.add_argument("--force", action="store_true", help="even with an SAE that check doubts")
     text = "step sizes that tune has chosen, where a method does not set its own"
     compare.add_argument("--tuned", metavar="FOLDER", help=text)
+    text = "show the records there as well, each when its run has ended: " + ", ".join(TRACKERS)
+    compare.add_argument("--tracker", choices=TRACKERS, metavar="NAME", help=text)
     add_every(compare)
     add_problem(compare, methods="lora,e2e")
     add_tune(commands.add_parser("tune", help="the step size of each method", description=TUNE))

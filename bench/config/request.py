@@ -9,6 +9,7 @@ from bench.config.spec import Spec
 
 EVERY = 30.0
 """Seconds of a run between two checkpoints, unless the user says otherwise."""
+TRACKERS = ("wandb", "trackio", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Request:
     """Whether an SAE that does not seem to belong is taken all the same."""
     tuned: Path | None = None
     """The folder that the methods have their step sizes from: for one model, that it names."""
+    tracker: str | None = None
+    """Where the record of each run is also shown, once it has ended."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from bench.harness.signals import Interrupted
 from bench.io import locks, ranks
 from bench.io.console import say
 from bench.io.record import close_cut, digest
-from bench.runs import done, process
+from bench.runs import done, process, tracker
 from bench.runs.preflight import asks_the_hub, check_inputs, set_environment
 
 Pair = tuple[MethodRequest, int]
@@ -87,6 +87,8 @@ def check_request(request: Request) -> None:
     """Raise what is wrong with the request, its spec's sources or the folder to write to."""
     if request.micro_batch is not None and request.micro_batch < 1:
         raise Usage(f"--micro-batch must be at least 1, got {request.micro_batch}")
+    if request.tracker:
+        tracker.check(request.tracker)
     if request.shard_model and ranks.world() == 1:
         raise Usage("--shard-model: one process has nothing to spread; start several by torchrun")
     check_inputs(request.spec, None if ranks.rank() else request.out)
@@ -117,9 +119,19 @@ def run_all(
         if outcome.end != "finished":
             say(f"    {outcome.why}")
             failed[path.stem] = (outcome.end, outcome.code)
+        if request.tracker and path.exists():
+            show(request.tracker, path, call)
     if len(todo) < len(runs):
         say(f"{len(runs) - len(todo)} of {len(runs)} runs were already done (--fresh runs again)")
     return Ended({name for name, _ in runs.values()}, failed, len(todo))
+
+
+def show(name: str, path: Path, call: Call) -> None:
+    """Send a record to a tracker; where that fails the record is what there is."""
+    try:
+        call(tracker.send, name, path)
+    except Fault as fault:
+        say(f"    not shown: {fault}")
 
 
 def run_one(

@@ -59,6 +59,8 @@ def check(request: Request) -> None:
     spec, world = request.spec, ranks.world()
     if spec.batch_size < world:
         raise Usage(f"--batch-size {spec.batch_size}: {world} processes need a window each")
+    if request.tracker:
+        raise Usage(f"--tracker {request.tracker}: for one process")
     if spec.cache_clean:
         raise Usage("--cache-clean: for one process, which pays for what it fills")
     if not request.shard_model:
