@@ -123,6 +123,15 @@ def verify(arguments: Namespace) -> None:
     run(arguments.paths)
 
 
+def submit(arguments: Namespace) -> None:
+    """`python -m bench submit`."""
+    from bench.cli import show
+    from bench.io.verify import verify as check
+
+    check([arguments.folder])
+    show.submitted(Path(arguments.folder), Path(arguments.board), arguments.name)
+
+
 def specs(arguments: Namespace) -> None:
     """`python -m bench specs`."""
     for spec in SPECS.values():
@@ -139,8 +148,8 @@ def methods(arguments: Namespace) -> None:
 
 def main() -> int:
     """Run the command; a `Fault` is one line on stderr and its exit code."""
-    known = (compare, tune, experiment, speed, check, export, downstream, verify, specs, methods)
-    commands = {run.__name__: run for run in known}
+    known = (compare, tune, experiment, speed, check, export, downstream, verify, submit)
+    commands = {run.__name__: run for run in (*known, specs, methods)}
     if sys.argv[1:2] == ["analysis"]:  # has a parser of its own
         from bench.cli import show
 

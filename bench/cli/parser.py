@@ -90,6 +90,11 @@ def parser() -> Parser:
     downstream.add_argument("--saebench", metavar="FILE", help="SAEBench's core numbers, only they")
     verify = commands.add_parser("verify", help="are these records sound; a line for each fault")
     verify.add_argument("paths", nargs="+", metavar="PATH", help="folders of records, or files")
+    submit = commands.add_parser("submit", help="add a comparison of several seeds to the board")
+    submit.add_argument("folder", help="a folder of records, such as runs")
+    submit.add_argument("--name", metavar="NAME", help="its name there (default: the folder's)")
+    text = "folder of the board (default: results/board)"
+    submit.add_argument("--board", default="results/board", metavar="DIR", help=text)
     commands.add_parser("specs", help="the named specs, one line each")
     commands.add_parser("methods", help="the methods, one line each")
     return top
@@ -152,6 +157,7 @@ def add_spec(command: Parser) -> None:
 
 
 PATHS = ("out", "tuned", "to", "run", "paths", "init_adapter", "include_path", "saebench")
+PATHS += ("folder", "board")
 """Arguments that are paths; those of the spec are expanded by what reads them."""
 
 

@@ -65,6 +65,15 @@ def closed(run: Run) -> str:
     return f"{share.value:.1%}{error} of the gap is closed (one standard error over {over})"
 
 
+def submitted(folder: Path, board: Path, name: str | None) -> None:
+    """Add a comparison to the board."""
+    from analysis.board import submit
+
+    with os_errors(board):
+        paths = submit(folder, board, name)
+    say("written: " + ", ".join(map(str, paths)))
+
+
 def analysed(words: list[str]) -> int:
     """What `python -m analysis` does with these words -> its exit code."""
     from analysis.__main__ import main
