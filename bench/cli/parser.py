@@ -156,7 +156,16 @@ def add_spec(command: Parser) -> None:
             fields.add_argument(flag(field.name), type=kind, dest=field.name, **alone)
 
 
-PATHS = ("out", "tuned", "to", "run", "paths", "init_adapter", "include_path", "saebench")
+PATHS: tuple[str, ...] = (
+    "out",
+    "tuned",
+    "to",
+    "run",
+    "paths",
+    "init_adapter",
+    "include_path",
+    "saebench",
+)
 PATHS += ("folder", "board")
 """Arguments that are paths; those of the spec are expanded by what reads them."""
 
