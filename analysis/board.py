@@ -47,10 +47,11 @@ def submit(folder: Path, board: Path, name: str | None = None) -> list[Path]:
         raise Usage(f"--name '{name}': expected letters, digits, '.', '-' and '_' alone")
     to = board / name
     records = sorted(folder.glob("*.jsonl"))
-    for old in {*to.glob("*.jsonl")} - {to / path.name for path in records}:
-        old.unlink()
+    for old in to.glob("*.json*"):
+        if old.name not in [path.name for path in records]:
+            old.unlink()
     written = {to / path.name: path.read_text(encoding="utf-8") for path in records}
-    written[to / "splicebench.json"] = json.dumps(evaluations(comparisons), indent=1) + "\n"
+    written |= {to / name: text for name, text in evaluations(comparisons).items()}
     written[to / ".eval_results/splicebench.yaml"] = hub_results(comparisons)
     for path, text in written.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,26 +76,21 @@ def faults(comparison: Comparison) -> list[str]:
 
 def table(board: Path) -> str:
     """BOARD/README.md of what lies on the board."""
-    folders = sorted(path.parent for path in board.glob("*/splicebench.json"))
+    folders = sorted({path.parent for path in board.glob("*/*.jsonl")})
     pairs = [(folder.name, each) for folder in folders for each in load(folder)]
     losses = losses_of([each for _, each in pairs])
     rows: list[list[str]] = []
     for name, each in pairs:
         heads, *of_labels = cells(each, losses)
-        place = [
-            f"[{name}]({name}/splicebench.json)",
-            model_name(each.spec["model"]),
-            each.spec["site"],
-        ]
+        place = [name, model_name(each.spec["model"]), each.spec["site"]]
         rows = rows or [["records", "model", "site", *heads]]
         rows += [[*place, *row] for row in of_labels]
     return HEAD + page(rows, left=4) + "\n"
 
 
-def evaluations(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """An evaluation in the shape of SAEBench's files for each label; a number that is not known is
-    null."""
-    made = []
+def evaluations(comparisons: Sequence[Comparison]) -> dict[str, str]:
+    """File name -> an evaluation of SAEBench's shape, one for each label; null is not known."""
+    made = {}
     for comparison in comparisons:
         rows = {row["method"]: row for row in _rows([comparison])}
         runs = [{"label": row["method"], **row} for row in _rows([comparison], "run")]
@@ -103,21 +99,21 @@ def evaluations(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
             row = rows[label]
             reached = {name: row[name] for name in row if name.startswith(("ce", "kl"))}
             cost = {name: row[name] for name in ("seconds", "backwards", "tokens")}
-            made.append(
-                {
-                    "eval_type_id": "splicebench",
-                    "eval_config": {**first["spec"], "method": label, "config": first["config"]},
-                    "eval_id": "+".join(run.name for run in of_label),
-                    "datetime_epoch_millis": int(1000 * _started(first).timestamp()),
-                    "eval_result_metrics": {"loss_recovered": reached, "cost": cost},
-                    "eval_result_details": [each for each in runs if each["label"] == label],
-                    "sae_bench_commit_hash": f"splicebench {first['commit']}",
-                    "sae_lens_id": None,
-                    "sae_lens_release_id": None,
-                    "sae_lens_version": (first.get("versions") or {}).get("sae-lens"),
-                    "sae_cfg_dict": first["sae"],
-                }
-            )
+            evaluation = {
+                "eval_type_id": "splicebench",
+                "eval_config": {**first["spec"], "method": label, "config": first["config"]},
+                "eval_id": "+".join(run.name for run in of_label),
+                "datetime_epoch_millis": int(1000 * _started(first).timestamp()),
+                "eval_result_metrics": {"loss_recovered": reached, "cost": cost},
+                "eval_result_details": [each for each in runs if each["label"] == label],
+                "sae_bench_commit_hash": f"splicebench {first['commit']}",
+                "sae_lens_id": None,
+                "sae_lens_release_id": None,
+                "sae_lens_version": (first.get("versions") or {}).get("sae-lens"),
+                "sae_cfg_dict": first["sae"],
+            }
+            name = re.sub(r"[^\w.-]+", "-", f"{label}-{of_label[0].name.rpartition('-')[2]}")
+            made[f"{name}_eval_results.json"] = json.dumps(evaluation, indent=1) + "\n"
     return made
 
 

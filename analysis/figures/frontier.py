@@ -16,7 +16,7 @@ from analysis.records.manifest import Entry, Experiment
 from analysis.stats import frontier as stats
 from analysis.stats.frontier import BASE, MARGIN, PRIMARY, Arm
 from analysis.stats.speedup import sae_cost
-from analysis.stats.usable import on_one_clock, placed
+from analysis.stats.usable import placed
 from analysis.tables.frontier import NAMES
 from analysis.tables.notes import model_name
 from analysis.tables.notes import seeds as of_seeds
@@ -77,7 +77,7 @@ def draw(experiment: Experiment) -> Figure:
     """Two panels: from the first seconds on, and the part that the arms of the main fork get."""
     figure = Figure((13, 6.2), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
-    timed, why = placed(on_one_clock(experiment))
+    timed, why = placed(stats.on_one_clock(experiment))
     found = {arm: _end(experiment, timed, arm) for arm in stats.arms(experiment)}
     reached = {arm: end for arm, end in found.items() if end}
     figure.suptitle(_title(experiment, timed, list(reached)), fontsize=12)

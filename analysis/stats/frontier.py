@@ -6,11 +6,13 @@ The gap is that of the SAE at the fork, whose step size has not fallen, to the c
 import json
 import math
 import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import fmean, median
 from typing import Any
 
+from analysis.records.comparison import clock
 from analysis.records.manifest import Entry, Experiment
 from analysis.stats.crossed import Estimate, crossed, equivalence, holm, ratio
 from analysis.stats.speedup import resumed, sae_cost
@@ -63,6 +65,17 @@ class Arm:
     def base(self) -> "Arm":
         """`mse` at the same fork; at the primary one for an arm that gets all of the seconds."""
         return Arm(BASE, self.fork if self.fork < 1 else PRIMARY, self.sae)
+
+
+def on_one_clock(experiment: Experiment) -> Experiment:
+    """The part on the clock that most runs of `BASE` have at the primary fork; a figure or table of
+    it says so. Controls, other forks and other arms, however many, do not move it."""
+    clocks = Counter(clock(entry.header) for entry in Arm(BASE).of(experiment))
+    if not clocks:
+        return experiment
+    most, _ = clocks.most_common(1)[0]
+    kept = [entry for entry in experiment.entries if clock(entry.header) == most]
+    return replace(experiment, entries=kept)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import math
 from statistics import median
 from typing import Any
 
-from analysis.records.comparison import clock, grouped
+from analysis.records.comparison import clock
 from analysis.records.manifest import Entry, Experiment, runs_of
 from analysis.stats.crossed import Estimate
 from analysis.stats.gap import Loss, difference, end_losses, spliced_losses, units
@@ -71,13 +71,6 @@ def timed(experiment: Experiment) -> tuple[Experiment, str]:
     clocks = {clock(entry.header) for entry in kept}
     why = "" if len(clocks) == 1 else SEVERAL_CLOCKS if clocks else NONE_TIMED
     return dataclasses.replace(experiment, entries=kept), why
-
-
-def on_one_clock(experiment: Experiment) -> Experiment:
-    """The part that most runs share the clock of; a figure or table of it says so."""
-    clocks = grouped(experiment.entries, lambda entry: clock(entry.header))
-    most = max(clocks.values(), key=len, default=[])
-    return dataclasses.replace(experiment, entries=most)
 
 
 def placed(experiment: Experiment) -> tuple[Experiment, str]:

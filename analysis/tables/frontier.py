@@ -13,7 +13,7 @@ from analysis.records.manifest import Experiment, runs_of
 from analysis.stats import frontier as stats
 from analysis.stats.crossed import Estimate, crossed, of_seeds
 from analysis.stats.frontier import BASE, MARGIN, OUTCOMES, PRIMARY, SAME, Arm, Family, Verdict
-from analysis.stats.usable import finished, on_one_clock, placed, unsound
+from analysis.stats.usable import finished, placed, unsound
 from analysis.tables.comparison import aligned, page
 from analysis.tables.notes import BLANK, WIDTH, title
 
@@ -54,7 +54,7 @@ NOTE = (
     "that are among the most active both before and after. Probing: balanced accuracy with 5 "
     "latents. Change: from before the arm, for mse-lora from where LoRA began. These four are of "
     "the seeds measured, the last three with intervals over seeds alone. Blank: not measured, or "
-    "not timed on the clock of most runs."
+    f"not timed on the clock of {BASE}."
 )
 
 NO_VERDICT = "no verdict (one seed)"
@@ -105,7 +105,7 @@ def _main(
     experiment: Experiment, measured: dict[str, Experiment], judged: Family, label: Label
 ) -> Rows:
     """A row for each arm: those that are judged first, `mse` at the head."""
-    timed, why = placed(on_one_clock(experiment))
+    timed, why = placed(stats.on_one_clock(experiment))
     planned = Experiment(experiment.name, experiment.plan, experiment.plan)
     rows = [["arm", *(f"{outcome} closed, %" for outcome in OUTCOMES)]]
     rows[0] += [f"{outcome} against {BASE}" for outcome in OUTCOMES]

@@ -13,7 +13,16 @@ from scipy.special import stdtr
 from analysis.records import manifest
 from analysis.records.manifest import Entry, Experiment
 from analysis.stats.crossed import Estimate, holm, of_seeds, ratio
-from analysis.stats.frontier import FAMILY, OUTCOMES, Arm, closed, total_seconds, verdicts
+from analysis.stats.frontier import (
+    FAMILY,
+    OUTCOMES,
+    Arm,
+    closed,
+    left,
+    left_more,
+    total_seconds,
+    verdicts,
+)
 from analysis.stats.usable import finished
 
 MAIN = ("mse", "lora", "e2e")
@@ -95,6 +104,18 @@ def _gain(entry: Entry, field: str) -> list[float]:
     return [b - a for b, a in zip(before, after, strict=True)]
 
 
+def _around_random_directions(frontier: Experiment) -> Iterator[str]:
+    yield "Nats left around random directions, and how many more than around the trained SAE:"
+    for outcome in OUTCOMES:
+        for role in ("lora", "e2e"):
+            around = Arm(role, sae="frozen")
+            there = left(frontier, around, outcome)
+            more = left_more(frontier, around, Arm(role), outcome)
+            if there is not None and more:
+                ends = f"{more.value:+.3f} [{more.low or 0:+.3f}, {more.high or 0:+.3f}]"
+                yield f"  {outcome}, {role}: {there:.3f}, {ends}"
+
+
 def _each_arm(frontier: Experiment) -> Iterator[str]:
     yield "Mean over seeds, smallest and largest; change: 95% interval over seeds alone:"
     for role in (*MAIN, "lora-keep", "mse-lora"):
@@ -115,5 +136,13 @@ def _range(numbers: Iterable[float], form: str) -> str:
 
 if __name__ == "__main__":
     experiment = finished(manifest.load(Path(__file__).parent)["frontier"])
-    parts = (_pairs, _by_text, _main_pairs, _with_the_seeds_alone, _low_rank, _each_arm)
+    parts = (
+        _pairs,
+        _by_text,
+        _main_pairs,
+        _with_the_seeds_alone,
+        _low_rank,
+        _around_random_directions,
+    )
+    parts += (_each_arm,)
     print("\n\n".join("\n".join(part(experiment)) for part in parts))

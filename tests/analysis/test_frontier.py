@@ -203,6 +203,20 @@ def resumed(run):
     return replace(run, end={**run.end, "timing": "resumed", "segments": 2})
 
 
+def test_the_clock_is_that_of_most_runs_of_the_base(tmp_path):
+    """Controls and other forks, however many, do not move it."""
+    entries = planned(roles=("mse", "lora"))
+    entries = [
+        e
+        if e[0] in ("mse", "trunk") and e[2] == {"fork": 0.25, "sae": "own"}
+        else (*e[:3], elsewhere(e[3]))
+        for e in entries
+    ]
+    entries = changed(entries, elsewhere, "mse", fork=0.5)
+    page = page_of(tmp_path, entries)
+    assert row_of(page, "mse")["seconds"] == "1,800" and row_of(page, "lora")["seconds"] == "-"
+
+
 @pytest.mark.parametrize("change", [resumed, elsewhere])
 def test_a_run_that_was_not_timed_alike_keeps_its_loss_and_has_no_place_on_seconds(
     tmp_path, change
