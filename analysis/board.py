@@ -5,7 +5,6 @@ of all to BOARD/README.md. A pull request with these files is the upload.
 """
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -47,15 +46,14 @@ def submit(folder: Path, board: Path, name: str | None = None) -> list[Path]:
         raise Usage(f"--name '{name}': expected letters, digits, '.', '-' and '_' alone")
     to = board / name
     records = sorted(folder.glob("*.jsonl"))
-    for old in to.glob("*.json*"):
-        if old.name not in [path.name for path in records]:
-            old.unlink()
     written = {to / path.name: path.read_text(encoding="utf-8") for path in records}
     written |= {to / name: text for name, text in evaluations(comparisons).items()}
     written[to / ".eval_results/splicebench.yaml"] = hub_results(comparisons)
     for path, text in written.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         new_text(path, text)
+    for left in set(to.glob("*.json*")) - written.keys():  # of what was there under this name
+        left.unlink()
     new_text(board / "README.md", table(board))
     return [*written, board / "README.md"]
 
@@ -92,8 +90,8 @@ def evaluations(comparisons: Sequence[Comparison]) -> dict[str, str]:
     """File name -> an evaluation of SAEBench's shape, one for each label; null is not known."""
     made = {}
     for comparison in comparisons:
-        rows = {row["method"]: row for row in _rows([comparison])}
-        runs = [{"label": row["method"], **row} for row in _rows([comparison], "run")]
+        rows = {row["method"]: row for row in _rows(comparison)}
+        runs = [{"label": row["method"], **row} for row in _rows(comparison, "run")]
         for label, of_label in comparison.trained.items():
             first = of_label[0].header
             row = rows[label]
@@ -123,7 +121,7 @@ def hub_results(comparisons: Sequence[Comparison]) -> str:
 
     entries = []
     for comparison in comparisons:
-        rows = {row["method"]: row for row in _rows([comparison])}
+        rows = {row["method"]: row for row in _rows(comparison)}
         for label, runs in comparison.trained.items():
             for loss in ("ce", "kl"):
                 value, low, high = (
@@ -148,14 +146,10 @@ def hub_results(comparisons: Sequence[Comparison]) -> str:
     return yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=100)
 
 
-def _rows(comparisons: Sequence[Comparison], of: str = "method") -> list[dict[str, Any]]:
-    """The rows of a frame, None for what is not known."""
-    rows = frame(comparisons, of).to_dict("records")
-    bare = ({k: v for k, v in row.items() if k != "folder"} for row in rows)
-    return [
-        {k: None if v != v or v in (math.inf, -math.inf) else v for k, v in row.items()}
-        for row in bare
-    ]
+def _rows(comparison: Comparison, of: str = "method") -> list[dict[str, Any]]:
+    """The rows of its frame without the folder, None for what is not known."""
+    rows = frame([comparison], of).drop(columns="folder").to_dict("records")
+    return [{k: v if v == v else None for k, v in row.items()} for row in rows]
 
 
 def _started(header: dict[str, Any]) -> datetime:

@@ -12,16 +12,12 @@ ROOT = Path(__file__).parents[1]
 UNSEEN = "torch"
 """Its floor is that of machines which CI does not have; CI's own version is tested instead."""
 
-ONE_VERSION = ("docs", "trackers")
-"""Extras that are tested with one version each, the one that CI installs, and no floor."""
-
 
 def requirements():
     """What the package and its extras ask for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    held = [lines for name, lines in extras.items() if name not in ONE_VERSION]
-    return [Requirement(line) for lines in (project["dependencies"], *held) for line in lines]
+    extras = project["optional-dependencies"].values()
+    return [Requirement(line) for lines in (project["dependencies"], *extras) for line in lines]
 
 
 def pinned(name):

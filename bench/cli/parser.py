@@ -42,22 +42,8 @@ def parser() -> Parser:
     commands = top.add_subparsers(
         dest="command", metavar="COMMAND", required=True, parser_class=Parser
     )
-    compare = commands.add_parser("compare", help="run methods on one problem; table and figure")
-    text = "comma-separated, one run each (default: 0)"
-    compare.add_argument("--seeds", default="0", help=text)
-    compare.add_argument("--fresh", action="store_true", help="run again what is already done")
-    compare.add_argument("--init-adapter", metavar="DIR", help="where lora starts: a PEFT adapter")
-    text = "windows that go through the model at once (default: the batch, halved until it fits)"
-    compare.add_argument("--micro-batch", type=int, metavar="N", help=text)
-    text = "under torchrun: spread the LM's blocks over the devices (FSDP2)"
-    compare.add_argument("--shard-model", action="store_true", help=text)
-    compare.add_argument("--force", action="store_true", help="even with an SAE that check doubts")
-    text = "step sizes that tune has chosen, where a method does not set its own"
-    compare.add_argument("--tuned", metavar="FOLDER", help=text)
-    text = "show the records there as well, each when its run has ended: " + ", ".join(TRACKERS)
-    compare.add_argument("--tracker", choices=TRACKERS, metavar="NAME", help=text)
-    add_every(compare)
-    add_problem(compare, methods="lora,e2e")
+    text = "run methods on one problem; table and figure"
+    add_compare(commands.add_parser("compare", help=text))
     add_tune(commands.add_parser("tune", help="the step size of each method", description=TUNE))
     text = "our step against plain Hugging Face and PEFT"
     speed = commands.add_parser("speed", help=text, description=SPEED)
@@ -98,6 +84,25 @@ def parser() -> Parser:
     commands.add_parser("specs", help="the named specs, one line each")
     commands.add_parser("methods", help="the methods, one line each")
     return top
+
+
+def add_compare(compare: Parser) -> None:
+    """What `compare` takes."""
+    text = "comma-separated, one run each (default: 0)"
+    compare.add_argument("--seeds", default="0", help=text)
+    compare.add_argument("--fresh", action="store_true", help="run again what is already done")
+    compare.add_argument("--init-adapter", metavar="DIR", help="where lora starts: a PEFT adapter")
+    text = "windows that go through the model at once (default: the batch, halved until it fits)"
+    compare.add_argument("--micro-batch", type=int, metavar="N", help=text)
+    text = "under torchrun: spread the LM's blocks over the devices (FSDP2)"
+    compare.add_argument("--shard-model", action="store_true", help=text)
+    compare.add_argument("--force", action="store_true", help="even with an SAE that check doubts")
+    text = "step sizes that tune has chosen, where a method does not set its own"
+    compare.add_argument("--tuned", metavar="FOLDER", help=text)
+    text = "show the records there as well, each when its run has ended: " + ", ".join(TRACKERS)
+    compare.add_argument("--tracker", choices=TRACKERS, metavar="NAME", help=text)
+    add_every(compare)
+    add_problem(compare, methods="lora,e2e")
 
 
 def add_tune(tune: Parser) -> None:
@@ -156,17 +161,8 @@ def add_spec(command: Parser) -> None:
             fields.add_argument(flag(field.name), type=kind, dest=field.name, **alone)
 
 
-PATHS: tuple[str, ...] = (
-    "out",
-    "tuned",
-    "to",
-    "run",
-    "paths",
-    "init_adapter",
-    "include_path",
-    "saebench",
-)
-PATHS += ("folder", "board")
+PATHS = ["out", "tuned", "to", "run", "paths", "folder", "board"]
+PATHS += ["init_adapter", "include_path", "saebench"]
 """Arguments that are paths; those of the spec are expanded by what reads them."""
 
 

@@ -28,7 +28,10 @@ def send(name: str, path: Path) -> None:
     """The record at `path`, all of its rows and how it ended. Raises `Unavailable`, with what the
     tracker said, where it takes none."""
     try:
-        (_tensorboard if name == "tensorboard" else _wandb_like)(name, read(path))
+        if name == "tensorboard":
+            _tensorboard(read(path))
+        else:
+            _wandb_like(name, read(path))
     except Exception as error:
         raise Unavailable(f"--tracker {name}: {reason(error)}") from error
 
@@ -43,7 +46,7 @@ def _wandb_like(name: str, run: Run) -> None:
     tracker.finish()
 
 
-def _tensorboard(_: str, run: Run) -> None:
+def _tensorboard(run: Run) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(run.path.parent / "tensorboard" / run.name)) as writer:

@@ -111,8 +111,8 @@ def _around_random_directions(frontier: Experiment) -> Iterator[str]:
             around = Arm(role, sae="frozen")
             there = left(frontier, around, outcome)
             more = left_more(frontier, around, Arm(role), outcome)
-            if there is not None and more:
-                ends = f"{more.value:+.3f} [{more.low or 0:+.3f}, {more.high or 0:+.3f}]"
+            if there is not None and more and more.low is not None:
+                ends = f"{more.value:+.3f} [{more.low:+.3f}, {more.high:+.3f}]"
                 yield f"  {outcome}, {role}: {there:.3f}, {ends}"
 
 
@@ -136,13 +136,6 @@ def _range(numbers: Iterable[float], form: str) -> str:
 
 if __name__ == "__main__":
     experiment = finished(manifest.load(Path(__file__).parent)["frontier"])
-    parts = (
-        _pairs,
-        _by_text,
-        _main_pairs,
-        _with_the_seeds_alone,
-        _low_rank,
-        _around_random_directions,
-    )
-    parts += (_each_arm,)
+    parts = [_pairs, _by_text, _main_pairs, _with_the_seeds_alone, _low_rank]
+    parts += [_around_random_directions, _each_arm]
     print("\n\n".join("\n".join(part(experiment)) for part in parts))
