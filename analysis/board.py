@@ -22,6 +22,8 @@ from bench.io.files import new_text
 
 SEEDS = 3
 """Fewer of a method tell it from no other."""
+DIGITS = 9
+"""Significant digits of a number in what the hub reads."""
 HEAD = """# The board
 
 Comparisons of several seeds on models and SAEs of their own. `python -m bench submit FOLDER` checks
@@ -147,9 +149,16 @@ def hub_results(comparisons: Sequence[Comparison]) -> str:
 
 
 def _rows(comparison: Comparison, of: str = "method") -> list[dict[str, Any]]:
-    """The rows of its frame without the folder, None for what is not known."""
+    """The rows of its frame without the folder, None for what is not known. Of a number `DIGITS`:
+    versions of scipy differ in later ones, and the files are compared to the byte."""
     rows = frame([comparison], of).drop(columns="folder").to_dict("records")
-    return [{k: v if v == v else None for k, v in row.items()} for row in rows]
+    return [{name: _known(value) for name, value in row.items()} for row in rows]
+
+
+def _known(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{DIGITS}g}") if value == value else None
 
 
 def _started(header: dict[str, Any]) -> datetime:
