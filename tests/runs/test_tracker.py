@@ -46,10 +46,11 @@ def wandb_records(file):
 
 
 def test_wandb_has_every_row_and_the_header(record, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     tracker.send("wandb", record)
+    wandb.teardown()  # waits for its service, which writes the file some time after finish()
     (file,) = record.parent.glob("wandb/offline-run-*/*.wandb")
     rows, config = {}, {}
     for made in wandb_records(file):
