@@ -1,15 +1,9 @@
 """README and docs: short enough, and every link and path in them exists."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
-from statistics import median
 
 import pytest
-
-from analysis.records import manifest
-from analysis.stats.speedup import whole_runs
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -79,23 +73,3 @@ def test_broken_links_and_paths_are_found(tmp_path):
 def test_every_page_is_linked_from_the_readme():
     for page in (ROOT / "docs").glob("*.md"):
         assert f"](docs/{page.name}" in text_of(README), page.name
-
-
-def test_what_limits_says_beyond_the_table_is_of_the_records():
-    """It goes stale with every new record of the family."""
-    script = ROOT / "results" / "frontier" / "more.py"
-    made = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True)
-    assert made.stdout == text_of(script.with_suffix(".txt")), made.stderr
-
-
-def test_the_speedups_are_those_of_the_records():
-    """Of whole runs over e2e from scratch: the median of the seeds' ratios, and their range."""
-    timing = manifest.load(ROOT / "results" / "laptop")["timing"]
-    scratch = {entry.seed: entry.run for entry in timing.of("e2e")}
-    page = " ".join(text_of(ROOT / "docs" / "experiments.md").split())
-    for role in ("lora", "e2e-finetune"):
-        for share in (0.1, 0.5, 1.0):
-            runs = timing.of(role, share=share)
-            ratios = [whole_runs(scratch[e.seed], e.run, "seconds").value for e in runs]
-            said = f"{median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
-            assert len(ratios) == 3 and said in page, (role, share, said)
