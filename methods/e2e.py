@@ -67,8 +67,8 @@ def centered(adapted: Adapted, loss: Callable[[Seen], Tensor]) -> Callable[[Seen
     @wraps(loss)
     def of(seen: Seen) -> Tensor:
         if not adapted.state["schedule"].last_epoch:
-            for sae, site in zip(adapted.saes, seen.sites, strict=True):
-                center(sae, site)
+            for sae, target in zip(adapted.saes, seen.targets, strict=True):
+                center(sae, target)
         return loss(seen)
 
     return of

@@ -65,8 +65,9 @@ def train(problem: Problem, batches: Batches, config: Config) -> Iterator[Adapte
     yield adapted
     for tokens in batches:
         for seen in problem.look(tokens, adapted):
-            for ridge, sae, site in zip(maps, problem.saes, seen.sites, strict=True):
-                weights = weights_of(site) if config.weighted else torch.ones_like(site[:, :1])
-                ridge.add(reconstruction(sae, site), site, weights)
+            each = zip(maps, problem.saes, seen.sites, seen.targets, strict=True)
+            for ridge, sae, site, x in each:
+                weights = weights_of(x) if config.weighted else torch.ones_like(x[:, :1])
+                ridge.add(reconstruction(sae, site), x, weights)
                 ridge.solve(config.shrink)
         yield adapted

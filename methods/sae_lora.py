@@ -68,6 +68,11 @@ class LowRankSAE(torch.nn.Module):
         """The reconstruction."""
         return self.sae.decode(latents)
 
+    @property
+    def W_skip(self) -> Tensor:
+        """Of a transcoder that has one; `AttributeError` without."""
+        return self.sae.W_skip
+
     @torch.no_grad()
     def folded(self) -> torch.nn.Module:
         """A plain SAE with the same latents and outputs."""

@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens import (
+    SAE,
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
+    MatchingPursuitSAE,
+    MatchingPursuitSAEConfig,
+    MatryoshkaBatchTopKTrainingSAE,
+    MatryoshkaBatchTopKTrainingSAEConfig,
+)
 
 from bench.config import method
 from bench.errors import Rejected
@@ -93,17 +101,26 @@ def test_what_e2e_trained_is_the_same_after_export(problem, tmp_path):
     reloaded = SAE.load_from_disk(tmp_path)
     assert type(reloaded) is type(problem.saes[0])
     torch.testing.assert_close(reloaded(X), adapted.saes[0](X), rtol=1e-5, atol=1e-6)
-    loaded = saes.load_all([tmp_path], [tiny.WIDTH])
+    loaded = saes.load_all([tmp_path], [(tiny.WIDTH,)])
     ours = measure(problem, held_out, adapted)
     theirs = measure(problem, held_out, Adapted(saes=loaded))
     assert theirs.ce == pytest.approx(ours.ce, abs=1e-5)
     assert theirs.l0 == pytest.approx(ours.l0)
 
 
-def test_batchtopk_comes_in_its_threshold_form(tmp_path):
+MATRYOSHKA = (MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig)
+
+
+@pytest.mark.parametrize(
+    ("made", "of", "more"),
+    [
+        (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, {}),
+        (*MATRYOSHKA, {"matryoshka_widths": [16, 32, 64]}),
+    ],
+)
+def test_batchtopk_comes_in_its_threshold_form(tmp_path, made, of, more):
     torch.manual_seed(0)
-    config = BatchTopKTrainingSAEConfig(d_in=tiny.WIDTH, d_sae=64, k=4)
-    training = BatchTopKTrainingSAE(config)
+    training = made(of(d_in=tiny.WIDTH, d_sae=64, k=4, **more))
     training.topk_threshold.fill_(0.7)
     saes.save(training, tmp_path)
     loaded = saes.load(tmp_path, tiny.WIDTH)
@@ -120,6 +137,14 @@ def test_a_negative_threshold_is_refused(tmp_path):
         lent.threshold[3] = -0.1
     saes.save(lent, tmp_path)
     with pytest.raises(Rejected, match="thresholds below 0"):
+        saes.load(tmp_path, tiny.WIDTH)
+
+
+def test_what_cannot_be_spliced_in_is_refused_by_its_name(tmp_path):
+    torch.manual_seed(0)
+    config = MatchingPursuitSAEConfig(d_in=tiny.WIDTH, d_sae=64)
+    saes.save(MatchingPursuitSAE(config), tmp_path)
+    with pytest.raises(Rejected, match="kind 'matching_pursuit', expected one of topk, jumprelu"):
         saes.load(tmp_path, tiny.WIDTH)
 
 

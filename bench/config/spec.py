@@ -31,7 +31,8 @@ class Spec:
     dtype: str = "float32"
     """Number format of the LM's weights."""
     site: str = "blocks.15.hook_resid_post"
-    """The hook point that the SAE replaces; several, with an SAE each, joined by `+`."""
+    """The hook point that the SAE replaces; several, with an SAE each, joined by `+`. A transcoder
+    has two, `READ:WRITTEN`, such as `blocks.15.mlp.hook_in:blocks.15.hook_mlp_out`."""
     spliced: str = "not-first"
     """Positions that go through the SAE: `not-first`, `not-special` (no BOS, EOS, PAD) or `all`."""
     scored: str = "not-first"
@@ -111,15 +112,30 @@ class Spec:
                 "--text random: only with --weights random, as no loss on it means anything"
             )
         for site in self.sites:
-            place = re.fullmatch(r"(blocks\.\d+)\.(.+)", site)
-            if not place:
-                raise Usage(f"--site '{site}': expected a hook point such as {Spec.site}")
-            if place[2] not in POINTS:
-                raise unknown("--site", site, [f"{place[1]}.{name}" for name in POINTS])
-        if len(set(self.sites)) < len(self.sites):
+            self._check_site(site)
+        if len({ends_of(site)[1] for site in self.sites}) < len(self.sites):
             raise Usage(f"--site '{self.site}': a site is named twice")
         if len(self.saes) != len(self.sites):
             raise Usage(f"--sae names {len(self.saes)} SAEs, --site {len(self.sites)} sites")
+
+    def _check_site(self, site: str) -> None:
+        read, colon, written = site.rpartition(":")
+        ends = (read, written) if colon else (written, written)
+        places = [re.fullmatch(r"(blocks\.\d+\.)(.+)", at) for at in ends]
+        if not all(places):
+            raise Usage(f"--site '{site}': expected a hook point such as {Spec.site}")
+        (at, reads), (block, writes) = (place.groups() for place in places if place)
+        if writes not in (MLP if colon else POINTS):
+            before, choices = (read + colon, MLP) if colon else ("", POINTS)
+            raise unknown("--site", site, [f"{before}{block}{name}" for name in choices])
+        if not colon:
+            return
+        if reads not in READ:
+            raise unknown("--site", site, [f"{block}{name}:{written}" for name in READ])
+        if at != block:
+            raise Usage(f"--site '{site}': expected two points of one block")
+        if self.sae in MADE_HERE:
+            raise Usage(f"--sae {self.sae}: none is made for '{site}': expected a transcoder")
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -161,11 +177,15 @@ def sources(sae: str, n_sites: int) -> tuple[str, ...]:
 
 
 RESIDUAL = ("hook_resid_pre", "hook_resid_post", "hook_in", "hook_out")
-WRITTEN = ("hook_mlp_out", "hook_attn_out", "mlp.hook_out", "attn.hook_out", "attn.hook_z")
-POINTS = (*RESIDUAL, *WRITTEN)
+MLP = ("hook_mlp_out", "mlp.hook_out")
+POINTS = (*RESIDUAL, *MLP, "hook_attn_out", "attn.hook_out", "attn.hook_z")
 """Where an SAE can be spliced in: what these points carry is all that goes on from there. In
 Gemma `hook_mlp_out` is what is added to the residual, after a norm of its own, and `mlp.hook_out`
 what the MLP gives, before it; the same for attention."""
+
+READ = ("mlp.hook_in", "ln2.hook_normalized", "hook_resid_mid")
+"""Where a transcoder can read: what the MLP gets, the same before the norm's weight, and before the
+norm. It writes what the MLP writes, in the same block."""
 
 POSITIONS = ("not-first", "not-special", "all")
 CHOICES = {
@@ -204,3 +224,10 @@ def check_site(spec: Spec, n_blocks: int) -> None:
 def block_of(site: str) -> int:
     """The block that a site is in."""
     return int(site.split(".")[1])
+
+
+def ends_of(site: str) -> tuple[str, str]:
+    """The points that a site is read at and written to: `READ:WRITTEN`, in one block, for a
+    transcoder; else twice the same."""
+    read, _, written = site.partition(":")
+    return read, written or read

@@ -64,8 +64,8 @@ def describe(spec: Spec, index: int, sae: "SAE", measured: dict[str, float]) -> 
 
 
 def losses(bench: "Bench") -> str:
-    """CE clean, spliced and ablated, and the share of the way from ablated to clean, which SAELens
-    calls `ce_loss_score`."""
+    """CE clean, spliced and ablated, and the shares of the way from ablated to clean, which SAELens
+    calls `ce_loss_score` and, of the KL, `kl_div_score`."""
     from bench.harness.evaluate import mean
 
     if bench.spec.weights == "random":
@@ -73,9 +73,11 @@ def losses(bench: "Bench") -> str:
     curve = bench.measured
     clean, spliced, ablated = (curve[f"ce_{which}"] for which in ("clean", "spliced", "ablated"))
     gap = mean(curve["ce_full_spliced"]) - mean(curve["ce_full_clean"])
-    score = (ablated - spliced) / (ablated - clean) if ablated > clean else None
-    share = "" if score is None else f": ce_loss_score {score:.3f}"
+    scores = ""
+    if ablated > clean and curve["kl_ablated"] > 0:
+        scores = f"ce_loss_score {(ablated - spliced) / (ablated - clean):.3f}, "
+        scores += f"kl_div_score {1 - curve['kl_spliced'] / curve['kl_ablated']:.3f}; "
     return (
         f"       CE clean {clean:.4f}, spliced {spliced:.4f}, ablated {ablated:.4f} nats on the "
-        f"curve set{share}; gap {gap:.4f} on the {bench.spec.held_out} set"
+        f"curve set\n       {scores}gap {gap:.4f} on the {bench.spec.held_out} set"
     )

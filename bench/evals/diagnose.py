@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from bench.config.spec import ends_of
 from bench.errors import Rejected
 from bench.harness.evaluate import Gauge, HeldOut, parts
 from bench.loading import peft_format
@@ -43,9 +44,10 @@ def statistics(problem: Problem, index: int, held_out: HeldOut) -> dict[str, flo
     for part in parts(held_out.tokens):
         tokens = held_out.tokens[part]
         clean = problem.sites(tokens, known=held_out.entry[part])
-        values = flat(clean.sites[index])[problem.rows(tokens, problem.spliced)].float()
-        cosines.append(torch.cosine_similarity(values, gauge(values), dim=-1))
-        fires = fires + sae.encode(values).count_nonzero(0)
+        rows = problem.rows(tokens, problem.spliced)
+        read, given = (flat(of[index])[rows].float() for of in (clean.sites, clean.targets))
+        cosines.append(torch.cosine_similarity(given, gauge(read, given), dim=-1))
+        fires = fires + sae.encode(read).count_nonzero(0)
     return {
         "fvu": gauge.fvu,
         "cosine": torch.cat(cosines).mean().item(),
@@ -79,15 +81,23 @@ def expected_points(problem: Problem) -> list[str]:
         for linear in peft_format.NAMES
         for end in ("hook_in", "hook_out")
     ]
-    return [*problem.site_names, *(name for name in ends if name in problem.points)]
+    sites = (name for site in problem.site_names for name in ends_of(site))
+    return [*sites, *(name for name in ends if name in problem.points)]
 
 
 @torch.no_grad()
 def findings(problem: Problem, index: int, windows: Tokens) -> list[str]:
-    """One line for each fault of the SAE at site number `index`."""
+    """One line for each fault of the SAE at site number `index`; of a transcoder whether it is
+    poor, without a search for a better place."""
     tokens = windows[: max(1, TOKENS // windows.shape[1])]
     sae, name = problem.saes[index], problem.site_names[index]
     rows = problem.rows(tokens, problem.spliced)
+    if ":" in name:
+        ends: dict[str, Tensor] = {}
+        _pass(problem, tokens, list(ends_of(name)), ends.__setitem__)
+        read, given = (flat(ends[end])[rows].float() for end in ends_of(name))
+        share = unexplained(sae, read, given=given)
+        return [f"poor: {share:.0%} of the usual token is unexplained"] if share > POOR else []
     point = re.sub(r"^blocks\.\d+\.", "", name)
     by_block: dict[str, Tensor] = {}
     names = [f"blocks.{block}.{point}" for block in range(problem.n_blocks)]
@@ -105,22 +115,31 @@ def findings(problem: Problem, index: int, windows: Tokens) -> list[str]:
 
 
 def unexplained(
-    sae: "SAE", activations: Activations, reconstruct: Reconstruct = reconstruction
+    sae: "SAE",
+    activations: Activations,
+    reconstruct: Reconstruct = reconstruction,
+    given: Activations | None = None,
 ) -> float:
     """Median over tokens of squared error over squared distance to the mean activation.
 
-    It is about the usual token; FVU is decided by a few tokens of huge norm.
+    It is about the usual token; FVU is decided by a few tokens of huge norm. `given` is what should
+    come out, where that is not what goes in.
     """
-    variance = (activations - activations.mean(0)).square().sum(-1)
-    return (_errors(sae, activations, reconstruct) / variance).median().item()
+    given = activations if given is None else given
+    variance = (given - given.mean(0)).square().sum(-1)
+    return (_errors(sae, activations, given, reconstruct) / variance).median().item()
 
 
 def _errors(
-    sae: "SAE", activations: Activations, reconstruct: Reconstruct = reconstruction
+    sae: "SAE",
+    activations: Activations,
+    given: Activations,
+    reconstruct: Reconstruct = reconstruction,
 ) -> Float[Tensor, " tokens"]:
     """Squared error a token, in parts: an SAE of 131k latents needs half a megabyte for each."""
-    parts = activations.split(max(64, LATENTS_AT_ONCE // sae.cfg.d_sae))
-    return torch.cat([(reconstruct(sae, part) - part).square().sum(-1) for part in parts])
+    size = max(64, LATENTS_AT_ONCE // sae.cfg.d_sae)
+    parts = zip(activations.split(size), given.split(size), strict=True)
+    return torch.cat([(reconstruct(sae, x) - y).square().sum(-1) for x, y in parts])
 
 
 def _pass(
@@ -198,7 +217,7 @@ def _first_position(
     """Most of the error at a window's first position: the SAE was not trained on it."""
     if not first.any() or first.all():
         return None
-    error = _errors(sae, activations)
+    error = _errors(sae, activations, activations)
     share = (error[first].sum() / error.sum()).item()
     if share > max(POOR, 10 / seq_len):
         return (

@@ -6,13 +6,12 @@ began with.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import Identity, Module
+from torch.nn import Module
 from torch.nn.functional import cosine_similarity
 
 from bench.devices import wide
@@ -20,15 +19,13 @@ from bench.harness.evaluate import Gauge, HeldOut, at_once, finals_of, parts, pr
 from bench.problem.blocks import Tokens
 from bench.problem.hooks import end_block, start_block
 from bench.problem.losses import Head
-from bench.problem.objectives import flat, reconstruction
+from bench.problem.objectives import Reconstruct, by, decoded, flat, reconstruction, unchanged
 from bench.problem.problem import Adapted, Clean, Problem
 
 LATENTS = 200
 """So many of the most active latents are zeroed, one at a time."""
 VOCABULARY_AT_ONCE = 16_384
 """Rows of the unembedding that are copied into a wider format at once."""
-Function = Callable[[Tensor], Tensor]
-"""What takes the place of an SAE at its site."""
 Hidden = Float[Tensor, "positions d_model"]
 Product = Callable[[tuple[Hidden, Hidden], tuple[Hidden, Hidden]], Float[Tensor, "positions 3"]]
 """Two models' (final hidden states changed, unchanged) -> at each position the products over the
@@ -49,8 +46,8 @@ def latents(problem: Problem, held_out: HeldOut, adapted: Adapted) -> dict[str, 
         tokens = held_out.tokens[part]
         clean = problem.sites(tokens, known=held_out.entry[part])
         rows = problem.rows(tokens, problem.spliced)
-        for pair, site in zip(pairs, clean.sites, strict=True):
-            pair.see(flat(site)[rows].float())
+        for pair, *both in zip(pairs, clean.sites, clean.targets, strict=True):
+            pair.see(*(flat(values)[rows].float() for values in both))
     return {name: pair.values() for name, pair in zip(problem.site_names, pairs, strict=True)}
 
 
@@ -64,11 +61,11 @@ class Pair:
         self.active: Any = False
         """Whether each latent was active anywhere, [before and after, latents]."""
 
-    def see(self, activations: Float[Tensor, "tokens d"]) -> None:
-        """Add these tokens to the sums."""
+    def see(self, read: Float[Tensor, "tokens d"], given: Float[Tensor, "tokens d"]) -> None:
+        """Add these tokens to the sums: what the SAEs read of them, and what they should give."""
         for gauge in self.gauges:
-            gauge(activations)
-        before, after = (sae.encode(activations) != 0 for sae in self.saes)
+            gauge(read, given)
+        before, after = (sae.encode(read) != 0 for sae in self.saes)
         shared, either = (before & after).sum(-1), (before | after).sum(-1)
         # Two empty sets are the same set.
         self.jaccard += torch.where(either > 0, shared / either, 1.0).sum()
@@ -187,9 +184,9 @@ class Zeroing:
         tokens, saes = self.held_out.tokens[windows], self.model.saes
         rows = self.problem.rows(tokens, self.problem.spliced)
         without = Without(saes[self.site], latents[rows // tokens.shape[1]])
-        own = self.change(windows, self.model, [partial(reconstruction, s) for s in saes], without)
-        bare, nothing = Adapted(saes=self.problem.saes), [Identity()] * len(saes)
-        clean = self.change(windows, bare, nothing, lambda x: x - without.removed)
+        own = self.change(windows, self.model, list(map(by, saes)), without)
+        bare, nothing = Adapted(saes=self.problem.saes), [unchanged] * len(saes)
+        clean = self.change(windows, bare, nothing, lambda read, given: given - without.removed)
         active = torch.zeros(tokens.numel(), dtype=torch.long, device=tokens.device)
         active[rows] = without.removed.any(-1).long()
         later = active.view(tokens.shape).cumsum(1) > 0
@@ -200,8 +197,8 @@ class Zeroing:
         self,
         windows: Int[Tensor, " windows"],
         model: Adapted,
-        functions: Sequence[Function],
-        at_site: Function,
+        functions: Sequence[Reconstruct],
+        at_site: Reconstruct,
     ) -> tuple[Hidden, Hidden]:
         """Final hidden states [windows, seq, d_model] of a model with these `functions` at its
         sites: with `at_site` at this one, and without."""
@@ -210,7 +207,7 @@ class Zeroing:
         return self.finals(windows, model, changed), self.finals(once, model, functions)[which]
 
     def finals(
-        self, windows: Int[Tensor, " windows"], model: Adapted, functions: Sequence[Function]
+        self, windows: Int[Tensor, " windows"], model: Adapted, functions: Sequence[Reconstruct]
     ) -> Float[Tensor, "windows seq d_model"]:
         """Final hidden states of these windows at their predicted positions, 0 elsewhere."""
         tokens, entry = self.held_out.tokens[windows], self.held_out.entry[windows]
@@ -227,10 +224,10 @@ class Without:
     def __init__(self, sae: Module, latent: Int[Tensor, " tokens"]) -> None:
         self.sae, self.latent = sae, latent[:, None]
 
-    def __call__(self, x: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
+    def __call__(self, x: Float[Tensor, "tokens d"], given: Tensor) -> Float[Tensor, "tokens d"]:
         whole = reconstruction(self.sae, x)
         # Encoded anew: an SAE that scales each token forgets the scale when it has decoded.
-        less = self.sae.decode(self.sae.encode(x).scatter(1, self.latent, 0.0))
+        less = decoded(self.sae, self.sae.encode(x).scatter(1, self.latent, 0.0), x)
         self.removed: Float[Tensor, "tokens d"] = whole - less
         return less
 
@@ -247,8 +244,8 @@ def activations(
         return [flat(site)[rows].float() for site in problem.sites(tokens, known=known).sites]
     seen: dict[int, Tensor] = {}
 
-    def watched(index: int, sae: Module) -> Function:
-        return lambda x: reconstruction(sae, seen.setdefault(index, x))
+    def watched(index: int, sae: Module) -> Reconstruct:
+        return lambda read, given: reconstruction(sae, seen.setdefault(index, read))
 
     start = problem.start_of(adapted)
     entry = problem.entry(tokens, start)

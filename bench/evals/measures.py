@@ -4,7 +4,7 @@ Each is a function of the run's problem, windows and adapted model that gives JS
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -23,7 +23,7 @@ from bench.io.schema import SCHEMA
 from bench.loading.text import Windows
 from bench.problem.hooks import Hook
 from bench.problem.losses import Teacher
-from bench.problem.objectives import flat
+from bench.problem.objectives import Reconstruct, flat, unchanged
 from bench.problem.problem import Adapted, Problem
 
 EDGES = [10 ** (-5 + tenth / 10) for tenth in range(61)]
@@ -59,17 +59,12 @@ def hold_out(problem: Problem, windows: Windows) -> HeldOut:
     return HeldOut(tokens, windows.documents, torch.cat(entry), ce_clean=[])
 
 
-def without(problem: Problem) -> list[torch.nn.Module]:
-    """A module for each site that takes the SAE's place and changes nothing."""
-    return [torch.nn.Identity()] * len(problem.site_names)
-
-
 @dataclass(frozen=True)
 class Variant:
     """A model to compare: its adapters, the functions at its sites, and their positions."""
 
     adapted: Adapted
-    replace_sites: list[Callable[[Tensor], Tensor]] | None = None
+    replace_sites: Sequence[Reconstruct] | None = None
     """A function for each site in the place of the SAEs; None leaves the SAEs."""
     positions: str | None = None
     """A rule of positions in the place of the run's own."""
@@ -85,7 +80,7 @@ class Variant:
 
 def variants(problem: Problem, adapted: Adapted) -> dict[str, Variant]:
     """The models that are compared: clean, spliced, adapted, and adapted without the SAEs."""
-    bare, nothing = Adapted(saes=problem.saes), without(problem)
+    bare, nothing = Adapted(saes=problem.saes), [unchanged] * len(problem.saes)
     return {
         "clean": Variant(bare, nothing),
         "spliced": Variant(bare),

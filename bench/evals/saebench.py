@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bench.config.spec import Spec
 from bench.errors import Usage
-from bench.evals.measures import Variant, hold_out, without
+from bench.evals.measures import Variant, hold_out
 from bench.export import artefacts, export, reload
 from bench.harness.evaluate import finals_of, parts
 from bench.harness.provenance import provenance
@@ -30,6 +30,7 @@ from bench.io.console import say
 from bench.io.files import new_text
 from bench.loading.text import Windows
 from bench.problem import losses
+from bench.problem.objectives import unchanged, zero
 from bench.problem.problem import Adapted, Problem
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def core(source: str | Path, to: str | Path) -> dict[str, Any]:
     spec = reload.spec_of(run)
     if len(spec.sites) > 1:
         raise Usage(f"{run.path}: SAEBench evaluates one SAE, the run has {len(spec.sites)}")
+    if ":" in spec.site:
+        raise Usage(f"{run.path}: SAEBench evaluates no transcoder, such as that at {spec.site}")
     if spec.weights == "random":
         raise Usage(f"{run.path}: the model's weights are random, no loss means anything")
     origin = provenance(spec)
@@ -108,12 +111,12 @@ def metrics(problem: Problem, adapted: Adapted, windows: Windows) -> Groups:
     """The metrics on these windows; None for a value that is no number, such as a share of 0."""
     held_out, bare = hold_out(problem, windows), Adapted(saes=problem.saes)
     reading = Reading(adapted.saes[0])
-    clean = finals_of(problem, held_out, bare, without(problem))
+    clean = finals_of(problem, held_out, bare, [unchanged])
     teacher = losses.teacher_of(clean, problem.head)
     models = {
-        "without_sae": Variant(bare, without(problem)),
+        "without_sae": Variant(bare, [unchanged]),
         "with_sae": Variant(adapted, [reading]),
-        "with_ablation": Variant(bare, [torch.zeros_like], "all"),
+        "with_ablation": Variant(bare, [zero], "all"),
     }
     ce, kl = {}, {}
     for name, variant in models.items():
@@ -154,10 +157,10 @@ class Reading:
         self.sums: Counter[str] = Counter()
         """Sums over tokens, by name."""
 
-    def __call__(self, activations: Float[Tensor, "tokens d_site"]) -> Tensor:
-        latents = self.sae.encode(activations)
+    def __call__(self, read: Float[Tensor, "tokens d_site"], given: Tensor) -> Tensor:
+        latents = self.sae.encode(read)
         output = self.sae.decode(latents)
-        x, y = activations.double(), output.double()
+        x, y = given.double(), output.double()
         size, errors = x.norm(dim=-1), (x - y).square().sum(-1)
         by_token = {
             "norm_in": size,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module, ModuleList
 
 from bench.config import method_files
-from bench.config.spec import MADE_HERE, Spec
+from bench.config.spec import MADE_HERE, Spec, ends_of
 from bench.errors import Rejected, Usage, unknown
 from bench.export import artefacts
 from bench.io.record import Run
@@ -19,7 +19,7 @@ from bench.loading import documents, models, sae_sources, saes, text
 from bench.problem.batches import Batches
 from bench.problem.blocks import named_weights
 from bench.problem.hooks import Hook, HookPoints
-from bench.problem.objectives import flat, splice
+from bench.problem.objectives import flat
 from bench.problem.problem import Adapted, Problem
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def load(run: str | Path) -> "TransformerBridge":
 
     `run` is the run's record or the folder beside it. A pass over whole windows of token ids
     [batch, seq] (no key-value cache) is that of the adapted model, with the run's positions.
-    The SAE's own hook points are the bridge's, by SAELens' names behind the site's:
+    The SAE's own hook points are the bridge's, by SAELens' names behind the point it writes:
     `blocks.15.hook_resid_post.hook_sae_acts_post` has the latents [batch, seq, d_sae], those of
     positions that are not spliced included. `bridge.reset_hooks()` makes it the clean model again,
     unless the method trained the model's own weights (`full`).
@@ -49,7 +49,7 @@ def load(run: str | Path) -> "TransformerBridge":
     _attach(problem, adapted.saes, adapted.hooks)
     for site, sae in zip(problem.site_names, adapted.saes, strict=True):
         for name, point in sae.hook_dict.items():
-            point.name = f"{site}.{name}"
+            point.name = f"{ends_of(site)[1]}.{name}"
             problem.bridge._hook_registry[point.name] = point  # where SAELens puts its own
     return problem.bridge
 
@@ -147,7 +147,7 @@ def _problem(spec: Spec, folder: Path, folders: list[Path]) -> Problem:
 
 
 def _loaded(folders: list[Path], points: HookPoints, spec: Spec) -> ModuleList:
-    return saes.load_all(folders, [points.widths[site] for site in spec.sites], spec.device)
+    return saes.load_all(folders, list(map(points.widths_at, spec.sites)), spec.device)
 
 
 def _adapted(run: Run, problem: Problem, spec: Spec) -> Adapted:
@@ -187,17 +187,24 @@ def _attach(problem: Problem, own: Collection[Module], adapters: list[tuple[str,
     """Put SAEs and adapters onto the hook points for good."""
     seen: dict[str, Tensor] = {}
 
-    def splicing(sae: Module) -> Hook:
+    def splicing(site: str, sae: Module) -> tuple[Hook, Hook]:
+        def make(value: Tensor, hook: Module) -> None:
+            # The SAE sees every position, so that its hook points have [batch, seq, ...].
+            seen[site] = flat(sae(value.flatten(2).to(sae.W_dec.dtype)))
+
         def replace(value: Tensor, hook: Module) -> Tensor:
             rows = problem.rows(seen["tokens"], problem.spliced)
-            # The SAE sees every position, so that its hook points have [batch, seq, ...].
-            made = flat(sae(value.flatten(2)))
-            return splice(lambda _: made[rows], rows)(value, hook)
+            made = seen.pop(site)[rows].to(value.dtype)
+            return flat(value).index_copy(0, rows, made).view_as(value)
 
-        return replace
+        return make, replace
 
     remember = ("embed.hook_in", lambda value, hook: seen.update(tokens=value))
-    sites = problem.site_names[: len(own)]
-    splices = zip(sites, map(splicing, own), strict=True)
-    for name, function in [remember, *splices, *adapters]:
+    splices: list[tuple[str, Hook]] = []
+    reads: list[tuple[str, Hook]] = []
+    for site, sae in zip(problem.site_names, own, strict=bool(own)):
+        (at, to), (make, replace) = ends_of(site), splicing(site, sae)
+        (splices if at == to else reads).append((at, make))
+        splices.append((to, replace))
+    for name, function in [remember, *splices, *adapters, *reads]:
         problem.points[name].add_hook(function)

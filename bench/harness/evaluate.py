@@ -5,7 +5,7 @@ none. Off the clock.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from bench.loading.text import Windows
 from bench.problem import losses
 from bench.problem.blocks import Tokens
 from bench.problem.losses import Teacher
-from bench.problem.objectives import flat
+from bench.problem.objectives import Reconstruct, decoded, flat, zero
 from bench.problem.problem import Adapted, Clean, Problem
 
 TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 16_384, "mps": 4_096}
@@ -95,12 +95,14 @@ class Gauge:
         self.firings: Any = 0
         """Sums over tokens, on the device: nothing waits for it in between."""
 
-    def __call__(self, activations: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
-        latents = self.sae.encode(activations)
-        made = self.sae.decode(latents)
-        self.n += len(activations)
+    def __call__(
+        self, read: Float[Tensor, "tokens d"], given: Float[Tensor, "tokens d"]
+    ) -> Float[Tensor, "tokens d"]:
+        latents = self.sae.encode(read)
+        made = decoded(self.sae, latents, read)
+        self.n += len(given)
         self.firings = self.firings + latents.count_nonzero(0)
-        given = activations.to(wide(activations.device))
+        given = given.to(wide(given.device))
         errors, squares = (given - made).square().sum(-1), given.square().sum(-1)
         weights = squares.clamp_min(1e-12).reciprocal()
         self.error += errors.sum()
@@ -171,11 +173,12 @@ def share_of(problem: Problem, held_out: HeldOut) -> tuple[HeldOut, int, int]:
 
 
 @torch.no_grad()
-def ablated(problem: Problem, held_out: HeldOut) -> list[float]:
-    """CE per document with every position of the sites set to 0, as SAELens ablates."""
-    bare, zeros = Adapted(saes=problem.saes), [torch.zeros_like] * len(problem.saes)
-    entropies, _ = by_token(problem, held_out, bare, zeros, "all")
-    return per_document(entropies, problem, held_out)
+def ablated(problem: Problem, held_out: HeldOut) -> tuple[list[float], list[float]]:
+    """(CE, KL) per document with every position of the sites set to 0, as SAELens ablates."""
+    bare, zeros = Adapted(saes=problem.saes), [zero] * len(problem.saes)
+    ce, kl = by_token(problem, held_out, bare, zeros, "all", held_out.teacher)
+    of_kl = [] if kl is None else per_document(kl, problem, held_out)
+    return per_document(ce, problem, held_out), of_kl
 
 
 @torch.no_grad()
@@ -183,7 +186,7 @@ def by_token(
     problem: Problem,
     held_out: HeldOut,
     adapted: Adapted,
-    reconstruct: list[Callable] | None = None,
+    reconstruct: Sequence[Reconstruct] | None = None,
     positions: str | None = None,
     teacher: Teacher | None = None,
 ) -> tuple[Float[Tensor, " predictions"], Float[Tensor, " predictions"] | None]:
@@ -200,7 +203,7 @@ def finals_of(
     problem: Problem,
     held_out: HeldOut,
     adapted: Adapted,
-    reconstruct: list[Callable] | None,
+    reconstruct: Sequence[Reconstruct] | None,
     positions: str | None = None,
 ) -> Float[Tensor, "predictions d_model"]:
     """Final hidden states at the predicted positions."""

@@ -111,6 +111,10 @@ class Header(Made):
     """What training the SAE had cost: seconds, passes, tokens; null where it is not known."""
     ce_ablated: float = None
     """CE with the site set to 0, on the curve set."""
+    kl_spliced: float = None
+    """KL(clean || spliced) on the curve set."""
+    kl_ablated: float = None
+    """KL(clean || the site set to 0) on the curve set."""
     ce_full_clean: Losses = None
     """CE of the clean model for each validation document."""
     ce_full_spliced: Losses = None

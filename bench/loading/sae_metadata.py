@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from bench.config.spec import Spec
+from bench.config.spec import Spec, ends_of
 from bench.loading import hub
 
 BLOCK, CENTRED = r"^blocks\.\d+\.", "center_writing_weights"
@@ -14,7 +14,7 @@ AT_HEADS = ("fold_value_biases", "refactor_factored_attn_matrices")
 HARMLESS: tuple[str, ...] = ("fold_ln", "center_unembed", "dtype", "torch_dtype", "device_map")
 HARMLESS += ("trust_remote_code", "default_prepend_bos", "default_padding_side", "move_to_device")
 HARMLESS += ("n_devices",)
-"""Settings of a model's loading that change what no site sees."""
+"""Settings of a model's loading that change what no SAE's site sees."""
 UNFOLDED = ("expected_average_only_in", "covariance_whitening")
 """Scalings of SAELens' that an SAE cannot do by itself."""
 
@@ -29,10 +29,13 @@ def disagreements(
     the SAE's, where the spec has several.
     """
     get, site, trained = metadata.get, site or spec.site, "the SAE was trained"
-    hook, model = get("hook_name") or site, get("model_name") or spec.model
+    model = get("model_name") or spec.model
     bos, positions = get("prepend_bos"), get("spliced_positions")
     start, scaled = (get("seqpos_slice") or [None])[0], get("normalize_activations")
+    site, written = ends_of(site)
+    hook, out = get("hook_name") or site, get("hook_name_out") or written
     elsewhere = _canonical(hook, family) != _canonical(site, family)
+    gives = _canonical(out, family) != _canonical(written, family)
     place = "site" if re.findall(BLOCK, hook) == re.findall(BLOCK, site) else "layer"
     rule = "with a BOS put first" if bos else "without a BOS"
     ours = f"--spliced is '{spec.spliced}'"
@@ -42,6 +45,7 @@ def disagreements(
     scale = "scale: the SAE wants activations scaled by the text it was trained on"
     is_wrong = {
         f"{place}: {trained} at {hook}, --site is {site}": elsewhere,
+        f"site: the SAE was trained to give {out}, --site writes {written}": gives,
         f"model: {trained} on {model}, not {spec.model}": not _same_model(model, spec.model),
         f"BOS rule: {trained} {rule}, try --prepend-bos {_flag(bos)}": unlike_bos,
         f"positions: {trained} on '{positions}', {ours}": unlike,
@@ -63,7 +67,8 @@ def _processing(processing: dict | None, spec: Spec, site: str, family: str) -> 
     # TransformerLens centres no weights that are read through an RMSNorm.
     centred = bool(processing.get(CENTRED)) and family in ("", "gpt2")
     wants = f"weights: the SAE wants --center-writing-weights {_flag(centred)}"
-    unseen = (CENTRED, *HARMLESS, *(() if site.endswith("hook_z") else AT_HEADS))
+    unseen = {CENTRED, *HARMLESS, *(() if site.endswith("hook_z") else AT_HEADS)}
+    unseen -= {"fold_ln"} if site.endswith("mlp.hook_in") else set()  # which has the norm's weight
     others = {name: value for name, value in processing.items() if name not in unseen}
     trained = "weights: the SAE was trained with {}={} of its model"
     lines = {trained.format(*item): bool(item[1]) for item in others.items()}

@@ -1,7 +1,7 @@
 """SAELens SAEs: fresh, from a folder, to a folder, and ready to be trained.
 
-The kinds are those of SAELens' inference classes: topk, jumprelu, standard, gated. A batchtopk is
-saved as a jumprelu with one threshold for all latents.
+The kinds are those of SAELens' inference classes: topk, jumprelu, standard, gated, and transcoders.
+A batchtopk is saved as a jumprelu with one threshold for all latents.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from torch.nn import Module, ModuleList
 
 WEIGHTS = "sae_weights.safetensors"
-KINDS = ("topk", "jumprelu", "standard", "gated")
+TRANSCODERS = tuple(f"{kind}transcoder" for kind in ("", "skip_", "jumprelu_", "jumprelu_skip_"))
+KINDS = ("topk", "jumprelu", "standard", "gated", *TRANSCODERS)
 """What can be spliced in and trained end to end."""
 COST = "cost.json"
 """Beside a saved SAE: what its training had cost by then, and the record of that training."""
@@ -101,18 +102,20 @@ DROPPED = ("finetuning_scaling_factor", "hook_head_index", "hook_point_head_inde
 """Fields of older formats that change what an SAE does, and that SAELens leaves out."""
 
 
-def load_all(folders: list[Path], widths: Sequence[int], device: str = "cpu") -> "ModuleList":
+def load_all(
+    folders: list[Path], widths: Sequence[tuple[int, ...]], device: str = "cpu"
+) -> "ModuleList":
     """The SAEs in these folders, for sites of these widths, as a ModuleList."""
     import torch
 
     pairs = zip(folders, widths, strict=True)
-    return torch.nn.ModuleList(load(folder, width, device) for folder, width in pairs)
+    return torch.nn.ModuleList(load(folder, *width, device=device) for folder, width in pairs)
 
 
-def load(folder: Path, d_in: int, device: str = "cpu") -> "SAE":
-    """The SAE in `folder`, float32; the caller freezes it.
+def load(folder: Path, d_in: int, d_out: int | None = None, *, device: str = "cpu") -> "SAE":
+    """The SAE in `folder`, float32; the caller freezes it. With `d_out` it is a transcoder.
 
-    Raises `Rejected` where the folder is no SAELens SAE of width `d_in`, or its tensors are not
+    Raises `Rejected` where the folder is no SAELens SAE of these widths, or its tensors are not
     finite or not those of its config.
     """
     import torch
@@ -122,8 +125,13 @@ def load(folder: Path, d_in: int, device: str = "cpu") -> "SAE":
 
     config = read_config(folder)
     check_function(config, folder)
-    if (width := config["d_in"]) != d_in:
-        raise Rejected(f"SAE {folder.name}: d_in {width}, the model's site has width {d_in}")
+    if (kind := config.get("architecture")) in TRANSCODERS and not d_out:
+        raise Rejected(f"SAE {folder.name}: a {kind}: expected --site READ:WRITTEN, two points")
+    if kind not in TRANSCODERS and d_out:
+        raise Rejected(f"SAE {folder.name}: no transcoder: expected a --site of one point")
+    for name, width in {"d_in": d_in, **({"d_out": d_out} if d_out else {})}.items():
+        if (own := config.get(name)) != width:
+            raise Rejected(f"SAE {folder.name}: {name} {own}, the model's site has width {width}")
     check_there(folder)
     weights.names_in(folder / WEIGHTS)
     try:

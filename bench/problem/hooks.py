@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 import torch
 
-from bench.errors import unknown
+from bench.config.spec import ends_of
+from bench.errors import Usage, unknown
 
 Hook = Callable[..., torch.Tensor | None]
 """Called as `function(value, hook=point)`; gives the new value, or None to leave it as it is."""
@@ -95,6 +96,15 @@ class HookPoints:
             for point in self._distinct:
                 point.remove_hooks(level=LEVEL)
         return {name: seen[id(p)] for name, p in self._points.items() if id(p) in seen}
+
+    def widths_at(self, site: str) -> tuple[int, ...]:
+        """The width of a site, or those of its two points; `Usage` where one never fires."""
+        names = dict.fromkeys(ends_of(site))
+        for name in names:
+            self[name]  # raises where there is no such point
+            if name not in self.widths:
+                raise Usage(f"hook point '{name}' never fires in this model")
+        return tuple(self.widths[name] for name in names)
 
     def assert_none_attached(self) -> None:
         """The clean pass is clean: no function sits on any hook point."""

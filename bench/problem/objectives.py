@@ -9,6 +9,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bench.config.spec import ends_of
 from bench.problem.losses import kl, kl_to
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def kl_and_mse(seen: "Seen") -> Float[Tensor, ""]:
     Karvonen 2503.17272, `train_model`: the KL takes the MSE's size, so that a step size found
     for reconstruction carries over.
     """
-    pairs = zip(seen.reconstructions, seen.sites, strict=True)
+    pairs = zip(seen.reconstructions, seen.targets, strict=True)
     mse = sum(torch.nn.functional.mse_loss(made, given) for made, given in pairs)
     alpha = (mse / (seen.kl + 1e-8)).detach()
     return 0.5 * (alpha * seen.kl + mse)
@@ -70,9 +71,19 @@ class Seen:
 
     @cached_property
     def sites(self) -> list[Float[Tensor, "tokens d_site"]]:
-        """The clean activations at the spliced positions of each site; float32, as SAEs are."""
+        """The clean activations at the spliced positions of each site, as its SAE reads them;
+        float32, as SAEs are."""
+        return self._spliced(self._clean.sites)
+
+    @cached_property
+    def targets(self) -> list[Float[Tensor, "tokens d_site"]]:
+        """What the SAE of each site should give there: `sites`, but for a transcoder."""
+        pairs = [*zip(self._clean.sites, self._clean.targets, strict=True)]
+        return self.sites if all(x is y for x, y in pairs) else self._spliced([y for _, y in pairs])
+
+    def _spliced(self, values: list[Tensor]) -> list[Float[Tensor, "tokens d_site"]]:
         rows = self.problem.rows(self.tokens, self.problem.spliced)
-        return [flat(site)[rows].float() for site in self._clean.sites]
+        return [flat(value)[rows].float() for value in values]
 
     @cached_property
     def reconstructions(self) -> list[Float[Tensor, "tokens d_site"]]:
@@ -92,7 +103,7 @@ class Seen:
         """The adapted model's final hidden state at the scored positions."""
         known = None
         if self._the_site_sees_clean() and "reconstructions" in vars(self):
-            known = [lambda _: self.reconstructions[0]]
+            known = [lambda read, given: self.reconstructions[0]]
         return self._scored(self.problem.final(self._clean, self.adapted, reconstruct=known))
 
     @cached_property
@@ -103,7 +114,7 @@ class Seen:
     @cached_property
     def kl_without_saes(self) -> Float[Tensor, ""]:
         """KL(clean || adapted) with the SAEs taken out, in nats per scored token."""
-        nothing = [torch.nn.Identity()] * len(self.adapted.saes)
+        nothing = [unchanged] * len(self.adapted.saes)
         return self._kl(self._scored(self.problem.final(self._clean, self.adapted, nothing)))
 
     def _kl(self, final: Float[Tensor, "tokens d_model"]) -> Float[Tensor, ""]:
@@ -124,7 +135,15 @@ def reconstruction(
     sae: torch.nn.Module, activations: Float[Tensor, "tokens d_site"]
 ) -> Float[Tensor, "tokens d_site"]:
     """What a SAELens SAE makes of activations: encode, then decode, once each."""
-    return sae.decode(sae.encode(activations))
+    return decoded(sae, sae.encode(activations), activations)
+
+
+def decoded(sae: torch.nn.Module, latents: Tensor, activations: Tensor) -> Tensor:
+    """What an SAE gives for these latents; a transcoder may add a linear map of what it read."""
+    made = sae.decode(latents)
+    if not hasattr(sae, "W_skip"):
+        return made
+    return made + activations.to(sae.W_skip.dtype) @ sae.W_skip.T
 
 
 def weights_of(activations: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens 1"]:
@@ -133,15 +152,41 @@ def weights_of(activations: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens 
     return weights / weights.mean()
 
 
-def splice(reconstruct: Callable[[Tensor], Tensor], rows: Int[Tensor, " rows"]) -> Callable:
-    """A hook that puts what `reconstruct` makes of the activation at flat positions `rows`."""
+Reconstruct = Callable[[Tensor, Tensor], Tensor]
+"""(what is read at a site, what is there to be replaced) -> what takes its place; [tokens, d]."""
+
+
+def by(sae: torch.nn.Module) -> Reconstruct:
+    """An SAE in its place."""
+    return lambda read, given: reconstruction(sae, read)
+
+
+def unchanged(read: Tensor, given: Tensor) -> Tensor:
+    """No SAE in its place."""
+    return given
+
+
+def zero(read: Tensor, given: Tensor) -> Tensor:
+    """Nothing in its place, as SAELens ablates."""
+    return torch.zeros_like(given)
+
+
+def splice(site: str, reconstruct: Reconstruct, rows: Int[Tensor, " rows"]) -> list:
+    """The (hook point, hook) pairs that put what `reconstruct` makes at flat positions `rows` of
+    a site: what replaces, then what reads where that is another point."""
+    seen: list[Tensor] = []
+    at, to = ends_of(site)
+
+    def read(value: Tensor, hook: torch.nn.Module) -> None:
+        seen[:] = [flat(value)[rows]]
 
     def replace(value: Tensor, hook: torch.nn.Module) -> Tensor:
         tokens = flat(value)
-        put = reconstruct(tokens[rows]).to(value.dtype)
+        given = tokens[rows]
+        put = reconstruct(seen.pop() if at != to else given, given).to(value.dtype)
         return tokens.index_copy(0, rows, put).view_as(value)
 
-    return replace
+    return [(to, replace), *([(at, read)] if at != to else [])]
 
 
 def flat(value: Float[Tensor, "batch seq *d"]) -> Float[Tensor, "tokens d"]:

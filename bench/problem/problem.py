@@ -8,10 +8,9 @@ which leaves out BOS, EOS and PAD wherever they are. The first position is an at
 whatever its token, with a norm far above that of the others.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch.nn import Module, ModuleList, ParameterDict
 from torch.profiler import record_function
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from bench.config.spec import ends_of
 from bench.distributed import group, shares
 from bench.errors import out_of_memory
 from bench.problem.batches import Windows
@@ -28,7 +28,7 @@ from bench.problem.blocks import Blocks, Copies, Residual, Tokens
 from bench.problem.clean_cache import CleanCache
 from bench.problem.hooks import Hook, HookPoints, block_after, end_block, start_block
 from bench.problem.losses import Head
-from bench.problem.objectives import Seen, kl_to_clean, reconstruction, splice
+from bench.problem.objectives import Reconstruct, Seen, by, kl_to_clean, splice
 from bench.problem.oom import Before, MicroBatching
 from bench.problem.sae import trainable
 
@@ -59,9 +59,11 @@ class Clean:
     entry: Residual
     """The clean residual at that restart."""
     sites: list[Float[Tensor, "batch seq *d_site"]]
-    """The clean activation at each site."""
+    """The clean activation at each site, as its SAE reads it."""
     reached: tuple[int, Residual]
     """How far the pass has come: the next block and its input."""
+    targets: list[Float[Tensor, "batch seq *d_site"]] = field(default_factory=list)
+    """The clean activation that each SAE replaces: the same, but for a transcoder."""
     final: Residual | None = None
     """The hidden state after the final norm, once it was asked for."""
 
@@ -76,9 +78,14 @@ def copy_of(saes: Iterable[Module]) -> ModuleList:
     """An own, trainable copy of the SAEs: a method never trains what it was lent.
 
     A JumpReLU's threshold is trained too, in SAELens' training form; after a step of the
-    optimizer, `clamp_thresholds` keeps it from falling below 0.
+    optimizer, `clamp_thresholds` keeps it from falling below 0. That of a transcoder stays: SAELens
+    has no such form of it.
     """
-    return ModuleList(map(trainable, saes)).requires_grad_(True)
+    own = ModuleList(map(trainable, saes)).requires_grad_(True)
+    for sae in own:
+        if hasattr(sae.cfg, "d_out") and hasattr(sae, "threshold"):
+            sae.threshold.requires_grad_(False)
+    return own
 
 
 class Problem:
@@ -121,8 +128,8 @@ class Problem:
         self.n_blocks = len(self._blocks)
         if clean_cache:
             self._blocks.prepare(train[:1])  # it takes windows one by one
-        for name in self.site_names:
-            self.points[name]
+        for site in self.site_names:
+            self.points.widths_at(site)  # raises for a point that is not there
         self.site_start = min(start_block(name, self.n_blocks) for name in self.site_names)
         self._sites_end = max(end_block(name, self.n_blocks) for name in self.site_names)
 
@@ -233,7 +240,9 @@ class Problem:
         start = self.site_start if start is None else start
         end = max(self._sites_end, start)
         caught: dict[str, Tensor] = {}
-        catch = [(name, _catch(caught, name)) for name in self.site_names]
+        ends = [ends_of(site) for site in self.site_names]
+        names = dict.fromkeys(name for both in ends for name in both)
+        catch = [(name, _catch(caught, name)) for name in names]
         self._make_sure_it_is_clean(tokens)
         with self.points.attached(catch), record_function("clean"):
             if known is None:
@@ -244,8 +253,8 @@ class Problem:
                 residual = self._blocks.run(self.site_start, end, entry, tokens)
         if known is not None and start < self.site_start:
             entry = self.entry(tokens, start)
-        sites = [caught[name] for name in self.site_names]
-        return Clean(tokens, start, entry, sites, reached=(end, residual))
+        sites, targets = ([caught[both[n]] for both in ends] for n in (0, 1))
+        return Clean(tokens, start, entry, sites, (end, residual), targets)
 
     @torch.no_grad()
     def entry(self, tokens: Tokens, start: int) -> Residual:
@@ -268,7 +277,7 @@ class Problem:
         self,
         clean: Clean,
         adapted: Adapted,
-        reconstruct: list[Callable] | None = None,
+        reconstruct: Sequence[Reconstruct] | None = None,
         positions: str | None = None,
     ) -> Residual:
         """The adapted model's final hidden state.
@@ -277,10 +286,13 @@ class Problem:
         for each site, takes the place of the SAEs (evaluation measures through it), `positions`
         that of the problem's own rule.
         """
-        reconstruct = reconstruct or [partial(reconstruction, sae) for sae in adapted.saes]
+        reconstruct = reconstruct or [by(sae) for sae in adapted.saes]
         rows = self.rows(clean.tokens, positions or self.spliced)
-        splices = [splice(function, rows) for function in reconstruct]
-        pairs = [*zip(self.site_names, splices, strict=True), *adapted.hooks]
+        at_sites = zip(self.site_names, reconstruct, strict=True)
+        splices = [splice(site, put, rows) for site, put in at_sites]
+        # What reads comes last, and sees what the others have made of a value.
+        reads = [read for _, *reading in splices for read in reading]
+        pairs = [*(replace for replace, *_ in splices), *adapted.hooks, *reads]
         self._blocks.prepare(clean.tokens)
         with self.points.attached(pairs, adapted.blocks), record_function("student"):
             residual = self._blocks.arrive(clean.start, clean.entry)

@@ -21,8 +21,8 @@ multiples of the SAE's median threshold: SAELens' own width is in the units of i
 
 
 def correct(saes: Iterable[Module], make: Callable[[int], Module]) -> tuple[ModuleList, ModuleList]:
-    """Put `make(d_in)`, an affine map, behind every SAE -> (the maps, the corrected SAEs)."""
-    maps = ModuleList(make(sae.cfg.d_in).to(sae.W_dec.device) for sae in saes)
+    """Put `make(d_out)`, an affine map, behind every SAE -> (the maps, the corrected SAEs)."""
+    maps = ModuleList(make(len(sae.b_dec)).to(sae.W_dec.device) for sae in saes)
     pairs = zip(saes, maps, strict=True)
     corrected = ModuleList(Corrected(sae, correction) for sae, correction in pairs)
     for one in corrected:
@@ -69,7 +69,7 @@ TOLERANCE = 1e-3
 
 
 class Corrected(Module):
-    """A frozen SAE with a correction, an affine map of [tokens, d_in], of what it decodes.
+    """A frozen SAE with a correction, an affine map of [tokens, d_out], of what it decodes.
 
     Raises `Rejected` for an SAE that normalises each token: no affine map can be folded into it.
     """
@@ -78,6 +78,8 @@ class Corrected(Module):
         super().__init__()
         if sae.cfg.normalize_activations == "layer_norm":
             raise Rejected("an SAE that normalises each token takes no correction of its output")
+        if hasattr(sae, "W_skip"):
+            raise Rejected("a transcoder that skips its latents takes no correction of its output")
         self.sae, self.correction, self.cfg = sae, correction, sae.cfg
 
     def encode(self, activations: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_sae"]:

@@ -30,8 +30,8 @@ class Loaded:
     spec: Spec
     bridge: "TransformerBridge"
     text: text.Text
-    widths: tuple[int, ...]
-    """Width of each site."""
+    widths: tuple[tuple[int, ...], ...]
+    """Width of each site, or of its two points."""
     key: str
     """What model and text depend on, hashed: names the caches."""
     model_key: str
@@ -95,10 +95,8 @@ def load(spec: Spec, folder: Path, tell: bool = True, shard: bool = False) -> Lo
     written = text.fingerprint(parts)
     parts = text.moved(parts, spec.device)
     points = HookPoints(bridge)
-    for site in spec.sites:
-        points[site]  # raises where there is no such hook point
+    widths = tuple(points.widths_at(site) for site in spec.sites)  # raises without such a point
     key = digest([model, fields_of(spec), written])[:16]
-    widths = tuple(points.widths[site] for site in spec.sites)
     return Loaded(spec, bridge, parts, widths, key, digest(model), special, about)
 
 

@@ -57,7 +57,7 @@ def fresh_folders(loaded: Loaded) -> list[Path]:
 
 def fresh_folder(loaded: Loaded, index: int) -> Path:
     """The folder of the random SAE of site number `index`."""
-    spec, width = loaded.spec, loaded.widths[index]
+    spec, (width,) = loaded.spec, loaded.widths[index]
     if spec.sae_k > spec.sae_width * width:
         latents = f"{spec.sae_width} x {width} latents"
         raise Usage(f"--sae-k {spec.sae_k}: the SAE has only {latents}")

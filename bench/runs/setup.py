@@ -85,7 +85,9 @@ def bench(loaded: Loaded, folders: list[Path]) -> Bench:
     measured = {
         "ce_clean": evaluate.mean(curve.ce_clean),
         "ce_spliced": evaluate.mean(spliced["curve"].ce),
-        "ce_ablated": evaluate.mean(known["ablated"]),
+        "kl_spliced": evaluate.mean(spliced["curve"].kl),
+        "ce_ablated": evaluate.mean(known["ablated"][0]),
+        "kl_ablated": evaluate.mean(known["ablated"][1]),
         "ce_full_clean": validation.ce_clean,
         "ce_full_spliced": spliced["validation"].ce,
         "kl_full_spliced": spliced["validation"].kl,

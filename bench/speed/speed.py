@@ -7,6 +7,7 @@ loss at every step.
 
 import importlib.util
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
@@ -106,7 +107,7 @@ def check_reference(spec: Spec, asked: MethodRequest) -> None:
         raise Usage(f"speed: '{entry.label}': dropout and losses other than kl cannot be compared")
     if spec.weights == "random" and spec.sae == "own":
         raise Usage("speed: --sae own on random weights: expected fresh, or an SAE that is there")
-    after_block = spec.site.endswith(("hook_resid_post", "hook_out")) and "+" not in spec.site
+    after_block = re.fullmatch(r"blocks\.\d+\.(hook_resid_post|hook_out)", spec.site)
     if not after_block or spec.spliced != spec.scored:
         raise Usage(
             "speed: expected one site after a block, and the same positions spliced and scored"

@@ -100,8 +100,9 @@ def test_a_good_one_passes(small, folders):
 def test_the_share_of_the_way_from_ablation_is_named_as_saelens_names_it():
     measured = {"ce_clean": 3.0, "ce_spliced": 3.5, "ce_ablated": 11.0}
     measured |= {"ce_full_clean": [3.0, 3.2], "ce_full_spliced": [3.5, 3.8]}
+    measured |= {"kl_spliced": 0.6, "kl_ablated": 8.0}
     said = check.losses(SimpleNamespace(spec=Spec(), measured=measured))
-    assert "on the curve set: ce_loss_score 0.938; gap 0.5500 on the validation set" in said
+    assert "ce_loss_score 0.938, kl_div_score 0.925; gap 0.5500 on the validation set" in said
     assert "score" not in check.losses(
         SimpleNamespace(spec=Spec(), measured=measured | {"ce_ablated": 2.9})
     )

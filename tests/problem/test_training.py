@@ -11,7 +11,14 @@ from bench.errors import Fault
 from bench.harness.evaluate import Gauge, measure
 from bench.loading import saes as saved
 from bench.problem.batches import Batches
-from bench.problem.objectives import Seen, flat, kl_with_and_without, reconstruction, weights_of
+from bench.problem.objectives import (
+    Seen,
+    flat,
+    kl_with_and_without,
+    reconstruction,
+    unchanged,
+    weights_of,
+)
 from bench.problem.problem import Adapted
 from bench.problem.sae import center
 from bench.problem.training import Descent, schedule
@@ -71,7 +78,7 @@ def test_mse_goes_on_as_if_there_had_been_no_break(tmp_path):
     saved.save_state({part: first.state[part].state_dict() for part in first.keep}, tmp_path)
 
     again = tiny.problem()
-    again.saes = saved.load_all([tmp_path], [tiny.WIDTH])
+    again.saes = saved.load_all([tmp_path], [(tiny.WIDTH,)])
     again.kept_state = lambda: saved.kept_state(tmp_path)
     kept = trained(again, "mse:decay=0:dead_after=3:adam=kept", 5, skip=5)
     for name, value in whole.saes[0].state_dict().items():
@@ -145,17 +152,13 @@ def test_lora_without_the_sae_is_the_clean_model_at_first_and_keep_adds_its_kl()
     clean = problem.clean(problem.train[:2], Adapted(saes=problem.saes))
     log_p, log_q = (
         problem.head.logits(hidden).log_softmax(-1)[:, :]
-        for hidden in (seen.clean_final, seen._scored(problem.final(clean, adapted, [identity])))
+        for hidden in (seen.clean_final, seen._scored(problem.final(clean, adapted, [unchanged])))
     )
     dense = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
     assert dense > 1e-3
     assert seen.kl_without_saes.item() == pytest.approx(dense.item(), rel=1e-4)
     both = kl_with_and_without(2.0)(seen)
     assert both.item() == pytest.approx((seen.kl + 2 * dense).item(), rel=1e-4)
-
-
-def identity(value):
-    return value
 
 
 def test_low_rank_pairs_have_the_gradient_of_the_dense_weights_and_fold():
@@ -187,7 +190,7 @@ def test_weighted_losses_see_no_giant():
     sae, x = problem.saes[0], torch.randn(64, tiny.WIDTH)
     x[0] *= 1000
     gauge = Gauge(sae)
-    gauge(x)
+    gauge(x, x)
     made, w = reconstruction(sae, x).double(), x.double().square().sum(-1).reciprocal()
     mean = (w[:, None] * x.double()).sum(0) / w.sum()
     errors = (x.double() - made).square().sum(-1)
