@@ -70,7 +70,7 @@ def train_with_saelens(
         prepend_bos=False,
         seqpos_slice=(1, None),  # the first position is huge in many models, and no SAE's business
         training_tokens=tokens,
-        train_batch_size_tokens=512,
+        train_batch_size_tokens=4 * CONTEXT,
         store_batch_size_prompts=4,
         n_batches_in_buffer=16,
         lr=1e-3,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import splicebench as sb
 from tests.helpers import tiny
@@ -45,7 +46,9 @@ def test_from_saelens_to_peft_and_back(world, monkeypatch, capfd):
         "CONTEXT": tiny.SEQ,
         "bench": bench,
         "texts": lambda: [p.read_text() for p in sorted((world / "text").glob("*.txt"))],
-        "model_and_tokenizer": lambda: (tiny.hf_model("llama"), tiny.tokenizer()),
+        "model_and_tokenizer": lambda: tuple(
+            kind.from_pretrained(world / "model") for kind in (AutoModelForCausalLM, AutoTokenizer)
+        ),
     }
     for name, value in changes.items():
         monkeypatch.setattr(example, name, value)
