@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -59,16 +61,27 @@ def test_from_saelens_to_peft_and_back(world, monkeypatch, capfd):
     assert "nothing found that speaks against it" in said and "lora:init" in said
 
 
-def test_the_notebook(world, monkeypatch):
+CHECK = """
+print([results.failed, len(results.runs), *latents.shape, *axes.images[0].get_array().shape])
+"""
+
+
+def test_the_notebook(world):
     cells = json.loads((EXAMPLES / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
-    monkeypatch.chdir(EXAMPLES)
-    tiny_model = {"model": str(world / "model"), "site": tiny.SITE}
-    monkeypatch.setattr(sb, "compare", partial(sb.compare, **tiny_model))
-    names = {}
-    for cell in cells:
-        if cell["cell_type"] == "code":
-            text = "".join(line for line in cell["source"] if not line.startswith("%"))
-            exec(text.replace("../runs/tour", str(world / "runs")), names)
-    assert names["latents"].shape[1] == 2 * tiny.WIDTH
-    assert not names["results"].failed and len(names["results"].runs) == 3
-    assert names["axes"].images[0].get_array().shape == (12, names["latents"].shape[0] - 1)
+    lines = [line for c in cells if c["cell_type"] == "code" for line in [*c["source"], "\n"]]
+    text = "".join(line for line in lines if not line.startswith("%"))
+    settings = {**sb.compare.keywords, "model": str(world / "model"), "site": tiny.SITE}
+    script = world / "tour.py"
+    script.write_text(
+        "from functools import partial\nimport splicebench as sb\n"
+        f"sb.compare = partial(sb.compare, **{settings!r})\n"
+        f"{text.replace('../runs/tour', str(world / 'runs'))}{CHECK}"
+    )
+    search = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+    run = subprocess.run(
+        [sys.executable, script], cwd=EXAMPLES, env=search, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    failed, runs, tokens, latents, *drawn = json.loads(run.stdout.splitlines()[-1])
+    assert failed == {} and runs == 3
+    assert latents == 2 * tiny.WIDTH and drawn == [12, tokens - 1]

@@ -225,7 +225,9 @@ def fitted():
     with torch.no_grad():
         one.W_enc.normal_(std=1.0)
         inputs = torch.cat([one.encode(read), read, torch.ones(len(read), 1)], 1)
-        weights = torch.linalg.lstsq(inputs, written).solution
+        x = inputs.double()
+        pull = 1e-3 * len(x) * torch.eye(x.shape[1], dtype=x.dtype)  # some latents never fire
+        weights = torch.linalg.solve(x.T @ x + pull, x.T @ written.double())
         for part, values in zip(
             (one.W_dec, one.W_skip.T, one.b_dec[None]),
             weights.split([one.cfg.d_sae, tiny.WIDTH, 1]),
