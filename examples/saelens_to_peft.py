@@ -38,7 +38,7 @@ CONTEXT = 128
 def folder_of(package: str) -> Path:
     """Where an installed package lies, which need not be importable."""
     found = find_spec(package)
-    assert found and found.submodule_search_locations, f"pip install {package}"
+    assert found and found.submodule_search_locations, f"pip install --no-deps {package}"
     return Path(found.submodule_search_locations[0])
 
 
@@ -86,8 +86,9 @@ def train_with_saelens(
 
 
 def bench(*words: str | Path) -> None:
-    """`python -m bench`."""
-    subprocess.run([sys.executable, "-m", "bench", *map(str, words)], check=True)
+    """`python -m bench`, which says itself what is wrong."""
+    if code := subprocess.run([sys.executable, "-m", "bench", *map(str, words)]).returncode:
+        sys.exit(code)
 
 
 def main() -> None:

@@ -89,6 +89,10 @@ def quiet_libraries() -> None:
 
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # What it says of an SAE's model is compared with the setting (`sae_metadata`).
+    warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty model_from_pretrained")
+    # What a transcoder reads inside a norm makes the bridge compute that norm by itself.
+    warnings.filterwarnings("ignore", message="A forward hook edited hook_scale/hook_normalized")
     import transformers
 
     transformers.logging.set_verbosity_error()
