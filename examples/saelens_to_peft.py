@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16, help="of each method")
     asked = parser.parse_args()
     logging.getLogger("sae_lens").setLevel(logging.ERROR)
+    shutil.rmtree(OUT, ignore_errors=True)  # of a call before, with another SAE
     model, tokenizer = model_and_tokenizer()
     sae = train_with_saelens(model, tokenizer, asked.tokens)
 
@@ -116,7 +117,6 @@ def main() -> None:
 
     # The adapter in PEFT, its SAE beside it.
     (lora,) = [run for run in results.runs if run.header["method"] == "lora"]
-    shutil.rmtree(OUT / "adapter", ignore_errors=True)
     bench("export", lora.path, "--to", OUT / "adapter")
     tokens = torch.tensor([tokenizer(texts()[0]).input_ids[:CONTEXT]])
     plain, _ = model_and_tokenizer()  # a bridge has put its own modules into the other
