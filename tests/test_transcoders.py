@@ -200,19 +200,24 @@ def test_a_map_behind_it_folds_or_is_refused(label):
         next(entry.module.train(skips, iter([]), entry.config))
 
 
-@pytest.mark.parametrize("measure_of", [guard.latents, guard.effects, measures.no_sae])
-def test_measures_of_a_run_take_it(measure_of):
+def test_measures_of_a_run_take_it():
+    """Without the skip connection, which alone is changed, the two would be the same."""
     ours = problem(kind="jumprelu_skip_transcoder")
-    values = measure_of(ours, hold_out(ours), Adapted(saes=ours.saes))
-    if measure_of is measures.no_sae:
-        assert values["ce_without_sae"] == pytest.approx(values["ce_clean"])
-        assert values["ce_adapted"] == pytest.approx(values["ce_spliced"])
-        assert values["ce_spliced"] != pytest.approx(values["ce_clean"], abs=1e-3)
-    elif measure_of is guard.effects:
-        of = values[SITE]["before"]
-        assert of["with_effect"] and of == values[SITE]["adapted"]
-    else:
-        assert values[SITE]["jaccard"] == 1 and values[SITE]["fvu"][0] > 0
+    held_out, own = hold_out(ours), copy_of(ours.saes).requires_grad_(False)
+    own[0].W_skip.mul_(3)
+    adapted = Adapted(saes=own)
+    ce = measures.no_sae(ours, held_out, adapted)
+    assert ce["ce_without_sae"] == pytest.approx(ce["ce_clean"])
+    assert ce["ce_adapted"] == pytest.approx(measure(ours, held_out, adapted).ce)
+    assert ce["ce_adapted"] != pytest.approx(ce["ce_spliced"], abs=1e-3)
+    values = guard.latents(ours, held_out, adapted)[SITE]
+    scores = [measure(ours, held_out, Adapted(saes=saes)) for saes in (ours.saes, own)]
+    assert values["fvu"] == pytest.approx([score.fvu[0] for score in scores])
+    assert values["jaccard"] == 1 and abs(values["fvu"][1] - values["fvu"][0]) > 0.01
+    effects = guard.effects(ours, held_out, adapted)[SITE]
+    assert effects["before"]["latents"] == effects["adapted"]["latents"]
+    assert effects["before"]["with_effect"] == effects["adapted"]["with_effect"] > 0
+    assert effects["before"]["ratio"] != effects["adapted"]["ratio"]
 
 
 def fitted():

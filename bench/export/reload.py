@@ -19,7 +19,7 @@ from bench.loading import documents, models, sae_sources, saes, text
 from bench.problem.batches import Batches
 from bench.problem.blocks import named_weights
 from bench.problem.hooks import Hook, HookPoints
-from bench.problem.objectives import flat
+from bench.problem.objectives import flat, splice
 from bench.problem.problem import Adapted, Problem
 
 if TYPE_CHECKING:
@@ -194,8 +194,8 @@ def _attach(problem: Problem, own: Collection[Module], adapters: list[tuple[str,
 
         def replace(value: Tensor, hook: Module) -> Tensor:
             rows = problem.rows(seen["tokens"], problem.spliced)
-            made = seen.pop(site)[rows].to(value.dtype)
-            return flat(value).index_copy(0, rows, made).view_as(value)
+            [(_, put)] = splice(ends_of(site)[1], lambda *_: seen.pop(site)[rows], rows)
+            return put(value, hook)
 
         return make, replace
 

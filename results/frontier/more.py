@@ -12,7 +12,7 @@ from scipy.special import stdtr
 
 from analysis.records import manifest
 from analysis.records.manifest import Entry, Experiment
-from analysis.stats.crossed import Estimate, holm, of_seeds, ratio
+from analysis.stats.crossed import Estimate, crossed, holm, of_seeds, ratio
 from analysis.stats.frontier import (
     FAMILY,
     OUTCOMES,
@@ -118,6 +118,25 @@ def _around_random_directions(frontier: Experiment) -> Iterator[str]:
                 yield f"  {outcome}, {role}: {there:.3f}, {ends}"
 
 
+def _forks(frontier: Experiment) -> Iterator[str]:
+    yield "Nats left more than with a quarter, on the seeds that both have:"
+    for outcome in OUTCOMES:
+        for role in MAIN:
+            for share in (0.05, 0.5):
+                more = left_more(frontier, Arm(role, share), Arm(role), outcome)
+                if more and more.low is not None:
+                    ends = f"{more.value:+.4f} [{more.low:+.4f}, {more.high:+.4f}]"
+                    yield f"  {outcome}, {role} with {share:.0%}: {ends}, {more.seeds} seeds"
+
+
+def _gains_in_nats(frontier: Experiment) -> Iterator[str]:
+    yield "Nats of CE gained with the SAE, on seeds 0 to 2:"
+    for role in MAIN:
+        e = crossed([_gain(entry, "ce") for entry in Arm(role).of(frontier) if entry.seed < 3])
+        if e.low is not None:
+            yield f"  {role}: {e.value:.4f} [{e.low:.4f}, {e.high:.4f}]"
+
+
 def _each_arm(frontier: Experiment) -> Iterator[str]:
     yield "Mean over seeds (of seconds the median), smallest and largest; change: 95% interval over"
     yield "seeds alone:"
@@ -141,5 +160,5 @@ def _range(numbers: Iterable[float], form: str, middle: Callable = fmean) -> str
 if __name__ == "__main__":
     experiment = finished(manifest.load(Path(__file__).parent)["frontier"])
     parts = [_pairs, _by_text, _main_pairs, _with_the_seeds_alone, _low_rank]
-    parts += [_around_random_directions, _each_arm]
+    parts += [_around_random_directions, _forks, _gains_in_nats, _each_arm]
     print("\n\n".join("\n".join(part(experiment)) for part in parts))

@@ -28,12 +28,12 @@ def _own_training(timing: Experiment) -> Iterator[str]:
         end = {run.header["seed"]: run.header for run in timing.runs("lora", share=to)}
         gains, gaps = [], []
         for run in timing.runs("lora", share=share):
-            start, last = run.header, end[run.header["seed"]]
-            columns = [h[f"ce_full_{k}"] for h, k in ((start, "spliced"), (last, "spliced"))]
-            triples = zip(*columns, start["ce_full_clean"], strict=True)
-            rows = [(before - after, before - clean) for before, after, clean in triples]
-            gains.append([gain for gain, _ in rows])
-            gaps.append([gap for _, gap in rows])
+            before, after = (
+                header["ce_full_spliced"] for header in (run.header, end[run.header["seed"]])
+            )
+            gains.append([x - y for x, y in zip(before, after, strict=True)])
+            clean = run.header["ce_full_clean"]
+            gaps.append([x - y for x, y in zip(before, clean, strict=True)])
         e = ratio(gains, gaps)
         assert e.low is not None and e.high is not None
         ends = f"{100 * e.value:.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}]"
