@@ -21,6 +21,7 @@ from splicebench import given
 from tests import conftest
 from tests.helpers import forked, records, tiny
 from tests.helpers.forked import until
+from tests.test_transcoders import SITE, transcoder
 
 FIELDS = {name.replace("-", "_"): value for name, value in conftest.SMALL.items()}
 OF_OWN = ("sae_width", "sae_k", "sae_tokens")
@@ -105,6 +106,17 @@ def test_a_model_and_saes_that_one_holds(compare, tmp_path):
     two = compare("none", sae=[sae, tmp_path / "sae"], site=site)
     spec = two.runs[0].header["spec"]
     assert spec["sae"].endswith(f"+{tmp_path / 'sae'}") and "/given/sae-" in spec["sae"]
+
+
+def test_a_transcoder_that_one_holds(compare, tmp_path):
+    """Its two points are its site; what is held gives what its folder gives."""
+    one = transcoder("skip_transcoder")
+    held = compare("e2e", sae=one, site=SITE)
+    one.save_model(tmp_path / "lent")
+    saved = compare("e2e", sae=tmp_path / "lent", site=SITE, out=tmp_path / "saved")
+    (run,) = [run for run in held.runs if run.header["method"] == "e2e"]
+    assert run.header["sae"]["kind"] == "skip_transcoder" and run.header["spec"]["site"] == SITE
+    assert held.frame()[["method", "ce", "kl"]].equals(saved.frame()[["method", "ce", "kl"]])
 
 
 def test_what_a_comparison_gives(compare, tmp_path, command, capfd):

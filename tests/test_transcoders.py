@@ -17,12 +17,17 @@ from sae_lens.saes.transcoder import (
 import bench as library
 from bench.config import method
 from bench.errors import Rejected
-from bench.evals import guard, measures
+from bench.evals import guard, measures, probing
 from bench.harness.evaluate import ablated, measure
 from bench.io.record import read
 from bench.loading import saes
+from bench.loading.text import Windows
+from bench.problem import LOSSES
+from bench.problem.batches import Batches
+from bench.problem.clean_cache import CleanCache
 from bench.problem.objectives import Seen
 from bench.problem.problem import Adapted, Problem, copy_of
+from methods import lora
 from tests.export.test_export import validation_tokens
 from tests.helpers import tiny
 from tests.test_methods import check_promises, hold_out
@@ -39,13 +44,13 @@ METHODS = ["none", "lora", "lora:keep=1", "e2e", "e2e:loss=kl+mse", "joint", "fu
 MAPS = ["linear", "affine", "ridge"]
 
 
-def transcoder(kind="transcoder", width=tiny.WIDTH, **metadata):
+def transcoder(kind="transcoder", width=tiny.WIDTH, d_out=None, **metadata):
     """A random one, every parameter away from its start."""
     made, config = KINDS[kind]
     torch.manual_seed(0)
     about = SAEMetadata(**{"hook_name": READ, "hook_name_out": WRITTEN, **metadata})
     own = {"apply_b_dec_to_input": False, "metadata": about}
-    one = made(config(d_in=width, d_out=width, d_sae=4 * width, **own))
+    one = made(config(d_in=width, d_out=d_out or width, d_sae=4 * width, **own))
     with torch.no_grad():
         for name, parameter in one.named_parameters():
             parameter.normal_(std=0.1)
@@ -220,6 +225,103 @@ def test_measures_of_a_run_take_it():
     assert effects["before"]["ratio"] != effects["adapted"]["ratio"]
 
 
+def test_effects_are_those_of_full_passes():
+    """A latent's vector is taken from what the transcoder writes, not from what it reads."""
+    ours = problem()
+    held_out, tokens = hold_out(ours), tiny.windows(6, seed=3)
+    held_out = measures.hold_out(ours, Windows(tokens, ["one"] * 6))
+    adapted = next(lora.train(ours, Batches(ours.train), lora.Config(rank=2)))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for adapter in adapted.state["adapters"].values():
+            adapter.b.normal_(std=0.3)
+    found = guard.effects(ours, held_out, adapted)[SITE]
+    for name, hooks in (("before", []), ("adapted", adapted.hooks)):
+        values = found[name]
+        assert values["with_effect"] > 20
+        for n in range(0, 20, 7):
+            got = [values[f"{kind}_by_latent"][n] for kind in ("correlation", "ratio")]
+            want = effect(ours, hooks, tokens, values["latents"][n])
+            assert got == pytest.approx(want, rel=2e-3, abs=2e-3)
+    assert found["adapted"]["correlation"]["mean"] < found["before"]["correlation"]["mean"]
+
+
+def effect(ours, hooks, windows, latent):
+    """(correlation, ratio) of a latent's effect in the adapted and the clean model, by plain
+    passes over the window where it is most active."""
+    lent, bridge, seen = ours.saes[0], tiny.bridge("llama"), {}
+
+    def logits(tokens, put, others=()):
+        def write(value, hook):
+            return torch.cat([value[:, :1], put(seen["read"], value)[:, 1:]], 1)
+
+        read = (READ, lambda value, hook: seen.update(read=value))
+        with torch.no_grad():
+            return bridge.run_with_hooks(tokens, fwd_hooks=[*others, read, (WRITTEN, write)])
+
+    def less(read):
+        latents = lent.encode(read)
+        latents[..., latent] = 0
+        return lent.decode(latents)
+
+    logits(windows, lambda read, given: lent(read), hooks)
+    acts = lent.encode(seen["read"])[:, 1:, latent]
+    best = int(acts.sum(1).argmax())
+    tokens, first = windows[best : best + 1], int(acts[best].nonzero()[0]) + 1
+    whole = logits(tokens, lambda read, given: lent(read), hooks)
+    own = logits(tokens, lambda read, given: less(read), hooks) - whole
+    removed = (lent(seen["read"]) - less(seen["read"])).detach()
+    clean = logits(tokens, lambda read, given: given - removed)
+    clean = clean - logits(tokens, lambda read, given: given)
+    pair = [change[0, first:-1].double() for change in (own, clean)]
+    pair = [(change - change.mean(-1, keepdim=True)).flatten() for change in pair]
+    correlation = torch.corrcoef(torch.stack(pair))[0, 1].item()
+    return correlation, (pair[0].norm() / pair[1].norm()).item()
+
+
+def test_distances_are_those_of_full_passes():
+    ours = problem()
+    held_out = hold_out(ours)
+    found = measures.distance(ours, held_out, Adapted(saes=ours.saes))
+    assert found["layers"][0] == 0 and found["difference"]["l2"] == [0.0] * len(found["layers"])
+    bridge, lent, seen = tiny.bridge("llama"), ours.saes[0], {}
+
+    def write(value, hook):
+        return torch.cat([value[:, :1], lent(seen["read"])[:, 1:]], 1)
+
+    spliced = [(READ, lambda value, hook: seen.update(read=value)), (WRITTEN, write)]
+    outputs = []
+    for hooks in ([], spliced):
+        with torch.no_grad(), bridge.hooks(fwd_hooks=hooks):
+            _, cache = bridge.run_with_cache(held_out.tokens)
+        outputs.append([cache[f"blocks.{layer}.hook_out"][:, 1:] for layer in found["layers"]])
+    apart = [(a - b).norm(dim=-1).mean().item() for a, b in zip(*outputs, strict=True)]
+    assert found["spliced"]["l2"] == pytest.approx(apart, rel=1e-4, abs=1e-6) and apart[-1] > 0.01
+
+
+def test_probes_see_what_it_makes_of_what_it_reads():
+    ours = problem()
+    tokens = tiny.windows(4, seed=3)
+    found = probing.features(ours, tokens, torch.tensor([0, 0, 1, 1]), Adapted(saes=ours.saes))
+    _, cache = tiny.bridge("llama").run_with_cache(tokens, names_filter=[READ])
+    read = cache[READ][:, 1:]
+    for name, values in (("residual", read), ("before", ours.saes[0].encode(read))):
+        want = values.detach().unflatten(0, (2, 2)).mean((1, 2)).double()
+        torch.testing.assert_close(found[SITE][name], want, rtol=1e-5, atol=1e-6)
+
+
+def test_the_clean_side_from_disk_is_the_same(tmp_path):
+    """A point that is read and another that is written: both come from the restart."""
+    losses = []
+    for cache in (None, CleanCache(tmp_path), CleanCache(tmp_path)):
+        ours = problem(kind="skip_transcoder", clean_cache=cache)
+        own = copy_of(ours.saes)
+        adapted = Adapted(saes=own, state={"saes": own})
+        loss = ours.backward(ours.train[:2], adapted, LOSSES["kl+mse"])
+        losses.append((loss.item(), own[0].W_enc.grad.norm().item()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[1] == losses[2]
+
+
 def fitted():
     """One that explains much of what the MLP writes: by regression on its latents and its input."""
     ours, one = problem(), transcoder("skip_transcoder")
@@ -280,6 +382,7 @@ def test_from_the_command_line_to_the_bridge(small, command, tmp_path):
         ({"sae": "own"}, "none is made for"),
         ({"sae": "topk"}, "no transcoder: expected a --site of one point"),
         ({"sae": "wide"}, "d_in 40, the model's site has width 32"),
+        ({"sae": "wider"}, "d_out 40, the model's site has width 32"),
         ({"site": f"blocks.2.mlp.hook_in:{WRITTEN[:7]}2.hook_mlp_out"}, "wrong layer"),
         ({"sae": "gives"}, "was trained to give blocks.2.hook_mlp_out, --site writes"),
         ({"sae": "folded"}, "trained with fold_ln=True of its model"),
@@ -292,6 +395,7 @@ def test_what_does_not_fit_is_one_line(small, tmp_path, changes, line):
     saes.save(transcoder(**folded), tmp_path / "folded")
     saes.save(tiny.sae()[0], tmp_path / "topk")
     saes.save(transcoder(width=40), tmp_path / "wide")
+    saes.save(transcoder(d_out=40), tmp_path / "wider")
     arguments = {"sae": "lent", "site": SITE, **changes}
     if arguments["sae"] != "own":
         names = arguments["sae"].split("+")
