@@ -216,7 +216,7 @@ def script(folder, tmp_path):
 def test_a_script_without_a_guard_starts_once(script, tmp_path):
     out, err = (process := script()).communicate(timeout=240)
     assert process.returncode == 0 and err == ""
-    assert out.count("begun") == 1 and "written: " in out
+    assert out.count("begun") == 1 and "written in " in out
     (run,) = [run for run in sb.read(tmp_path / "out").runs if run.header["method"] == "lora"]
     assert run.status == "finished" and run.header["command"].startswith("python -m bench compare")
 

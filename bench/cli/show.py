@@ -34,12 +34,12 @@ def comparison(out: Path, ended: "compare.Ended") -> None:
         else:
             from analysis.report import report
 
-            _written(*report(out, names=sorted(ended.names)))
+            _written(out, *report(out, names=sorted(ended.names)))
     if not ended.todo:
         count = len(ended.names)
         say(f"nothing to do: {count} of {count} runs were already done (--fresh runs again)")
     if ended.names - ended.failed.keys():
-        say("next: export RECORD --to DIR, for PEFT and SAELens; in Python: bench.load(RECORD)")
+        say("next: export RECORD --to DIR (PEFT, SAELens); in Python splicebench.load(RECORD)")
     raise_worst(ended.failed)
 
 
@@ -52,7 +52,7 @@ def experiments(ended: "experiment.Ended") -> None:
         if ended.todo or sorted(drawn.split("\n\n")) != sorted(now):  # in any order
             from analysis.report import report_experiments
 
-            _written(*report_experiments(folder))
+            _written(folder, *report_experiments(folder))
     raise_worst(ended.failed)
 
 
@@ -85,6 +85,6 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def _written(text: str, paths: Iterable[Path]) -> None:
-    say(f"\n{text}\n")
-    say("written: " + ", ".join(map(str, paths)))
+def _written(folder: Path, text: str, paths: Iterable[Path]) -> None:
+    names = ", ".join(str(path.relative_to(folder)) for path in paths)
+    say(f"\n{text}\n\nwritten in {folder}: {names}")

@@ -45,7 +45,7 @@ def examine(spec: Spec) -> None:
     for line in wrong:
         say(f"WRONG  {line}")
     if wrong:
-        raise Rejected(f"{len(wrong)} of what was checked is wrong: {wrong[0]}")
+        raise Rejected(f"{wrong[0]}{f' (and {n} more, above)' if (n := len(wrong) - 1) else ''}")
     say("ok     nothing found that speaks against it")
 
 

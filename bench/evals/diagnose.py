@@ -110,7 +110,7 @@ def findings(problem: Problem, index: int, windows: Tokens) -> list[str]:
     answers.append(_layer(sae, by_block, name, rows, share))
     lines = [line for line in answers if line]
     if share > POOR and not lines:
-        lines = [f"poor: {share:.0%} of the usual token is unexplained; no other layer fits better"]
+        lines = [f"poor: {share:.0%} of the usual token is unexplained; no layer fits much better"]
     return lines
 
 

@@ -38,9 +38,9 @@ def test_a_comparison_from_first_use_to_the_figure(bench, draws, tmp_path, monke
     code, out, err = bench("--methods", "lora,e2e,mse", "--seeds", "0,1", "--out", tmp_path / "a")
     assert code == 0, err
     assert "training the SAE" in out and "gap closed" in out
-    assert out.endswith(
-        "\nnext: export RECORD --to DIR, for PEFT and SAELens; in Python: bench.load(RECORD)\n"
-    )
+    last = "next: export RECORD --to DIR (PEFT, SAELens); in Python splicebench.load(RECORD)"
+    assert out.endswith(f"\n{last}\n")
+    assert f"\nwritten in {tmp_path / 'a'}: curves.png, curves.pdf, " in out
     names = {path.name for path in (tmp_path / "a").iterdir()}
     assert {"curves.png", "curves.pdf", "table.txt"} <= names
     runs = [read(path) for path in (tmp_path / "a").glob("*.jsonl")]
