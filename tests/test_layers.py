@@ -37,7 +37,7 @@ HEART += ["bench/io/record.py", "bench/config/spec.py", "methods"]
 HEART += [f"analysis/stats/{name}.py" for name in ("crossed", "gap", "speedup")]
 """What decides a number: to be read in an afternoon."""
 HEART_LINES = 3_226
-ALL_LINES = 19_373
+ALL_LINES = 19_381
 """Lines that are not blank, about what is there today. The aims are 3,000 and 12,500; a change
 that raises one says what for."""
 

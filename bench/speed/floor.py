@@ -5,6 +5,7 @@ The floor is a step's operations over the rate of this machine's matrix product.
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -24,6 +25,8 @@ aten = torch.ops.aten
 
 SIZES = {"cpu": 2048, "cuda": 8192, "mps": 4096}
 """Rows and columns of the product whose rate is measured: enough to fill the device."""
+LONG = 0.1
+"""Seconds of a product that is large enough for this machine."""
 KERNELS = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
 """Attention kernels with a backward kernel beside them."""
 
@@ -91,16 +94,22 @@ def _causal(n_products: int, first: int = 0) -> Callable[..., int]:
 
 @torch.no_grad()
 def product_rate(device: torch.device, dtype: str = "float32") -> float:
-    """Operations a second of a product of two square matrices (`SIZES`), the median of five."""
-    size = SIZES[device.type]
-    a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
+    """Operations a second of a product of two square matrices, the median of five.
 
-    def multiply() -> None:
-        torch.mm(a, a)
-        devices.synchronize(device)
+    Of `SIZES`; smaller where a product takes long: without AVX-512 a bfloat16 one takes minutes.
+    """
+    for part in (8, 4, 2, 1):
+        size = SIZES[device.type] // part
+        a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
+        seconds = median(timed(partial(_square, a))[1] for _ in range(5))
+        if seconds > LONG:
+            break
+    return 2 * size**3 / seconds
 
-    multiply()
-    return 2 * size**3 / median(timed(multiply)[1] for _ in range(5))
+
+def _square(a: torch.Tensor) -> None:
+    torch.mm(a, a)
+    devices.synchronize(a.device)
 
 
 def nominal_peak(device: torch.device) -> float | None:

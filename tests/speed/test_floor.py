@@ -69,6 +69,17 @@ def test_the_rate_of_a_product(dtype, monkeypatch):
     assert product_rate(torch.device("cpu"), dtype) > 0
 
 
+@pytest.mark.parametrize(("seconds", "sizes"), [(1.0, [8]), (0.01, [8, 16, 32, 64])])
+def test_a_slow_product_is_measured_at_a_smaller_size(seconds, sizes, monkeypatch):
+    """In bfloat16 on a processor without AVX-512 one of 2,048 rows takes a quarter of a minute."""
+    seen = []
+    monkeypatch.setattr(floor, "SIZES", {"cpu": 64})
+    monkeypatch.setattr(floor, "_square", lambda a: seen.append(len(a)))
+    monkeypatch.setattr(floor, "timed", lambda do: (do(), seconds))
+    assert product_rate(torch.device("cpu")) == 2 * sizes[-1] ** 3 / seconds
+    assert list(dict.fromkeys(seen)) == sizes
+
+
 @pytest.mark.parametrize(
     ("name", "found"),
     [

@@ -65,6 +65,12 @@ def ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(autouse=True)
+def small_products(monkeypatch):
+    """The rate of this machine's products is of no account here."""
+    monkeypatch.setattr(floor, "SIZES", {"cpu": 256})
+
+
 @pytest.fixture
 def here(monkeypatch):
     """Both sides run in this process; no time goes into a large product or the profiler."""
